@@ -1,0 +1,16 @@
+//! Domain types and pure decisions of the Hermes control plane.
+//!
+//! Called by the control plane, the platform adapters, hermesctl (its offline commands) and the tests. It owns no state.
+//! Always true: nothing here reads a clock, the environment, a file or a socket; time and alias files are parameters.
+//! It deliberately knows neither tokio, tonic, Postgres nor HTTP.
+
+pub mod config;
+pub mod id;
+pub mod reset;
+pub mod routing;
+pub mod session_key;
+pub mod source;
+pub mod turn;
+
+pub use id::AgentId;
+pub use source::Source;

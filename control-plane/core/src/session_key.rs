@@ -1,0 +1,1 @@
+//! The session key of a source (spec a.3, a.4).

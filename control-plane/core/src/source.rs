@@ -1,0 +1,36 @@
+//! Where a message came from: the one type that intake, routing, session keys and delivery share.
+//!
+//! Built by platform adapters and by the gRPC and HTTP surfaces. Always true: ids are the platform's own text, never
+//! trimmed or case-folded (spec a.2); `None` means the platform did not say, an empty string is a value.
+
+use serde::{Deserialize, Serialize};
+
+/// The origin of one message.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Source {
+    /// Lower-case platform name: `telegram`, `slack`, `webhook`, `api_server` …
+    pub platform: String,
+    /// Which account (bot) on the platform received it.
+    pub account: Option<String>,
+    /// The chat's id.
+    pub chat_id: String,
+    /// `dm`, `group`, `channel`, `thread`, `forum` or any other text; only the exact `dm` is treated as a direct message.
+    pub chat_type: String,
+    /// Topic or thread inside the chat.
+    pub thread_id: Option<String>,
+    /// The chat this one hangs under (Discord threads, Slack threads).
+    pub parent_chat_id: Option<String>,
+    /// The sender.
+    pub user_id: Option<String>,
+    /// A second, more stable id of the sender; preferred in session keys.
+    pub user_id_alt: Option<String>,
+    /// Guild, workspace or team; the reference also calls it `scope_id`.
+    pub guild_id: Option<String>,
+    /// The sender's display name: shown, never trusted.
+    pub user_name: Option<String>,
+    /// The chat's display name.
+    pub chat_name: Option<String>,
+    /// The platform's id of this very message.
+    pub message_id: Option<String>,
+}

@@ -1,0 +1,155 @@
+//! Chat platforms behind one [`Adapter`] trait: what comes in becomes [`InboundMessage`], what goes out is one
+//! [`OutboundMessage`] at a time.
+//!
+//! Built and driven by the control plane, which owns order, retries and durability. An adapter owns its connection, its
+//! authorisation rule and its pacing. Always true: a platform is acknowledged only after [`InboundSink::accept`] said the
+//! message is kept; wire formats never leave the adapter's own folder. It knows neither store, sessions, routes, workers
+//! nor proto.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use hermes_core::Source;
+use tokio_util::sync::CancellationToken;
+
+/// A chat of an account, as deliveries name it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ChatRef {
+    /// The chat's id on the platform.
+    pub chat_id: String,
+    /// The topic or thread in it.
+    pub thread_id: Option<String>,
+}
+
+/// Where a reply goes when not to the source's own chat.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ReplyTarget {
+    /// Platform of the account.
+    pub platform: String,
+    /// Account id.
+    pub account: String,
+    /// The chat.
+    pub chat: ChatRef,
+}
+
+/// One authorised message from a platform.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InboundMessage {
+    /// Where it came from.
+    pub source: Source,
+    /// Its text; U+0000 has become U+FFFD.
+    pub text: String,
+    /// Semantic id of the event from authenticated bytes (reliability a.6), for example `tg:{bot_id}:{update_id}`.
+    pub dedupe_key: String,
+    /// The event's own authenticated time, Unix seconds, where the platform signs one that redelivery keeps.
+    pub event_time: Option<u32>,
+    /// Where the reply goes; `None` means back to the source's chat.
+    pub reply_to: Option<ReplyTarget>,
+}
+
+/// What became of one inbound message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Receipt {
+    /// Committed (now or, `duplicate`, before). The platform may be acknowledged.
+    Accepted {
+        /// It was known already.
+        duplicate: bool,
+    },
+    /// It will never be accepted (too long, unknown agent …); acknowledge it and tell the sender this sentence.
+    Refused {
+        /// For the sender.
+        reason: String,
+    },
+    /// Not kept; do not acknowledge, offer it again.
+    Unavailable,
+}
+
+/// The way into the control plane.
+pub trait InboundSink: Send + Sync {
+    /// Answers in input order, after the commit. Messages of one call that belong to one session keep their order.
+    fn accept(&self, messages: Vec<InboundMessage>) -> BoxFuture<'_, Vec<Receipt>>;
+    /// How the account stands, for people: "polling", "unauthorized: …". Called on every change.
+    fn report(&self, platform: &str, account: &str, state: AccountState);
+}
+
+/// How an account stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccountState {
+    /// Connected and receiving.
+    Up,
+    /// Trying again; the text says why.
+    Down(String),
+    /// Needs a person (bad token …); the text says what to do.
+    Failed(String),
+}
+
+/// One part of a delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutboundMessage {
+    /// The chat.
+    pub chat: ChatRef,
+    /// One part as [`Adapter::split`] made it.
+    pub text: String,
+    /// A copy may have arrived already: the adapter marks the text visibly unless the platform can deduplicate.
+    pub maybe_duplicate: bool,
+    /// Stable for one part of one delivery, for platforms with idempotency keys.
+    pub idempotency_key: String,
+}
+
+/// A part that arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// The platform's id of the message, where it gives one.
+    pub message_id: Option<String>,
+}
+
+/// Why a part did not, or may not have arrived.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// Certainly not sent: the platform said when to come back.
+    #[error("the platform asks to wait {} s: {cause}", after.as_secs_f64())]
+    RetryAfter {
+        /// How long.
+        after: Duration,
+        /// For the log; never holds a secret.
+        cause: String,
+    },
+    /// Certainly not sent; a later try may succeed.
+    #[error("not sent: {0}")]
+    Retry(String),
+    /// The connection ended after the request left: it may have been sent.
+    #[error("may have been sent: {0}")]
+    Ambiguous(String),
+    /// The whole chat is dead for this account (blocked, deleted).
+    #[error("the chat is gone: {0}")]
+    ChatGone(String),
+    /// This message will never be accepted.
+    #[error("refused for good: {0}")]
+    Refused(String),
+}
+
+/// An account of a platform.
+pub trait Adapter: Send + Sync {
+    /// Platform name, lower case.
+    fn platform(&self) -> &'static str;
+    /// Account id.
+    fn account(&self) -> &str;
+    /// Receives until `stop`; reconnects by itself with backoff. Returns early only with a fault that needs a person.
+    fn receive<'a>(&'a self, sink: &'a dyn InboundSink, stop: CancellationToken) -> BoxFuture<'a, ()>;
+    /// Cuts a reply into the parts the platform takes; never empty for a non-empty text, deterministic.
+    fn split(&self, text: &str) -> Vec<String>;
+    /// Sends one part, waiting for the account's own pacing first.
+    fn send(&self, message: OutboundMessage) -> BoxFuture<'_, Result<Sent, SendError>>;
+    /// Shows that an answer is being written. Best effort, bounded by the adapter, errors are swallowed.
+    fn typing(&self, chat: ChatRef) -> BoxFuture<'_, ()>;
+    /// Answers a POST to `/webhooks/{platform}/{account}`; `None` when the platform does not push.
+    fn webhook<'a>(
+        &'a self,
+        request: http::Request<Bytes>,
+        sink: &'a dyn InboundSink,
+    ) -> Option<BoxFuture<'a, http::Response<Bytes>>> {
+        let _ = (request, sink);
+        None
+    }
+}
