@@ -1,1 +1,20 @@
-//! placeholder
+//! The control plane: it holds the registry, the routes and the durable sessions, moves each turn from intake to a worker
+//! and its reply to the chat.
+//!
+//! Run by `main.rs`; the tests drive it in process too. Always true: Postgres is the only truth and `store` the only SQL;
+//! prost types stop at `grpc`; platform wire formats stop in `hermes-platforms`. It never executes a tool and never opens
+//! a path that a worker named.
+
+pub mod app;
+pub mod dispatch;
+pub mod grpc;
+pub mod http;
+pub mod identity;
+pub mod intake;
+pub mod local;
+pub mod models;
+pub mod outbox;
+pub mod registry;
+pub mod store;
+pub mod tasks;
+pub mod telemetry;
