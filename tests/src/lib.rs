@@ -1,1 +1,6 @@
-//! placeholder
+//! The harness of the whole-system tests and of the benchmark.
+//!
+//! Used by `tests/it` and `hermes-bench`. It holds what stands in for the parts of the world that are not ours; those
+//! stand-ins behave like the real thing, errors included.
+
+pub mod mock_model;

@@ -1,1 +1,223 @@
-//! Not written yet.
+//! The model broker: the only part that talks to model providers, and the only one that ever holds their keys.
+//!
+//! Called by the gRPC `ModelService` for a turn that a worker runs. It owns the HTTP client with its connection pool, the
+//! time limits and the retry schedule; it keeps nothing per turn. Always true: a call is one stream of [`ModelEvent`] that
+//! ends with exactly one `Done` or `Failed`; dropping the stream drops the provider's connection, because nothing is
+//! spawned; nothing is tried again once a token was passed on; an answer that ends without its provider's end mark is a
+//! failure, however much of it arrived; a key is in no event. It deliberately does not choose the model (the turn's
+//! revision does), record usage, check budgets or log a failure: the caller does, with the turn at hand.
+//!
+//! Providers are reached through `genai` behind the small trait [`ChatModel`]; `provider.rs` says where its answers are
+//! corrected. `builtin/echo` is the other implementation and needs no network.
+
+mod echo;
+mod failure;
+mod provider;
+mod retry;
+mod run;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::BoxStream;
+use hermes_core::AgentId;
+use hermes_core::config::ProviderKind;
+use hermes_core::turn::{Role, Usage};
+use secrecy::{ExposeSecret as _, SecretString};
+
+pub use failure::{FailureReason, ModelFailure};
+
+use failure::CallError;
+use run::Run;
+
+/// The model id of the offline model.
+pub const ECHO: &str = "builtin/echo";
+
+/// Finds a secret by the name that the document gives it (for example `OPENAI_API_KEY`). Asked again for every call, so a
+/// changed secret needs no restart of the broker.
+pub type Secrets = Arc<dyn Fn(&str) -> Option<SecretString> + Send + Sync>;
+
+/// Who answers, as resolved from the agent's revision and the document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelTarget {
+    /// `builtin/echo`.
+    Echo,
+    /// A configured provider.
+    Provider(ProviderTarget),
+    /// No configured provider serves this model id.
+    Unserved {
+        /// The id as configured.
+        model: String,
+    },
+}
+
+/// A model at a provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProviderTarget {
+    /// The provider's name in the document, for messages. An agent's own `base_url` has none there: any short text.
+    pub provider: String,
+    /// Wire protocol.
+    pub kind: ProviderKind,
+    /// Base URL up to and including the version, with or without a final slash; `None` means the provider's own.
+    pub base_url: Option<String>,
+    /// Name of the secret that holds the key; `None` means that no key is sent.
+    pub api_key_env: Option<String>,
+    /// What the provider calls the model.
+    pub model: String,
+    /// The model id as configured; goes into [`Usage::model`].
+    pub configured: String,
+}
+
+/// One message of the model's input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Who says it.
+    pub role: Role,
+    /// What is said.
+    pub text: String,
+}
+
+/// What a call answers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ModelEvent {
+    /// More text; never empty. Tokens that arrived together come as one.
+    Delta(String),
+    /// The answer is complete. Last event.
+    Done {
+        /// What the call used; zeros where the provider did not say.
+        usage: Usage,
+        /// The provider's own word: `stop`, `end_turn`, `length` …
+        finish_reason: String,
+    },
+    /// There is no complete answer. Last event.
+    Failed(ModelFailure),
+}
+
+/// Time limits and retries; the default is meant for production.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Longest wait for a connection, TLS included. Default 10 s.
+    pub connect: Duration,
+    /// Longest wait for the first token of one attempt. Default 120 s.
+    pub first_token: Duration,
+    /// Longest silence after a token. Default 60 s.
+    pub between_tokens: Duration,
+    /// Attempts of one call, the first included. Default 4.
+    pub attempts: u32,
+    /// Upper bound of the first back-off; it doubles with each attempt up to 8 s. Default 500 ms.
+    pub backoff: Duration,
+    /// A provider that asks for a longer pause than this is not waited for. Default 30 s.
+    pub longest_pause: Duration,
+    /// No attempt begins later than this after the first one began. Default 60 s.
+    pub retry_window: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            first_token: Duration::from_secs(120),
+            between_tokens: Duration::from_secs(60),
+            attempts: 4,
+            backoff: Duration::from_millis(500),
+            longest_pause: Duration::from_secs(30),
+            retry_window: Duration::from_secs(60),
+        }
+    }
+}
+
+/// One request to a model, shared by all its attempts.
+#[derive(Clone, Debug)]
+struct Call {
+    agent: AgentId,
+    messages: Arc<[Message]>,
+    /// `None` for the built-in model.
+    provider: Option<Arc<ProviderTarget>>,
+    key: Option<SecretString>,
+}
+
+/// What one attempt yields.
+#[derive(Debug)]
+enum Piece {
+    Text(String),
+    /// The model works (it reasons), but there is nothing to show.
+    Alive,
+    /// Last piece.
+    End {
+        usage: Usage,
+        finish_reason: String,
+    },
+}
+
+/// One attempt of a call, streamed. After an error or [`Piece::End`] the stream is not polled again; a stream that ends
+/// without either counts as broken.
+trait ChatModel: Send + Sync {
+    fn open(&self, call: &Call) -> BoxStream<'static, Result<Piece, CallError>>;
+}
+
+/// The broker could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set up the HTTP client for model calls: {0}")]
+pub struct SetupError(String);
+
+/// Makes model calls. Cheap to clone.
+#[derive(Clone)]
+pub struct Broker {
+    settings: Arc<Settings>,
+    secrets: Secrets,
+    echo: Arc<dyn ChatModel>,
+    remote: Arc<dyn ChatModel>,
+}
+
+impl std::fmt::Debug for Broker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Broker").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Broker {
+    /// A broker with its own connection pool. The process's rustls provider must be installed before.
+    ///
+    /// # Errors
+    /// [`SetupError`] when the TLS roots or the proxy settings of this system cannot be used.
+    pub fn new(settings: Settings, secrets: Secrets) -> Result<Self, SetupError> {
+        let remote = provider::GenaiModel::new(&settings)?;
+        Ok(Self { settings: Arc::new(settings), secrets, echo: Arc::new(echo::Echo), remote: Arc::new(remote) })
+    }
+
+    /// Asks `target` to answer `messages` for `agent`. Nothing happens before the stream is polled; dropping it cancels
+    /// the provider call.
+    pub fn generate(
+        &self,
+        target: ModelTarget,
+        agent: &AgentId,
+        messages: Vec<Message>,
+    ) -> BoxStream<'static, ModelEvent> {
+        let mut call = Call { agent: agent.clone(), messages: messages.into(), provider: None, key: None };
+        let settings = Arc::clone(&self.settings);
+        let run = match target {
+            ModelTarget::Echo => Run::new(Arc::clone(&self.echo), call, settings),
+            ModelTarget::Unserved { model } => {
+                Run::failed(ModelFailure::no_provider(&model), &self.echo, call, settings)
+            }
+            ModelTarget::Provider(target) => match self.key_of(&target) {
+                Err(failure) => Run::failed(failure, &self.remote, call, settings),
+                Ok(key) => {
+                    call.key = key;
+                    call.provider = Some(Arc::new(target));
+                    Run::new(Arc::clone(&self.remote), call, settings)
+                }
+            },
+        };
+        run.into_stream()
+    }
+
+    fn key_of(&self, target: &ProviderTarget) -> Result<Option<SecretString>, ModelFailure> {
+        let Some(name) = &target.api_key_env else { return Ok(None) };
+        match (self.secrets)(name) {
+            Some(key) if http::HeaderValue::from_str(key.expose_secret()).is_ok() => Ok(Some(key)),
+            Some(_) => Err(ModelFailure::key_malformed(&target.provider, name)),
+            None => Err(ModelFailure::key_missing(&target.provider, name)),
+        }
+    }
+}

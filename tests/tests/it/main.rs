@@ -1,1 +1,4 @@
-fn main() {}
+//! Tests over real sockets and processes, one module per behaviour.
+
+#[cfg(test)]
+mod models;
