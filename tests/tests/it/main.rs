@@ -1,4 +1,4 @@
 //! Tests over real sockets and processes, one module per behaviour.
 
-#[cfg(test)]
 mod models;
+mod vectors;
