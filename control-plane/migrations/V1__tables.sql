@@ -60,7 +60,7 @@ CREATE TABLE authorities (
 
 -- Only hashes of tokens are kept: 256 random bits need no salt.
 CREATE TABLE tokens (
-  token_id     text PRIMARY KEY,
+  token_id     uuid PRIMARY KEY,
   role         text NOT NULL,
   agent_id     text,
   name         text NOT NULL DEFAULT '',

@@ -8,6 +8,7 @@
 //! NOTIFY. It knows neither proto, platforms nor workers' streams, and it decides nothing that `hermes-core` can decide.
 
 mod agents;
+mod clock;
 mod documents;
 mod homes;
 mod identities;
@@ -26,8 +27,10 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{NoTls, Row};
 
 pub use agents::{AgentRow, RegistryChange, RegistryRows, RevisionRow};
+pub use clock::DatabaseClock;
 pub use homes::{HomeDocument, HomeDocumentInfo, PushOutcome};
-pub use sessions::{SessionRow, StatusCounts, TranscriptRow, TurnRow};
+pub use identities::LAUNCH_TTL;
+pub use sessions::{SessionRow, StatusCounts, TranscriptRow, TurnEnd, TurnRow};
 pub use transitions::{
     Completion, CompletionOutcome, DeliveryOutcome, DueDelivery, Ended, Ingest, Ingested, LaneKey, Leased, NextTurn,
     SendResult,

@@ -1,5 +1,6 @@
 //! Reading sessions, turns and transcripts, for people and for workers.
 
+use hermes_core::turn::{TurnState, Usage};
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio_postgres::Row;
@@ -32,6 +33,17 @@ pub struct SessionRow {
     pub end_reason: Option<String>,
 }
 
+/// How a turn ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TurnEnd {
+    /// One of the ended states.
+    pub state: TurnState,
+    /// The whole reply.
+    pub reply: String,
+    /// What it used.
+    pub usage: Usage,
+}
+
 /// How a turn stands.
 #[derive(Clone, Debug)]
 pub struct TurnRow {
@@ -55,6 +67,29 @@ pub struct TurnRow {
     pub accepted_at: Timestamp,
     /// When it ended.
     pub ended_at: Option<Timestamp>,
+}
+
+impl TurnRow {
+    /// How it ended, if it did.
+    pub fn end(&self) -> Option<TurnEnd> {
+        let state = match self.ended? {
+            Ended::Succeeded => TurnState::Succeeded,
+            Ended::Failed => TurnState::Failed,
+            Ended::Dead => TurnState::Dead,
+            Ended::Cancelled => TurnState::Cancelled,
+        };
+        let usage = self.usage.clone().and_then(|usage| serde_json::from_value(usage).ok()).unwrap_or_default();
+        Some(TurnEnd { state, reply: String::from_utf8_lossy(&self.reply).into_owned(), usage })
+    }
+
+    /// How it stands.
+    pub fn state(&self) -> TurnState {
+        match self.end() {
+            Some(end) => end.state,
+            None if self.running => TurnState::Running,
+            None => TurnState::Queued,
+        }
+    }
 }
 
 /// One answered turn for a worker's history.
@@ -131,6 +166,17 @@ impl Store {
         let sql = format!("SELECT {TURN} WHERE t.session_id = $1 AND t.seq = $2");
         let row = self.query_opt(&sql, &[&id.session.0, &id.seq]).await?;
         row.as_ref().map(turn_row).ok_or_else(|| Error::NotFound(format!("there is no turn {id}")))
+    }
+
+    /// Whose turn it is and where its reply goes.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Unavailable`].
+    pub async fn turn_place(&self, id: TurnId) -> Result<(String, Option<i64>)> {
+        let sql = "SELECT a.agent_id, t.lane_id FROM turns t JOIN sessions s USING (session_id) JOIN agents a USING (agent_no) \
+                   WHERE t.session_id = $1 AND t.seq = $2";
+        let row = self.query_opt(sql, &[&id.session.0, &id.seq]).await?;
+        row.map(|row| (row.get(0), row.get(1))).ok_or_else(|| Error::NotFound(format!("there is no turn {id}")))
     }
 
     /// The answered turns of a session between `after` and `before` (both excluded), oldest first: the newest of them that

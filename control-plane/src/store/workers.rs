@@ -112,6 +112,16 @@ impl Store {
         self.execute(sql, &[&workers]).await.map(|_| ())
     }
 
+    /// The live registrations of a process that this replica launched.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn workers_of_process(&self, agent: &str, pid: i64, replica: i64) -> Result<Vec<i64>> {
+        let sql = "SELECT w.worker_id FROM workers w JOIN agents a USING (agent_no) \
+                   WHERE a.agent_id = $1 AND w.pid = $2 AND w.replica_id = $3 AND NOT w.lost";
+        Ok(self.query(sql, &[&agent, &pid, &replica]).await?.iter().map(|row| row.get(0)).collect())
+    }
+
     /// Every worker and replica of an earlier run is gone. Only for the sole owner of a database (`dev` mode), whose lock on
     /// the data directory proves it.
     ///
