@@ -1,1 +1,4 @@
-fn main() {}
+//! The tests that cross package borders, one module per behaviour.
+
+mod identity;
+mod telemetry;
