@@ -2,10 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use hermes_control_plane::grpc::layers::Limits;
+use hermes_control_plane::identity::Role;
 use hermes_control_plane::telemetry::{LogFormat, Options, TRACE, Telemetry, child_of, traceparent};
 use hermes_core::AgentId;
-use hermes_tests::otlp::{Collector, HungCollector};
+use hermes_tests::otlp::{Collector, HungCollector, Span};
 use tracing::{Dispatch, info_span};
+
+use crate::identity::fixture::{Fixture, call};
 
 fn start(endpoint: String) -> (Telemetry, Dispatch) {
     let options = Options { filter: "warn".into(), format: LogFormat::Json, otlp_endpoint: Some(endpoint) };
@@ -89,4 +93,26 @@ async fn a_hung_collector_blocks_neither_spans_nor_the_stop() {
     let took = stopping.elapsed();
     assert!(took < Duration::from_secs(4), "the stop took {took:?}");
     assert!(collector.connections() > 0, "the exporter did try");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_continues_its_callers_trace() {
+    let collector = Collector::start().await.unwrap();
+    let (telemetry, dispatch) = start(collector.endpoint());
+    // The server's connection tasks see the global subscriber only; no other test sets it.
+    tracing::dispatcher::set_global_default(dispatch).unwrap();
+    let fixture = Fixture::probe(Limits::default()).await;
+    let bearer = format!("Bearer {}", fixture.token(Role::Api).await);
+    let caller = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let headers = [("authorization", bearer.as_str()), ("traceparent", caller)];
+    call(&fixture.operator(), "/hermes.v1.MessageService/Submit", &headers).await.unwrap();
+    let ours = |span: &&Span| span.trace == "4bf92f3577b34da6a3ce929d0e0e4736";
+    let spans = collector.wait_for(Duration::from_secs(10), |spans| spans.iter().any(|s| ours(&s))).await.unwrap();
+    let span = spans.iter().find(ours).unwrap();
+    assert_eq!((span.name.as_str(), span.parent.as_str()), ("rpc", "00f067aa0ba902b7"));
+    for (key, value) in [("rpc.method", "MessageSubmit"), ("principal", "api"), ("rpc.grpc.status_code", "10")] {
+        assert_eq!(span.attributes[key], value);
+    }
+    assert!(!format!("{spans:?}").contains(&bearer));
+    telemetry.shutdown().await;
 }

@@ -34,12 +34,12 @@ use uuid::Uuid;
 
 /// Tokens in memory with the store's contract: its own clock, atomic uses, order by id.
 #[derive(Default)]
-pub(super) struct MemoryTokens {
+pub(crate) struct MemoryTokens {
     rows: Mutex<BTreeMap<Uuid, (TokenHash, Token)>>,
     /// Seconds added to the clock.
-    pub(super) later: AtomicI64,
+    pub(crate) later: AtomicI64,
     /// While set every call fails.
-    pub(super) down: std::sync::atomic::AtomicBool,
+    pub(crate) down: std::sync::atomic::AtomicBool,
 }
 
 impl MemoryTokens {
@@ -127,7 +127,7 @@ impl TokenStore for MemoryTokens {
 /// What stands behind the layers of [`Fixture::probe`]: it says who called (ABORTED, the principal's kind), or holds the
 /// call as the header `x-hold` asks: `answer` never answers, `stream` answers a body that never ends.
 #[derive(Clone)]
-pub(super) struct Probe {
+pub(crate) struct Probe {
     reached: mpsc::Sender<()>,
 }
 
@@ -160,27 +160,27 @@ impl Service<http::Request<Body>> for Probe {
 }
 
 /// Both listeners of one control plane.
-pub(super) struct Fixture {
-    pub(super) authority: Arc<Authority>,
-    pub(super) store: Arc<MemoryTokens>,
-    pub(super) tokens: Tokens,
-    pub(super) operator_addr: SocketAddr,
-    pub(super) worker_addr: SocketAddr,
+pub(crate) struct Fixture {
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) store: Arc<MemoryTokens>,
+    pub(crate) tokens: Tokens,
+    pub(crate) operator_addr: SocketAddr,
+    pub(crate) worker_addr: SocketAddr,
     /// Seconds added to the clock that judges certificates.
-    pub(super) later: Arc<AtomicI64>,
+    pub(crate) later: Arc<AtomicI64>,
     /// One entry for each call that reached the probe.
-    pub(super) reached: mpsc::Receiver<()>,
+    pub(crate) reached: mpsc::Receiver<()>,
     _servers: JoinSet<()>,
 }
 
 impl Fixture {
     /// With [`Probe`] behind the layers.
-    pub(super) async fn probe(limits: Limits) -> Self {
+    pub(crate) async fn probe(limits: Limits) -> Self {
         Self::start(limits, None).await
     }
 
     /// With the identity service behind the layers; `agents` are registered.
-    pub(super) async fn identity(agents: &'static [&'static str]) -> Self {
+    pub(crate) async fn identity(agents: &'static [&'static str]) -> Self {
         Self::start(Limits::default(), Some(agents)).await
     }
 
@@ -227,7 +227,7 @@ impl Fixture {
     }
 
     /// A stored token of `role`.
-    pub(super) async fn token(&self, role: Role) -> String {
+    pub(crate) async fn token(&self, role: Role) -> String {
         let minted = mint(role).unwrap();
         let new = NewToken {
             id: Uuid::now_v7(),
@@ -243,7 +243,7 @@ impl Fixture {
     }
 
     /// A stored join token of `agent`.
-    pub(super) async fn join_token(&self, agent: &str, uses: u32) -> (Uuid, String) {
+    pub(crate) async fn join_token(&self, agent: &str, uses: u32) -> (Uuid, String) {
         let minted = mint_join(self.authority.certificate_der());
         let new = NewToken {
             id: Uuid::now_v7(),
@@ -260,12 +260,12 @@ impl Fixture {
     }
 
     /// A connection to the operator listener.
-    pub(super) fn operator(&self) -> Channel {
+    pub(crate) fn operator(&self) -> Channel {
         Endpoint::from_shared(format!("http://{}", self.operator_addr)).unwrap().connect_lazy()
     }
 
     /// A connection to the worker listener that trusts our authority and shows `identity`.
-    pub(super) fn worker(&self, identity: Option<Identity>) -> Channel {
+    pub(crate) fn worker(&self, identity: Option<Identity>) -> Channel {
         let mut tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(self.authority.certificate_pem()))
             .domain_name("hermes-control-plane");
@@ -277,7 +277,7 @@ impl Fixture {
     }
 
     /// A certificate of a worker of `coder`, signed at `now`.
-    pub(super) fn worker_identity(&self, now: Timestamp) -> Identity {
+    pub(crate) fn worker_identity(&self, now: Timestamp) -> Identity {
         let (key, csr) = key_and_csr(rcgen::CertificateParams::default());
         let agent = AgentId::parse("coder").unwrap();
         let signed = self.authority.sign_worker(&csr, &agent, Uuid::now_v7(), MAX_WORKER_TTL, now).unwrap();
@@ -285,23 +285,23 @@ impl Fixture {
     }
 }
 
-pub(super) fn key_and_csr(params: rcgen::CertificateParams) -> (rcgen::KeyPair, Vec<u8>) {
+pub(crate) fn key_and_csr(params: rcgen::CertificateParams) -> (rcgen::KeyPair, Vec<u8>) {
     let key = rcgen::KeyPair::generate().unwrap();
     let csr = params.serialize_request(&key).unwrap().der().to_vec();
     (key, csr)
 }
 
-pub(super) fn identity(certificate_der: &[u8], key: &rcgen::KeyPair) -> Identity {
+pub(crate) fn identity(certificate_der: &[u8], key: &rcgen::KeyPair) -> Identity {
     let body = base64::engine::general_purpose::STANDARD.encode(certificate_der);
     let pem = format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
     Identity::from_pem(pem, key.serialize_pem())
 }
 
 /// The code and message of an answer, or the transport's error.
-pub(super) type Answer = Result<(Code, String), tonic::transport::Error>;
+pub(crate) type Answer = Result<(Code, String), tonic::transport::Error>;
 
 /// One raw call with an empty message.
-pub(super) async fn call(channel: &Channel, path: &str, headers: &[(&str, &str)]) -> Answer {
+pub(crate) async fn call(channel: &Channel, path: &str, headers: &[(&str, &str)]) -> Answer {
     let response = open(channel, path, headers).await?;
     let head = response.headers().clone();
     let status = match Status::from_header_map(&head) {
@@ -315,7 +315,7 @@ pub(super) async fn call(channel: &Channel, path: &str, headers: &[(&str, &str)]
 }
 
 /// Starts a raw call and answers with the response's head.
-pub(super) async fn open(
+pub(crate) async fn open(
     channel: &Channel,
     path: &str,
     headers: &[(&str, &str)],

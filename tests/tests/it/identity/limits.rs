@@ -52,26 +52,27 @@ async fn what_does_not_fit_is_shed_and_open_streams_take_nothing_from_quick_call
     assert_eq!(call(&channel, SUBMIT, &plain).await.unwrap().0, Code::Aborted);
     fixture.reached.recv().await.unwrap();
 
-    // One quick call hangs, one waits for it, the next finds no place.
+    // One quick call hangs; of three more, one waits for it and two find no place.
     let mut calls = JoinSet::new();
-    for how in ["answer", "answer"] {
-        let (channel, headers) = (channel.clone(), hold(how).map(|(name, value)| (name, value.to_owned())));
+    for how in ["answer", "none", "none", "none"] {
+        let (channel, bearer) = (channel.clone(), bearer.clone());
         calls.spawn(async move {
-            let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-            call(&channel, SUBMIT, &headers).await.map(|answer| answer.0)
+            let headers = [("authorization", bearer.as_str()), ("x-hold", how)];
+            let headers = if how == "answer" { &headers[..] } else { &headers[..1] };
+            call(&channel, SUBMIT, headers).await.unwrap().0
         });
-    }
-    fixture.reached.recv().await.unwrap();
-    tokio::time::timeout(LIMIT, async {
-        while call(&channel, SUBMIT, &[plain[0], ("grpc-timeout", "20m")]).await.unwrap().0 != Code::ResourceExhausted {
+        if how == "answer" {
+            fixture.reached.recv().await.unwrap();
         }
-    })
-    .await
-    .expect("the queue is full once both calls have arrived");
+    }
+    for _ in 0..2 {
+        assert_eq!(calls.join_next().await.unwrap().unwrap(), Code::ResourceExhausted);
+    }
+    assert!(fixture.reached.try_recv().is_err(), "nothing ran beside the one that hangs");
 
     // Hanging up gives the permits back, of the stream and of the calls.
     drop(stream);
-    calls.abort_all();
+    calls.shutdown().await;
     for path in [GET_TURN, SUBMIT] {
         tokio::time::timeout(LIMIT, async {
             while call(&channel, path, &plain).await.unwrap().0 != Code::Aborted {

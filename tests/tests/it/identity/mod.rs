@@ -1,6 +1,6 @@
 //! Who may call what, over real listeners: the principal matrix, mutual TLS, joining, tokens and the limits.
 
-mod fixture;
+pub(crate) mod fixture;
 mod joining;
 mod limits;
 mod matrix;
