@@ -7,7 +7,8 @@
 //! a span costs one flag test and no allocation. It deliberately exports no log lines and reads no environment itself
 //! (the SDK honours the other `OTEL_` variables: sampler, headers, service name, resource attributes).
 
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use hermes_core::AgentId;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, MeterProvider as _};
@@ -22,8 +23,9 @@ use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, SdkTracer
 use tracing::Span;
 use tracing::level_filters::LevelFilter;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::filter::{FilterExt as _, Targets, dynamic_filter_fn};
+use tracing_subscriber::layer::{Filter, SubscriberExt as _};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
 /// Target of the spans that make up traces (intake, claim, turn, model, delivery, rpc): write
@@ -39,6 +41,7 @@ pub const METRICS_CONTENT_TYPE: &str = "text/plain; version=0.0.4";
 const SERVICE: &str = "hermes-control-plane";
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(2);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+const COMPLAINTS_EVERY: Duration = Duration::from_secs(60);
 const SPAN_DELAY: Duration = Duration::from_secs(1);
 const METRICS_PERIOD: Duration = Duration::from_secs(15);
 /// About 4 MB of spans; what does not fit is dropped and counted by the SDK.
@@ -97,7 +100,7 @@ impl Telemetry {
     /// # Errors
     /// A filter or an endpoint that does not parse.
     pub fn start(options: &Options) -> Result<(Self, tracing::Dispatch), Error> {
-        let filter = log_filter(&options.filter)?;
+        let filter = log_filter(&options.filter)?.and(export_complaints());
         let registry = prometheus::Registry::new();
         let reader = opentelemetry_prometheus::exporter()
             .with_registry(registry.clone())
@@ -176,6 +179,25 @@ fn log_filter(text: &str) -> Result<EnvFilter, Error> {
         return Ok(filter);
     }
     Ok(filter.add_directive(format!("{TRACE}=off").parse().expect("a target and a level are a directive")))
+}
+
+/// Lets one line a minute of the exporter's own complaints through: a dead collector is worth a line, not one a second.
+fn export_complaints<S>() -> impl Filter<S> + Send + Sync + 'static
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+{
+    let last = Mutex::new(None::<Instant>);
+    dynamic_filter_fn(move |line, _| {
+        if !line.target().starts_with("opentelemetry") {
+            return true;
+        }
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = last.is_none_or(|last| last.elapsed() >= COMPLAINTS_EVERY);
+        if due {
+            *last = Some(Instant::now());
+        }
+        due
+    })
 }
 
 fn span_export(endpoint: &str) -> Result<SdkTracerProvider, Error> {
@@ -405,6 +427,37 @@ mod tests {
             "hermes_queue_size{queue=\"turns\"} 4",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_dead_collector_is_one_line_and_others_are_all_there() {
+        let lines = std::sync::Arc::new(Mutex::new(Vec::new()));
+        let writer = std::sync::Arc::clone(&lines);
+        let layer = tracing_subscriber::fmt::layer()
+            .with_writer(move || Lines(std::sync::Arc::clone(&writer)))
+            .with_filter(log_filter("info").unwrap().and(export_complaints()));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            for _ in 0..5 {
+                tracing::debug!(target: "opentelemetry_sdk", "chatter");
+                tracing::error!(target: "opentelemetry_sdk", "export failed");
+                tracing::info!("ours");
+            }
+        });
+        let text = String::from_utf8(lines.lock().unwrap().clone()).unwrap();
+        let count = |what| text.matches(what).count();
+        assert_eq!((count("chatter"), count("export failed"), count("ours")), (0, 1, 5), "{text}");
+    }
+
+    struct Lines(std::sync::Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
         }
     }
 

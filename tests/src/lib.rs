@@ -4,3 +4,4 @@
 //! stand-ins behave like the real thing, errors included.
 
 pub mod mock_model;
+pub mod otlp;

@@ -17,11 +17,11 @@ use secrecy::ExposeSecret as _;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::layers::principal;
+use super::layers::{principal, worker};
 use super::status::{Reason, invalid, refuse};
 use crate::identity::{
-    Authority, Clock, MAX_WORKER_TTL, NewToken, Principal, Role, StoreError, Token, Tokens, WorkerCertificate, mint,
-    mint_join, parse_join,
+    Authority, Clock, MAX_WORKER_TTL, NewToken, Role, StoreError, Token, Tokens, WorkerCertificate, mint, mint_join,
+    parse_join,
 };
 
 /// Life of a worker token whose request names none.
@@ -117,15 +117,13 @@ impl IdentityService for IdentityApi {
     }
 
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
-        let Principal::Worker { agent, worker, .. } = principal(&request) else {
-            return Err(refuse(Reason::NotAllowed, "only the holder of a worker certificate can renew it"));
-        };
-        if !(self.is_registered)(agent) {
+        let (agent, worker) = worker(&request)?;
+        if !(self.is_registered)(&agent) {
             tracing::warn!(%agent, %worker, "renewal refused, the agent is not registered");
             return Err(refuse(Reason::Conflict, "the agent of this certificate is not registered any more"));
         }
         let csr = &request.get_ref().csr_der;
-        let signed = self.authority.sign_worker(csr, agent, *worker, MAX_WORKER_TTL, (self.clock)());
+        let signed = self.authority.sign_worker(csr, &agent, worker, MAX_WORKER_TTL, (self.clock)());
         match signed {
             Ok(certificate) => Ok(Response::new(v1::RenewResponse {
                 certificate_der: certificate.der,

@@ -1,4 +1,8 @@
 //! Tests over real sockets and processes, one module per behaviour.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helper functions too")]
+
+mod identity;
 mod models;
+mod telemetry;
 mod vectors;

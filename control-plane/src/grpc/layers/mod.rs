@@ -18,6 +18,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use hermes_core::AgentId;
 use hermes_proto::Rpc;
 use http::{Request, Response};
 use secrecy::ExposeSecret as _;
@@ -25,7 +26,9 @@ use tonic::body::Body;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tower::util::BoxCloneService;
 use tower::{Layer, Service, ServiceBuilder};
+use uuid::Uuid;
 
+use super::status::{Reason, refuse};
 use crate::identity::{Authority, Clock, Principal, ServerCertificate, Tokens};
 use crate::telemetry::Metrics;
 
@@ -93,6 +96,17 @@ where
 /// The caller of `request`; [`Principal::None`] when no layer ran.
 pub fn principal<T>(request: &tonic::Request<T>) -> &Principal {
     request.extensions().get().unwrap_or(&Principal::None)
+}
+
+/// The agent and worker id of the calling worker.
+///
+/// # Errors
+/// [`Reason::NotAllowed`] when the caller is no worker, which the table already excludes for worker RPCs.
+pub fn worker<T>(request: &tonic::Request<T>) -> Result<(AgentId, Uuid), tonic::Status> {
+    match principal(request) {
+        Principal::Worker { agent, worker, .. } => Ok((agent.clone(), *worker)),
+        _ => Err(refuse(Reason::NotAllowed, "only a worker with its certificate can make this call")),
+    }
 }
 
 /// A server with the HTTP/2 bounds of both listeners (streams, headers, resets, keepalive).

@@ -121,3 +121,63 @@ fn code_name(code: Code) -> &'static str {
         Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
+    use tonic::Status;
+
+    use super::super::Called;
+    use super::*;
+    use crate::telemetry::{LogFormat, Options, Telemetry};
+
+    /// An answer that says `code` in its trailers, behind one empty message.
+    fn streamed(code: Code) -> Response<Body> {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", i32::from(code).into());
+        let frames: [Result<_, Infallible>; 2] =
+            [Ok(Frame::data(bytes::Bytes::from_static(&[0; 5]))), Ok(Frame::trailers(trailers))];
+        Response::new(Body::new(StreamBody::new(futures_util::stream::iter(frames))))
+    }
+
+    #[tokio::test]
+    async fn each_call_is_counted_once_with_the_code_it_really_ended_with() {
+        let options = Options { filter: "off".into(), format: LogFormat::Text, otlp_endpoint: None };
+        let (telemetry, _) = Telemetry::start(&options).unwrap();
+        let step = Trace::new(telemetry.metrics());
+        let run = async |answer: fn() -> Response<Body>| {
+            let mut request = Request::new(Body::empty());
+            request.extensions_mut().insert(Call(Called::Rpc(Rpc::MessageSubmit)));
+            let inner = tower::service_fn(move |_| std::future::ready(Ok::<_, Infallible>(answer())));
+            step.run(inner, request).await
+        };
+        let of = |code: &str| {
+            let line = format!("hermes_rpcs_total{{code=\"{code}\",rpc=\"MessageSubmit\"}} ");
+            telemetry.render().lines().find_map(|l| l.strip_prefix(&line).map(str::to_owned))
+        };
+
+        drop(run(|| Status::not_found("").into_http()).await);
+        assert_eq!(of("NOT_FOUND").as_deref(), Some("1"), "the status is in the head");
+
+        let open = run(|| streamed(Code::Ok)).await;
+        assert_eq!(of("OK"), None, "not counted before its last byte");
+        drop(open.into_body().collect().await.unwrap());
+        assert_eq!(of("OK").as_deref(), Some("1"));
+
+        drop(run(|| streamed(Code::Internal)).await.into_body().collect().await.unwrap());
+        assert_eq!(of("INTERNAL").as_deref(), Some("1"), "the status is in the trailers");
+
+        drop(run(|| streamed(Code::Ok)).await);
+        assert_eq!(of("CANCELLED").as_deref(), Some("1"), "the caller hung up");
+        assert_eq!(of("OK").as_deref(), Some("1"));
+    }
+
+    #[test]
+    fn all_rpcs_have_names() {
+        assert_eq!(rpc_name(Rpc::AgentAddAgent), "AgentAddAgent");
+        assert!(Rpc::ALL.iter().all(|rpc| rpc_name(*rpc) != "unknown"));
+    }
+}
