@@ -123,7 +123,7 @@ pub enum TurnEvent {
 
 /// The way into the control plane.
 pub trait Turns: Send + Sync + 'static {
-    /// Answers after the commit.
+    /// Answers after the commit. The future is dropped when the client goes away: the message is then kept or not, never half.
     fn submit(&self, submit: Submit) -> BoxFuture<'_, Result<Submitted, SubmitError>>;
     /// What happens to a turn from now on; a turn that has ended yields its end at once. Dropping the stream changes nothing.
     fn follow(&self, turn: &str) -> BoxStream<'static, TurnEvent>;
