@@ -10,6 +10,7 @@
 
 mod account;
 mod discovery;
+mod durable;
 mod leftovers;
 #[cfg(test)]
 mod tests;
@@ -113,12 +114,15 @@ pub enum Error {
     NotReady {
         /// The end of its log.
         log: String,
-        /// The last answer.
+        /// The last answer, if there was one.
         #[source]
-        source: tokio_postgres::Error,
+        source: Option<tokio_postgres::Error>,
     },
-    /// The server refuses us.
-    #[error("cannot use the database")]
+    /// The server does not know our password.
+    #[error("the database refuses us; postgres.password is not the one it was made with")]
+    Refused(#[source] tokio_postgres::Error),
+    /// The database could not be made in the new cluster.
+    #[error("cannot create the database; start again")]
     Database(#[source] tokio_postgres::Error),
     /// A process could not be started.
     #[error(transparent)]
@@ -163,6 +167,14 @@ pub async fn start(data: &DataDir, search: &Search, spawner: &Spawner) -> Result
     Ok(postgres)
 }
 
+/// The directory with the programs a new cluster would be made with; for those who run a server in their own way.
+///
+/// # Errors
+/// [`Error::NotFound`], [`Error::NotThere`], [`Error::TooOld`].
+pub async fn programs(search: &Search, spawner: &Spawner) -> Result<PathBuf, Error> {
+    Ok(discovery::find(search, Path::new("/nonexistent/pg"), spawner).await?.bin)
+}
+
 impl Postgres {
     /// Where to connect: a URL with the socket's directory and the password, so not for logs.
     pub fn url(&self) -> &SecretString {
@@ -193,18 +205,19 @@ impl Postgres {
         let deadline = Instant::now() + READY_WITHIN;
         let mut pause = Duration::from_millis(4);
         loop {
-            let error = match connect(&self.url).await {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
+            let error = match tokio::time::timeout_at(deadline, connect(&self.url)).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => error,
+                Err(_) => return Err(Error::NotReady { log: log(), source: None }),
             };
             match error.code() {
                 Some(&SqlState::INVALID_CATALOG_NAME) => {
                     return create_database(maintenance).await.map_err(Error::Database);
                 }
                 Some(&SqlState::INVALID_PASSWORD | &SqlState::INVALID_AUTHORIZATION_SPECIFICATION) => {
-                    return Err(Error::Database(error));
+                    return Err(Error::Refused(error));
                 }
-                _ if Instant::now() >= deadline => return Err(Error::NotReady { log: log(), source: error }),
+                _ if Instant::now() >= deadline => return Err(Error::NotReady { log: log(), source: Some(error) }),
                 _ => {}
             }
             // Not listening yet, or recovering.
@@ -272,15 +285,14 @@ impl Place<'_> {
         Ok(())
     }
 
-    /// Syncs the new cluster in one go (initdb's own file by file takes twice as long as all the rest), then renames it.
+    /// Syncs the new cluster, then renames it.
     async fn put_in_place(&self, staging: &Path) -> Result<(), Error> {
         let (from, to) = (staging.to_path_buf(), self.cluster.clone());
         let parent = self.data.path().to_path_buf();
         let work = move || {
-            let dir = File::open(&parent)?;
-            nix::unistd::syncfs(&dir)?;
+            durable::sync_tree(&from)?;
             fs::rename(&from, &to)?;
-            dir.sync_all()
+            File::open(&parent)?.sync_all()
         };
         tokio::task::spawn_blocking(work)
             .await
