@@ -5,9 +5,9 @@
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 cd "$root"
-say() { echo "test: $*" >&2; }
 
 . ./deploy/local/setup.sh
+say() { echo "test: $*" >&2; }
 
 command -v python3 >/dev/null || apt_install python3
 target=${CARGO_TARGET_DIR:-$root/target}

@@ -41,11 +41,12 @@ const NAME: &str = "hermes";
 /// `sun_path` holds 108 bytes and ends with a zero.
 const SOCKET_PATH_MAX: usize = 107;
 const SOCKET_NAME: &str = ".s.PGSQL.5432";
-/// How long a start may take; recovery after a crash is the slow case.
+/// How long a starting server may stay silent.
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// Fast shutdown (ends sessions, writes a checkpoint), then immediate (recovers at the next start).
-const STOP: [(Signal, Duration); 2] =
-    [(Signal::SIGINT, Duration::from_secs(4)), (Signal::SIGQUIT, Duration::from_millis(500))];
+/// How often a recovery that goes on is mentioned.
+const RECOVERY_NEWS: Duration = Duration::from_secs(5);
+/// How long an immediate shutdown (the next start recovers) may take before it is a kill.
+const IMMEDIATE: Duration = Duration::from_millis(500);
 /// A log longer than this is set aside at the next start; one old log is kept.
 const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// How much of the log an error carries.
@@ -191,9 +192,10 @@ impl Postgres {
         self.server.wait().await
     }
 
-    /// Stops the server, within five seconds: politely, then not.
-    pub async fn stop(mut self) {
-        let status = self.server.stop(&STOP).await;
+    /// Stops the server: sessions end and a checkpoint is written, for which four seconds are plenty; after `patience` it
+    /// is stopped hard, within half a second, and the next start recovers. Nothing committed is lost either way.
+    pub async fn stop(mut self, patience: Duration) {
+        let status = self.server.stop(&[(Signal::SIGINT, patience), (Signal::SIGQUIT, IMMEDIATE)]).await;
         if status.success() {
             tracing::info!("postgres stopped");
         } else {
@@ -202,7 +204,8 @@ impl Postgres {
     }
 
     async fn ready(&mut self, maintenance: &SecretString, log: impl Fn() -> String) -> Result<(), Error> {
-        let deadline = Instant::now() + READY_WITHIN;
+        let mut deadline = Instant::now() + READY_WITHIN;
+        let mut told = Instant::now();
         let mut pause = Duration::from_millis(4);
         loop {
             let error = match tokio::time::timeout_at(deadline, connect(&self.url)).await {
@@ -216,6 +219,14 @@ impl Postgres {
                 }
                 Some(&SqlState::INVALID_PASSWORD | &SqlState::INVALID_AUTHORIZATION_SPECIFICATION) => {
                     return Err(Error::Refused(error));
+                }
+                // It recovers and says so, which may take minutes; ending it would only make it begin again.
+                Some(&SqlState::CANNOT_CONNECT_NOW) => {
+                    deadline = Instant::now() + READY_WITHIN;
+                    if told.elapsed() >= RECOVERY_NEWS {
+                        told = Instant::now();
+                        tracing::info!("postgres is recovering");
+                    }
                 }
                 _ if Instant::now() >= deadline => return Err(Error::NotReady { log: log(), source: Some(error) }),
                 _ => {}
