@@ -3,5 +3,7 @@
 //! Used by `tests/it` and `hermes-bench`. It holds what stands in for the parts of the world that are not ours; those
 //! stand-ins behave like the real thing, errors included.
 
+pub mod fake_telegram;
 pub mod mock_model;
 pub mod otlp;
+pub mod postgres;

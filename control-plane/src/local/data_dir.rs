@@ -11,10 +11,17 @@ use std::io::{self, Read as _, Seek as _, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use hermes_core::id::AgentId;
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
+
+/// How long a lock whose holder is dead may still be held by one of its unborn children.
+const ORPHANED_LOCK: Duration = Duration::from_secs(2);
 
 /// Why the data directory cannot be used. Nothing in it was changed by whoever got this.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +67,7 @@ pub struct Endpoint {
 #[derive(Debug)]
 pub struct DataDir {
     root: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 /// Where the data lies when nobody says: `/var/lib/hermes` for root (other users can enter it, so Postgres can run as one
@@ -97,16 +104,19 @@ impl DataDir {
             .mode(0o600)
             .open(&lock_path)
             .map_err(io_error("open", &lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut pid = String::new();
-                let _ = lock.read_to_string(&mut pid);
-                let pid = pid.trim();
-                let pid = if pid.is_empty() { "unknown" } else { pid }.to_owned();
+        let asked = Instant::now();
+        while let Err(refusal) = lock.try_lock() {
+            let TryLockError::WouldBlock = refusal else {
+                return Err(io_error("lock", &lock_path)(refusal.into()));
+            };
+            let mut pid = String::new();
+            let _ = lock.rewind().and_then(|()| lock.read_to_string(&mut pid));
+            // A process killed while it starts a child leaves its lock with that child for some milliseconds.
+            if !ended(pid.trim()) || asked.elapsed() >= ORPHANED_LOCK {
+                let pid = if pid.trim().is_empty() { "unknown" } else { pid.trim() }.to_owned();
                 return Err(Error::InUse { dir: root, pid });
             }
-            Err(TryLockError::Error(source)) => return Err(io_error("lock", &lock_path)(source)),
+            std::thread::sleep(Duration::from_millis(5));
         }
         let write_pid = |lock: &mut File| {
             lock.set_len(0)?;
@@ -114,7 +124,7 @@ impl DataDir {
             writeln!(lock, "{}", std::process::id())
         };
         write_pid(&mut lock).map_err(io_error("write", &lock_path))?;
-        let dir = Self { root, _lock: lock };
+        let dir = Self { root, lock };
         make_dir(&dir.homes(), 0o700)?;
         make_dir(&dir.logs(), 0o700)?;
         // A predecessor that was killed could not remove it, and it names a port that may be somebody else's by now.
@@ -200,6 +210,18 @@ impl DataDir {
     }
 }
 
+impl Drop for DataDir {
+    fn drop(&mut self) {
+        // Closing is not enough: a child on its way to its program still has a copy of the descriptor.
+        let _ = self.lock.unlock();
+    }
+}
+
+/// Whether the process that wrote its pid into the lock is gone.
+fn ended(pid: &str) -> bool {
+    pid.parse().is_ok_and(|pid: i32| pid > 0 && kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH))
+}
+
 /// Creates `path` with `mode`, and its missing parents; an existing directory keeps its mode.
 pub(super) fn make_dir(path: &Path, mode: u32) -> Result<(), Error> {
     if path.is_dir() {
@@ -268,6 +290,24 @@ mod tests {
         assert!(matches!(&error, Error::InUse { pid, .. } if *pid == std::process::id().to_string()), "{error}");
         drop(first);
         DataDir::open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_lock_whose_holder_is_dead_is_waited_for() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut dead = std::process::Command::new("true").spawn().unwrap();
+        dead.wait().unwrap();
+        let mut orphaned = File::create(temp.path().join("lock")).unwrap();
+        writeln!(orphaned, "{}", dead.id()).unwrap();
+        orphaned.lock().unwrap();
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            let opened = scope.spawn(|| DataDir::open(temp.path()));
+            std::thread::sleep(Duration::from_millis(50));
+            orphaned.unlock().unwrap();
+            opened.join().unwrap().unwrap();
+        });
+        assert!(began.elapsed() >= Duration::from_millis(50));
     }
 
     #[test]

@@ -387,6 +387,9 @@ mod tests {
     #[test]
     #[ignore = "started by a_child_dies_with_its_parent"]
     fn parent_of_a_sleeper() {
+        if std::env::var_os("TEST_SLEEPER").is_none() {
+            return;
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let mut spec = sh("exec sleep 600");
@@ -402,6 +405,7 @@ mod tests {
         use std::io::{BufRead as _, BufReader, Read as _};
         let mut parent = Command::new(std::env::current_exe().unwrap())
             .args(["--ignored", "--exact", "local::spawn::tests::parent_of_a_sleeper", "--nocapture"])
+            .env("TEST_SLEEPER", "1")
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

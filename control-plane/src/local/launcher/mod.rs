@@ -57,6 +57,9 @@ pub type Mint = Arc<dyn Fn(AgentId) -> BoxFuture<'static, Result<SecretString, M
 /// Why there is no join token; logged, and the start is tried again.
 pub type MintError = Box<dyn std::error::Error + Send + Sync>;
 
+/// Told when a worker process has been reaped, with its pid: everything it held is free. Must not block.
+pub type OnExit = Arc<dyn Fn(&AgentId, u32) + Send + Sync>;
+
 /// What the launcher needs; plain values, fixed for its life.
 #[derive(Clone)]
 pub struct Config {
@@ -68,8 +71,8 @@ pub struct Config {
     pub environment: Vec<(OsString, OsString)>,
     /// Makes join tokens.
     pub mint: Mint,
-    /// Called when a worker process has been reaped, with its pid: everything it held is free. Must not block.
-    pub on_exit: Arc<dyn Fn(&AgentId, u32) + Send + Sync>,
+    /// Told of each end of a worker process.
+    pub on_exit: OnExit,
     /// Whether this machine has room for a worker nobody asked for; [`has_room`] outside tests.
     pub has_room: fn() -> bool,
     /// Time limits.
@@ -175,12 +178,17 @@ impl Launcher {
 
     /// The agents there are now, all of them. New ones begin, missing ones drain, changed ones are replaced after a
     /// drain, the others do not notice. Answers the agents that stay without a worker because another has their home.
-    pub fn set_agents(&self, specs: Vec<LaunchSpec>) -> Vec<homes::Error> {
+    pub fn set_agents(&self, mut specs: Vec<LaunchSpec>) -> Vec<homes::Error> {
+        let mut agents = self.shared.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        // Who has a home already keeps it against a newcomer.
+        specs.sort_by_key(|spec| {
+            let has = |one: &Supervised| one.wanted.borrow().as_ref().is_some_and(|current| current.home == spec.home);
+            !agents.get(&spec.agent).is_some_and(has)
+        });
         let refused = homes::shared(specs.iter().map(|spec| (&spec.agent, spec.home.as_path())));
         let is_refused = |agent: &AgentId| {
             refused.iter().any(|error| matches!(error, homes::Error::Shared { second, .. } if second == agent))
         };
-        let mut agents = self.shared.agents.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wanted: BTreeMap<AgentId, LaunchSpec> =
             specs.into_iter().filter(|spec| !is_refused(&spec.agent)).map(|spec| (spec.agent.clone(), spec)).collect();
         for (agent, supervised) in agents.iter() {
@@ -304,7 +312,12 @@ impl Supervisor {
         loop {
             let Some(spec) = self.wanted.borrow_and_update().clone() else { return };
             let began = Instant::now();
-            let cause = match self.start(&spec).await {
+            let started = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                started = self.start(&spec) => started,
+            };
+            let cause = match started {
                 Ok(child) => self.watch_over(child, stop).await,
                 Err(error) => {
                     let error: &(dyn std::error::Error + 'static) = error.as_ref();

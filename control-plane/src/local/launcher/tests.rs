@@ -192,8 +192,13 @@ async fn idle_starts_begin_when_opened_and_two_agents_never_share_a_home() {
     assert!(setup.log("a").is_empty() && setup.log("b").is_empty());
     setup.launcher.start_idle();
     until("a and b run", || setup.starts("a").len() == 1 && setup.starts("b").len() == 1).await;
-    assert_eq!(setup.starts("b").len(), 1);
+    // A newcomer that is named first does not take a home that is in use.
+    let mut first = setup.spec("0", 1);
+    first.home = setup.temp.path().join("b");
+    let refused = setup.launcher.set_agents(vec![first, setup.spec("a", 1), setup.spec("b", 1)]);
+    assert!(refused[0].to_string().starts_with("agents b and 0 share the home "), "{}", refused[0]);
     setup.launcher.stop(Duration::from_secs(5)).await;
+    assert_eq!((setup.starts("a").len(), setup.starts("b").len()), (1, 1));
 }
 
 #[tokio::test]

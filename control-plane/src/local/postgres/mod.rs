@@ -10,6 +10,7 @@
 
 mod account;
 mod discovery;
+mod durable;
 mod leftovers;
 #[cfg(test)]
 mod tests;
@@ -40,11 +41,12 @@ const NAME: &str = "hermes";
 /// `sun_path` holds 108 bytes and ends with a zero.
 const SOCKET_PATH_MAX: usize = 107;
 const SOCKET_NAME: &str = ".s.PGSQL.5432";
-/// How long a start may take; recovery after a crash is the slow case.
+/// How long a starting server may stay silent.
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// Fast shutdown (ends sessions, writes a checkpoint), then immediate (recovers at the next start).
-const STOP: [(Signal, Duration); 2] =
-    [(Signal::SIGINT, Duration::from_secs(4)), (Signal::SIGQUIT, Duration::from_millis(500))];
+/// How often a recovery that goes on is mentioned.
+const RECOVERY_NEWS: Duration = Duration::from_secs(5);
+/// How long an immediate shutdown (the next start recovers) may take before it is a kill.
+const IMMEDIATE: Duration = Duration::from_millis(500);
 /// A log longer than this is set aside at the next start; one old log is kept.
 const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// How much of the log an error carries.
@@ -113,12 +115,15 @@ pub enum Error {
     NotReady {
         /// The end of its log.
         log: String,
-        /// The last answer.
+        /// The last answer, if there was one.
         #[source]
-        source: tokio_postgres::Error,
+        source: Option<tokio_postgres::Error>,
     },
-    /// The server refuses us.
-    #[error("cannot use the database")]
+    /// The server does not know our password.
+    #[error("the database refuses us; postgres.password is not the one it was made with")]
+    Refused(#[source] tokio_postgres::Error),
+    /// The database could not be made in the new cluster.
+    #[error("cannot create the database; start again")]
     Database(#[source] tokio_postgres::Error),
     /// A process could not be started.
     #[error(transparent)]
@@ -163,6 +168,14 @@ pub async fn start(data: &DataDir, search: &Search, spawner: &Spawner) -> Result
     Ok(postgres)
 }
 
+/// The directory with the programs a new cluster would be made with; for those who run a server in their own way.
+///
+/// # Errors
+/// [`Error::NotFound`], [`Error::NotThere`], [`Error::TooOld`].
+pub async fn programs(search: &Search, spawner: &Spawner) -> Result<PathBuf, Error> {
+    Ok(discovery::find(search, Path::new("/nonexistent/pg"), spawner).await?.bin)
+}
+
 impl Postgres {
     /// Where to connect: a URL with the socket's directory and the password, so not for logs.
     pub fn url(&self) -> &SecretString {
@@ -179,9 +192,10 @@ impl Postgres {
         self.server.wait().await
     }
 
-    /// Stops the server, within five seconds: politely, then not.
-    pub async fn stop(mut self) {
-        let status = self.server.stop(&STOP).await;
+    /// Stops the server: sessions end and a checkpoint is written, for which four seconds are plenty; after `patience` it
+    /// is stopped hard, within half a second, and the next start recovers. Nothing committed is lost either way.
+    pub async fn stop(mut self, patience: Duration) {
+        let status = self.server.stop(&[(Signal::SIGINT, patience), (Signal::SIGQUIT, IMMEDIATE)]).await;
         if status.success() {
             tracing::info!("postgres stopped");
         } else {
@@ -190,21 +204,31 @@ impl Postgres {
     }
 
     async fn ready(&mut self, maintenance: &SecretString, log: impl Fn() -> String) -> Result<(), Error> {
-        let deadline = Instant::now() + READY_WITHIN;
+        let mut deadline = Instant::now() + READY_WITHIN;
+        let mut told = Instant::now();
         let mut pause = Duration::from_millis(4);
         loop {
-            let error = match connect(&self.url).await {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
+            let error = match tokio::time::timeout_at(deadline, connect(&self.url)).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => error,
+                Err(_) => return Err(Error::NotReady { log: log(), source: None }),
             };
             match error.code() {
                 Some(&SqlState::INVALID_CATALOG_NAME) => {
                     return create_database(maintenance).await.map_err(Error::Database);
                 }
                 Some(&SqlState::INVALID_PASSWORD | &SqlState::INVALID_AUTHORIZATION_SPECIFICATION) => {
-                    return Err(Error::Database(error));
+                    return Err(Error::Refused(error));
                 }
-                _ if Instant::now() >= deadline => return Err(Error::NotReady { log: log(), source: error }),
+                // It recovers and says so, which may take minutes; ending it would only make it begin again.
+                Some(&SqlState::CANNOT_CONNECT_NOW) => {
+                    deadline = Instant::now() + READY_WITHIN;
+                    if told.elapsed() >= RECOVERY_NEWS {
+                        told = Instant::now();
+                        tracing::info!("postgres is recovering");
+                    }
+                }
+                _ if Instant::now() >= deadline => return Err(Error::NotReady { log: log(), source: Some(error) }),
                 _ => {}
             }
             // Not listening yet, or recovering.
@@ -272,15 +296,14 @@ impl Place<'_> {
         Ok(())
     }
 
-    /// Syncs the new cluster in one go (initdb's own file by file takes twice as long as all the rest), then renames it.
+    /// Syncs the new cluster, then renames it.
     async fn put_in_place(&self, staging: &Path) -> Result<(), Error> {
         let (from, to) = (staging.to_path_buf(), self.cluster.clone());
         let parent = self.data.path().to_path_buf();
         let work = move || {
-            let dir = File::open(&parent)?;
-            nix::unistd::syncfs(&dir)?;
+            durable::sync_tree(&from)?;
             fs::rename(&from, &to)?;
-            dir.sync_all()
+            File::open(&parent)?.sync_all()
         };
         tokio::task::spawn_blocking(work)
             .await
