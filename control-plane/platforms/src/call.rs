@@ -64,7 +64,8 @@ pub(crate) fn client(base: &Url) -> Result<Client, String> {
 
 /// `text` as an http or https URL without credentials in it; the error says what to write instead.
 pub(crate) fn base_url(text: &str) -> Result<Url, String> {
-    let url = Url::parse(text).map_err(|error| format!("not a URL ({error}); write http://HOST:PORT or https://HOST"))?;
+    let url =
+        Url::parse(text).map_err(|error| format!("not a URL ({error}); write http://HOST:PORT or https://HOST"))?;
     if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
         return Err("only http:// and https:// URLs with a host are allowed".to_owned());
     }

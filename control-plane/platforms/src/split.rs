@@ -167,8 +167,23 @@ mod tests {
 
     use super::*;
 
-    const ATOMS: [&str; 14] =
-        ["alpha", " ", "  ", "\n", "\n\n", "é日本🚀", "`code` ", "`", "\\`", "\n```\n", "x = 1\n", "🚀🚀🚀", "\u{1c}", "\0"];
+    /// No fence made of them has a language: a repeated language is text that is added on purpose.
+    const ATOMS: [&str; 14] = [
+        "alpha",
+        " ",
+        "  ",
+        "\n",
+        "\n\n",
+        "é日本🚀",
+        "`code` ",
+        "`open",
+        "\\` ",
+        "\n```\n",
+        "x = 1\n",
+        "🚀🚀🚀",
+        "\u{1c}",
+        "\0",
+    ];
 
     fn text(random: &mut StdRng) -> String {
         (0..random.random_range(0..200)).filter_map(|_| ATOMS.choose(random)).copied().collect()

@@ -1,1 +1,4 @@
-fn main() {}
+//! Whole-system, adapter and conformance tests: one binary, one module per subject.
+
+mod telegram_adapter;
+mod vectors;

@@ -112,10 +112,7 @@ fn user_name(user: &User) -> String {
 }
 
 fn chat_name(chat: &Chat) -> Option<String> {
-    chat.title
-        .as_deref()
-        .map(without_nul)
-        .or_else(|| full_name(chat.first_name.as_deref(), chat.last_name.as_deref()))
+    chat.title.as_deref().map(without_nul).or_else(|| full_name(chat.first_name.as_deref(), chat.last_name.as_deref()))
 }
 
 fn full_name(first: Option<&str>, last: Option<&str>) -> Option<String> {

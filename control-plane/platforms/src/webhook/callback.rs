@@ -62,7 +62,11 @@ impl Callback {
         let response = request.send().await.map_err(Fault::of)?;
         let status = response.status();
         // The status is the whole answer; the body is not read.
-        if status.is_success() { Ok(Sent { message_id: None }) } else { Err(refused(status, call::retry_after(&response))) }
+        if status.is_success() {
+            Ok(Sent { message_id: None })
+        } else {
+            Err(refused(status, call::retry_after(&response)))
+        }
     }
 }
 
