@@ -1,4 +1,6 @@
 //! Whole-system, adapter and conformance tests: one binary, one module per subject.
 
+#[cfg(test)]
 mod telegram_adapter;
+#[cfg(test)]
 mod vectors;

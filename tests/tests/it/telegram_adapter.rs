@@ -323,7 +323,8 @@ async fn a_long_reply_arrives_whole_in_parts_that_telegram_takes() {
 #[tokio::test]
 async fn error_answers_are_classified_and_leave_no_message() {
     let rig = Rig::new().await;
-    let kinds: [(Fault, fn(&SendError) -> bool); 9] = [
+    type Expected = fn(&SendError) -> bool;
+    let kinds: [(Fault, Expected); 9] = [
         (Fault::answer(500, "Internal Server Error"), |e| matches!(e, SendError::Retry(_))),
         (Fault::Proxy(503), |e| matches!(e, SendError::Retry(_))),
         (Fault::Proxy(502), |e| matches!(e, SendError::Ambiguous(_))),
