@@ -123,6 +123,7 @@ impl Bot {
         let seconds = call.number::<u64>("timeout").unwrap_or(0).min(LONGEST_POLL);
         let deadline = tokio::time::Instant::now() + Duration::from_secs(seconds);
         let number = self.begin_poll(offset);
+        let _waiting = Waiting::new(self);
         loop {
             let notified = self.0.updates.notified();
             tokio::pin!(notified);
@@ -218,6 +219,24 @@ impl Bot {
         }
         self.0.happened.notify_waiters();
         Answer::ok(&result.to_string())
+    }
+}
+
+/// Counts a poll for as long as it lives; a client that leaves drops it.
+struct Waiting<'a>(&'a Bot);
+
+impl<'a> Waiting<'a> {
+    fn new(bot: &'a Bot) -> Self {
+        bot.locked().waiting_polls += 1;
+        bot.0.happened.notify_waiters();
+        Self(bot)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.locked().waiting_polls -= 1;
+        self.0.0.happened.notify_waiters();
     }
 }
 

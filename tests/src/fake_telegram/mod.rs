@@ -149,6 +149,7 @@ struct State {
     last_message: i64,
     /// Number of the newest poll; older ones are told 409.
     poll: u64,
+    waiting_polls: usize,
     deliveries: Vec<Delivery>,
     by_chat: HashMap<String, Vec<usize>>,
     chat_notify: HashMap<String, Arc<Notify>>,
@@ -278,6 +279,11 @@ impl Bot {
     /// How often `method` was called, failed calls included.
     pub fn calls(&self, method: &str) -> u64 {
         self.locked().calls.get(method).copied().unwrap_or_default()
+    }
+
+    /// Polls that wait for an update right now.
+    pub fn waiting_polls(&self) -> usize {
+        self.locked().waiting_polls
     }
 
     /// Updates no poll has confirmed yet.
