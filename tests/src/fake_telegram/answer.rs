@@ -38,9 +38,13 @@ impl Answer {
 
 /// The error envelope.
 pub(super) fn error(code: u16, description: &str, retry_after: Option<u64>) -> Answer {
+    envelope(code, description, retry_after.map(|seconds| json!({ "retry_after": seconds })))
+}
+
+fn envelope(code: u16, description: &str, parameters: Option<Value>) -> Answer {
     let mut body = json!({"ok": false, "error_code": code, "description": description});
-    if let Some(seconds) = retry_after {
-        body["parameters"] = json!({ "retry_after": seconds });
+    if let Some(parameters) = parameters {
+        body["parameters"] = parameters;
     }
     Answer { status: code, content_type: "application/json", text: body.to_string() }
 }
@@ -191,6 +195,10 @@ impl Bot {
         let mut state = self.locked();
         if thread_id.is_some_and(|thread| state.dead_topics.contains(&(chat_id.clone(), thread))) {
             return error(400, "Bad Request: message thread not found", None);
+        }
+        if let Some(new) = state.migrated.get(&chat_id) {
+            let text = "Bad Request: group chat was upgraded to a supergroup chat";
+            return envelope(400, text, Some(json!({ "migrate_to_chat_id": new })));
         }
         if let Some(limit) = state.chat_limit {
             let (start, used) = state.chat_windows.entry(chat_id.clone()).or_insert((now, 0));

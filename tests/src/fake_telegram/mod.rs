@@ -161,6 +161,8 @@ struct State {
     chat_limit: Option<u32>,
     chat_windows: HashMap<String, (Instant, u32)>,
     dead_topics: HashSet<(String, i64)>,
+    /// Groups that became supergroups, and their new ids.
+    migrated: HashMap<String, i64>,
 }
 
 #[derive(Debug)]
@@ -264,6 +266,11 @@ impl Bot {
     /// Closes a topic for good: sends to it get `message thread not found`.
     pub fn remove_topic(&self, chat_id: i64, thread_id: i64) {
         self.locked().dead_topics.insert((chat_id.to_string(), thread_id));
+    }
+
+    /// Group `old` becomes supergroup `new`: sends to the old id are told the new one.
+    pub fn migrate(&self, old: i64, new: i64) {
+        self.locked().migrated.insert(old.to_string(), new);
     }
 
     /// Everything that arrived, in order.

@@ -441,6 +441,15 @@ async fn replies_go_into_their_topic_and_into_the_chat_when_it_is_gone() {
 }
 
 #[tokio::test]
+async fn replies_follow_a_group_that_became_a_supergroup() {
+    let rig = Rig::new().await;
+    rig.bot.migrate(-5, -1005);
+    rig.send(-5, "hello").await.unwrap();
+    assert_eq!((rig.bot.delivered(-5).len(), rig.bot.delivered(-1005).len()), (0, 1));
+    rig.end().await;
+}
+
+#[tokio::test]
 async fn a_poll_that_waits_does_not_hold_up_a_send_and_typing_is_bounded() {
     let rig = Rig::new().await;
     rig.receive();
