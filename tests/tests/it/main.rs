@@ -5,7 +5,6 @@
 mod http_api;
 mod identity;
 mod models;
-mod postgres;
 mod telegram_adapter;
 mod telemetry;
 mod vectors;

@@ -8,6 +8,7 @@ mod reset_policy;
 mod routing;
 mod session_keys;
 mod table;
+mod truncate_message;
 
 use std::path::PathBuf;
 
@@ -27,15 +28,25 @@ fn text(name: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("read {}: {error}", path.display()))
 }
 
+/// The rows of one file.
+fn rows(name: &str) -> Vec<Value> {
+    let text = text(name);
+    let rows: Vec<Value> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .enumerate()
+        .map(|(number, row)| serde_json::from_str(row).unwrap_or_else(|error| panic!("{name}:{}: {error}", number + 1)))
+        .collect();
+    assert!(!rows.is_empty(), "{name} has no rows");
+    rows
+}
+
 /// Judges every row of a file; the judge answers what differs.
 fn each_row(name: &str, judge: impl Fn(&Value) -> Result<(), String>) {
-    let text = text(name);
-    let rows: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    assert!(!rows.is_empty(), "{name} has no rows");
+    let rows = rows(name);
     let mut wrong = Vec::new();
     for (number, row) in rows.iter().enumerate() {
-        let value: Value = serde_json::from_str(row).unwrap_or_else(|error| panic!("{name}:{}: {error}", number + 1));
-        if let Err(difference) = judge(&value) {
+        if let Err(difference) = judge(row) {
             wrong.push(format!("{name}:{}: {difference}\n  {row}", number + 1));
         }
     }
