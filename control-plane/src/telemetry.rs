@@ -150,13 +150,15 @@ impl Telemetry {
         Metrics::new(&self.meters.meter(SERVICE))
     }
 
+    /// [`Telemetry::render`] for a part that outlives this borrow.
+    pub fn renderer(&self) -> impl Fn() -> String + Send + Sync + 'static {
+        let registry = self.registry.clone();
+        move || render(&registry)
+    }
+
     /// All metrics in Prometheus' text form.
     pub fn render(&self) -> String {
-        let mut text = String::new();
-        if let Err(error) = prometheus::TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text) {
-            tracing::warn!(%error, "metrics could not be rendered");
-        }
-        text
+        render(&self.registry)
     }
 
     /// Sends what is queued, for at most two seconds; answers whether that ended in time.
@@ -212,6 +214,14 @@ fn span_export(endpoint: &str) -> Result<SdkTracerProvider, Error> {
     let processor = BatchSpanProcessor::builder(exporter).with_batch_config(batch).build();
     // No sampler is set: the default follows the parent and records what has none, unless OTEL_TRACES_SAMPLER says otherwise.
     Ok(SdkTracerProvider::builder().with_resource(resource()).with_span_processor(processor).build())
+}
+
+fn render(registry: &prometheus::Registry) -> String {
+    let mut text = String::new();
+    if let Err(error) = prometheus::TextEncoder::new().encode_utf8(&registry.gather(), &mut text) {
+        tracing::warn!(%error, "metrics could not be rendered");
+    }
+    text
 }
 
 fn resource() -> Resource {

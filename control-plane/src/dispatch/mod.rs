@@ -119,7 +119,13 @@ pub struct Attached {
     pub hang_up: CancellationToken,
 }
 
-type Demand = Box<dyn Fn(&AgentId) + Send + Sync>;
+type Signal = Box<dyn Fn(&AgentId) + Send + Sync>;
+
+/// What dispatch tells whoever starts workers.
+struct LauncherEnd {
+    demand: Signal,
+    attached: Signal,
+}
 
 struct Inner {
     store: Store,
@@ -132,7 +138,7 @@ struct Inner {
     completions: mpsc::Sender<completer::Pending>,
     claim: Notify,
     poll: Notify,
-    demand: OnceLock<Demand>,
+    launcher: OnceLock<LauncherEnd>,
     metrics: Metrics,
 }
 
@@ -171,7 +177,7 @@ impl Dispatcher {
             completions,
             claim: Notify::new(),
             poll: Notify::new(),
-            demand: OnceLock::new(),
+            launcher: OnceLock::new(),
             metrics,
         };
         let dispatcher = Self { inner: Arc::new(inner) };
@@ -183,9 +189,13 @@ impl Dispatcher {
         dispatcher
     }
 
-    /// Says whom to ask for a worker when a message waits for an agent that has none here.
-    pub fn on_demand(&self, demand: impl Fn(&AgentId) + Send + Sync + 'static) {
-        let _ = self.inner.demand.set(Box::new(demand));
+    /// Says whom to ask for a worker when a message waits for an agent that has none here, and whom to tell that one came.
+    pub fn on_demand(
+        &self,
+        demand: impl Fn(&AgentId) + Send + Sync + 'static,
+        attached: impl Fn(&AgentId) + Send + Sync + 'static,
+    ) {
+        let _ = self.inner.launcher.set(LauncherEnd { demand: Box::new(demand), attached: Box::new(attached) });
     }
 
     /// The workers connected here.
@@ -259,10 +269,10 @@ impl Dispatcher {
         self.inner.fleet.set_waiting(agent_no);
         self.inner.claim.notify_one();
         if !self.inner.fleet.has_worker(agent_no)
-            && let Some(demand) = self.inner.demand.get()
+            && let Some(launcher) = self.inner.launcher.get()
             && let Some(agent) = self.inner.registry.current().by_no(agent_no)
         {
-            demand(&agent.id);
+            (launcher.demand)(&agent.id);
         }
     }
 
@@ -303,6 +313,9 @@ impl Dispatcher {
             self.lose(&superseded).await;
         }
         tracing::info!(worker = worker_id, agent = %arrival.agent, pid = arrival.pid, "worker registered");
+        if let Some(launcher) = self.inner.launcher.get() {
+            (launcher.attached)(&arrival.agent);
+        }
         // What waited for a worker is found by the claim.
         self.waits(agent.no);
         Ok(Attached { worker_id, incoming, hang_up })

@@ -151,7 +151,7 @@ pub(super) fn agent_to(
 ) -> v1::Agent {
     let home = registry.home_of(&entry.id, entry.spec.home_dir.as_deref());
     let [memory_path, skills_path, sessions_path] = registry::paths_under(&home);
-    let warnings = match hermes_core::config::resolve_model(&snapshot.document, &entry.spec) {
+    let warnings = match hermes_core::config::resolve_model(&snapshot.models, &entry.spec) {
         hermes_core::config::Resolved::Unserved => {
             vec![hermes_core::config::unserved_message(snapshot.model_of(&entry.spec))]
         }

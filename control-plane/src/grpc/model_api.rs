@@ -54,7 +54,7 @@ impl ModelApi {
 
 /// Who answers for an agent.
 fn target_of(snapshot: &Snapshot, entry: &AgentEntry) -> (&'static str, ModelTarget) {
-    match resolve_model(&snapshot.document, &entry.spec) {
+    match resolve_model(&snapshot.models, &entry.spec) {
         Resolved::Echo => ("builtin", ModelTarget::Echo),
         Resolved::Unserved => ("none", ModelTarget::Unserved { model: snapshot.model_of(&entry.spec).to_owned() }),
         Resolved::Endpoint(endpoint) => (

@@ -61,6 +61,8 @@ pub struct Endpoint {
     pub worker: SocketAddr,
     /// The control plane's process.
     pub pid: u32,
+    /// Where Postgres is, with its password: the file is the owner's alone.
+    pub database_url: String,
 }
 
 /// A locked data directory. Dropping it unlocks.

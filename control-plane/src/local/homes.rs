@@ -41,6 +41,15 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// The agent that is refused.
+    pub fn agent(&self) -> &AgentId {
+        match self {
+            Self::NotAbsolute { agent, .. } | Self::NoUserHome { agent, .. } | Self::Shared { second: agent, .. } => agent,
+        }
+    }
+}
+
 /// What of the process's surroundings decides a home; read once at start.
 #[derive(Clone, Debug)]
 pub struct Surroundings {

@@ -121,7 +121,11 @@ impl Registry {
     ) -> Result<(T, Edit, Vec<Warning>), EditError> {
         let mut result = Edit { document: snapshot.document.clone(), ..Edit::default() };
         let answer = edit(snapshot, &mut result)?;
-        let (mut faults, warnings) = check(&result.document, &result.positions);
+        let (mut faults, warnings) = if result.document.providers.is_empty() && !self.inner.fallback.is_empty() {
+            check(&super::with_fallback(result.document.clone(), &self.inner.fallback), &result.positions)
+        } else {
+            check(&result.document, &result.positions)
+        };
         if faults.is_empty() {
             faults = self.inner.homes.check(&result.document);
         }

@@ -8,13 +8,13 @@
 mod edit;
 mod snapshot;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use hermes_core::AgentId;
-use hermes_core::config::{Document, Fault, Positions, Warning};
+use hermes_core::config::{Document, Fault, Positions, Provider, Warning};
 use tokio::sync::watch;
 
 pub use edit::{Edit, EditError, Edited};
@@ -34,6 +34,8 @@ pub trait Homes: Send + Sync {
 struct Inner {
     store: Store,
     homes: Arc<dyn Homes>,
+    /// Providers that the process's environment defines, used while the document has none.
+    fallback: BTreeMap<String, Provider>,
     current: RwLock<Arc<Snapshot>>,
     changed: watch::Sender<i64>,
     home_versions: Mutex<HashMap<i32, Arc<AtomicI64>>>,
@@ -58,11 +60,16 @@ impl Registry {
     ///
     /// # Errors
     /// [`store::Error`].
-    pub async fn load(store: Store, homes: Arc<dyn Homes>) -> Result<Self, EditError> {
+    pub async fn load(
+        store: Store,
+        homes: Arc<dyn Homes>,
+        fallback: BTreeMap<String, Provider>,
+    ) -> Result<Self, EditError> {
         let registry = Self {
             inner: Arc::new(Inner {
                 store,
                 homes,
+                fallback,
                 current: RwLock::new(Arc::new(Snapshot::default())),
                 changed: watch::Sender::new(0),
                 home_versions: Mutex::default(),
@@ -102,7 +109,7 @@ impl Registry {
             }
             known.clone()
         };
-        let snapshot = Snapshot::from_rows(rows, &versions)?;
+        let snapshot = Snapshot::from_rows(rows, &versions, &self.inner.fallback)?;
         let version = snapshot.version;
         {
             let mut current = self.inner.current.write().unwrap_or_else(PoisonError::into_inner);
@@ -159,6 +166,25 @@ impl Registry {
 
     /// What is accepted in the current document but probably not meant.
     pub fn warnings(&self) -> Vec<Warning> {
-        hermes_core::config::check(&self.current().document, &Positions::default()).1
+        let document = with_fallback(self.current().document.clone(), &self.inner.fallback);
+        hermes_core::config::check(&document, &Positions::default()).1
     }
+
+    /// The providers that the environment defines and that are in use because the document has none.
+    pub fn fallback_in_use(&self) -> Vec<String> {
+        let unused = !self.current().document.providers.is_empty();
+        self.inner.fallback.keys().filter(|_| !unused).cloned().collect()
+    }
+}
+
+/// The document as models are resolved: without providers of its own it has those of the environment.
+fn with_fallback(mut document: Document, fallback: &BTreeMap<String, Provider>) -> Document {
+    if document.providers.is_empty() && !fallback.is_empty() {
+        document.providers.clone_from(fallback);
+        if document.default_provider.is_none() && fallback.contains_key("openrouter") {
+            // It serves every vendor's models under their whole id.
+            document.default_provider = Some("openrouter".to_owned());
+        }
+    }
+    document
 }

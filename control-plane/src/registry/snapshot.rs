@@ -1,12 +1,12 @@
 //! One version of the registry, compiled for answering.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use hermes_core::AgentId;
-use hermes_core::config::{AgentSpec, Document};
+use hermes_core::config::{AgentSpec, Document, Provider};
 use hermes_core::routing::{Route, RouteTable};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -48,6 +48,8 @@ pub struct Snapshot {
     pub table: RouteTable,
     /// Its time zone.
     pub zone: TimeZone,
+    /// The settings that say who answers for a model; without agents and routes.
+    pub models: Document,
     agents: HashMap<AgentId, Arc<AgentEntry>>,
     by_no: HashMap<i32, Arc<AgentEntry>>,
     /// Removed agents: their history comes back when the id is added again.
@@ -61,6 +63,7 @@ impl Default for Snapshot {
             version: -1,
             table: RouteTable::compile(Arc::from([])),
             zone: TimeZone::UTC,
+            models: document.clone(),
             document,
             agents: HashMap::new(),
             by_no: HashMap::new(),
@@ -70,7 +73,11 @@ impl Default for Snapshot {
 }
 
 impl Snapshot {
-    pub(super) fn from_rows(rows: RegistryRows, homes: &HashMap<i32, Arc<AtomicI64>>) -> store::Result<Self> {
+    pub(super) fn from_rows(
+        rows: RegistryRows,
+        homes: &HashMap<i32, Arc<AtomicI64>>,
+        fallback: &BTreeMap<String, Provider>,
+    ) -> store::Result<Self> {
         let unreadable = |what: &str, error: &dyn std::fmt::Display| {
             store::Error::Schema(format!("the stored {what} cannot be read by this build: {error}"))
         };
@@ -104,11 +111,12 @@ impl Snapshot {
         }
         let routes: Arc<[Route]> = routes.into();
         let mut document: Document = document_from(rows.settings).map_err(|error| unreadable("document", &error))?;
+        let models = super::with_fallback(document.clone(), fallback);
         document.agents = agents.iter().map(|(id, entry)| (id.clone(), entry.spec.clone())).collect();
         document.agents.entry(AgentId::main()).or_default();
         document.routes = routes.to_vec();
         let zone = TimeZone::get(&document.timezone).map_err(|error| unreadable("time zone", &error))?;
-        Ok(Self { version: rows.version, table: RouteTable::compile(routes), zone, document, agents, by_no, removed })
+        Ok(Self { version: rows.version, table: RouteTable::compile(routes), zone, models, document, agents, by_no, removed })
     }
 
     /// A registered agent.

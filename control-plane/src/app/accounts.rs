@@ -1,0 +1,109 @@
+//! The platform accounts of the document as running adapters: built when they appear, replaced when they change, stopped
+//! when they go.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use hermes_core::config::{Document, TelegramAccount, WebhookAccount, WebhookReply};
+use hermes_platforms::telegram::{self, Telegram};
+use hermes_platforms::webhook::{self, Webhook};
+use hermes_platforms::{AccountState, Adapter, ChatRef, ReplyTarget};
+use tokio_util::sync::CancellationToken;
+
+use super::secrets;
+use crate::intake::Sink;
+use crate::outbox::Adapters;
+use crate::registry::Registry;
+use crate::tasks::Tasks;
+
+#[derive(Clone, PartialEq)]
+enum Wanted {
+    Telegram(TelegramAccount),
+    Webhook(WebhookAccount),
+}
+
+struct Running {
+    wanted: Wanted,
+    stop: CancellationToken,
+}
+
+/// Follows the document until the stop.
+pub(super) async fn run(registry: Registry, adapters: Adapters, sink: Sink, tasks: Tasks) {
+    let stop = tasks.stopping();
+    let mut changes = registry.changes();
+    let mut running: HashMap<(String, String), Running> = HashMap::new();
+    loop {
+        changes.borrow_and_update();
+        follow(&registry.current().document, &mut running, &adapters, &sink, &tasks);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+fn follow(
+    document: &Document,
+    running: &mut HashMap<(String, String), Running>,
+    adapters: &Adapters,
+    sink: &Sink,
+    tasks: &Tasks,
+) {
+    let telegram = document.platforms.telegram.iter().map(|(id, account)| (("telegram".to_owned(), id.clone()), Wanted::Telegram(account.clone())));
+    let webhook = document.platforms.webhook.iter().map(|(id, account)| (("webhook".to_owned(), id.clone()), Wanted::Webhook(account.clone())));
+    let wanted: HashMap<(String, String), Wanted> = telegram.chain(webhook).collect();
+    running.retain(|key, account| {
+        let stays = wanted.get(key) == Some(&account.wanted);
+        if !stays {
+            account.stop.cancel();
+            adapters.remove(&key.0, &key.1);
+        }
+        stays
+    });
+    for (key, wanted) in wanted {
+        if running.contains_key(&key) {
+            continue;
+        }
+        let stop = tasks.stopping().child_token();
+        match build(&key.1, &wanted) {
+            Ok(adapter) => {
+                adapters.insert(adapter.clone());
+                let (sink, stop) = (sink.clone(), stop.clone());
+                tasks.spawn("account", async move { adapter.receive(&sink, stop).await });
+            }
+            // The other accounts go on; this one says what it needs.
+            Err(why) => adapters.report(&key.0, &key.1, AccountState::Failed(why)),
+        }
+        running.insert(key, Running { wanted, stop });
+    }
+}
+
+fn build(id: &str, wanted: &Wanted) -> Result<Arc<dyn Adapter>, String> {
+    match wanted {
+        Wanted::Telegram(account) => {
+            let settings = telegram::Settings {
+                account: id.to_owned(),
+                token: secrets::resolve(&account.token)?,
+                api_base: account.api_base.clone(),
+                allow_users: account.allow_users.clone(),
+                allow_chats: account.allow_chats.clone(),
+                allow_all: account.allow_all,
+                rate: account.rate,
+            };
+            Ok(Arc::new(Telegram::new(settings).map_err(|error| error.to_string())?))
+        }
+        Wanted::Webhook(account) => {
+            let reply = match &account.reply {
+                WebhookReply::Callback { url } => webhook::Reply::Callback { url: url.clone() },
+                WebhookReply::Chat { platform, account, chat_id, thread_id } => webhook::Reply::Chat(ReplyTarget {
+                    platform: platform.clone(),
+                    account: account.clone(),
+                    chat: ChatRef { chat_id: chat_id.clone(), thread_id: thread_id.clone() },
+                }),
+            };
+            let settings = webhook::Settings { account: id.to_owned(), secret: secrets::resolve(&account.secret)?, reply };
+            let clock: webhook::Clock = Arc::new(|| u64::try_from(super::wall_clock().as_second()).unwrap_or(0));
+            Ok(Arc::new(Webhook::new(settings, clock).map_err(|error| error.to_string())?))
+        }
+    }
+}

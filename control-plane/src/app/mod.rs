@@ -1,0 +1,275 @@
+//! The composition root: builds the parts, joins them, serves, and stops them in order.
+//!
+//! Called by `main.rs` with parsed options. It owns the processes it starts (Postgres, workers), the listeners and the order
+//! of the stop: workers first, so that their turns can be stored, then everything that stores, then Postgres. It holds no
+//! business rules.
+
+mod accounts;
+mod api;
+mod homes;
+mod options;
+mod secrets;
+mod start;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use hermes_core::AgentId;
+use hermes_proto::{DESCRIPTORS, v1};
+use secrecy::ExposeSecret as _;
+use tokio::net::TcpListener;
+use tonic::transport::server::TcpIncoming;
+
+pub use options::{Command, Common, Database, Dev, LogFormat, Options, Serve, Surroundings};
+
+use crate::dispatch::Dispatcher;
+use crate::grpc::agent_api::AgentApi;
+use crate::grpc::identity_api::IdentityApi;
+use crate::grpc::layers::{Layers, Limits, Listener, server, worker_tls};
+use crate::grpc::message_api::MessageApi;
+use crate::grpc::model_api::ModelApi;
+use crate::grpc::route_api::RouteApi;
+use crate::grpc::session_api::SessionApi;
+use crate::grpc::system_api::{Addresses, SystemApi};
+use crate::grpc::worker_api::WorkerApi;
+use crate::identity::{Authority, Clock, Tokens};
+use crate::intake::{Intake, Sink};
+use crate::models::Broker;
+use crate::outbox::{Adapters, Outbox};
+use crate::registry::{Homes, Registry};
+use crate::store::{DatabaseClock, Store};
+use crate::tasks::Tasks;
+use crate::telemetry::{Metrics, Telemetry};
+use crate::{http, models};
+
+/// Connections to Postgres of one replica.
+const CONNECTIONS: usize = 12;
+/// Longest wait for tasks at the stop.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// The wall clock, for certificates and signed timestamps only.
+pub(crate) fn wall_clock() -> jiff::Timestamp {
+    jiff::Timestamp::now()
+}
+
+/// The bound sockets of a replica.
+struct Sockets {
+    grpc: TcpListener,
+    http: TcpListener,
+    worker: TcpListener,
+    addresses: Addresses,
+}
+
+/// A running replica.
+struct Replica {
+    registry: Registry,
+    dispatcher: Dispatcher,
+    outbox: Outbox,
+    tokens: Tokens,
+    authority: Arc<Authority>,
+    replica: i64,
+    tasks: Tasks,
+}
+
+/// What a replica is built from.
+struct Plan<'a> {
+    store: Store,
+    homes: Arc<dyn Homes>,
+    common: &'a Common,
+    worker_names: Vec<String>,
+    /// This process owns the database alone.
+    sole: bool,
+    telemetry: &'a Telemetry,
+}
+
+impl Replica {
+    /// Builds and joins all parts; listeners accept when this returns.
+    async fn build(plan: Plan<'_>, sockets: Sockets) -> anyhow::Result<Self> {
+        let Plan { store, homes, common, worker_names, sole, telemetry } = plan;
+        let tasks = Tasks::default();
+        let metrics = telemetry.metrics();
+        let replica = store.replica_register().await?;
+        if sole {
+            store.everybody_else_lose(replica).await?;
+        }
+        let clock = Arc::new(DatabaseClock::new(store.poll(replica, &[], crate::dispatch::LEASE).await?.now));
+        let authority = Arc::new(start::authority(&store).await?);
+        let tokens = Tokens::new(Arc::new(store.clone()));
+        let registry = Registry::load(store.clone(), homes, secrets::providers_from_env()).await?;
+        if let Some(file) = &common.config {
+            start::apply_config(&registry, file).await?;
+        }
+        let adapters = Adapters::default();
+        let outbox = Outbox::start(store.clone(), adapters.clone(), replica, metrics.clone(), &tasks);
+        let dispatcher =
+            Dispatcher::start(store.clone(), registry.clone(), outbox.clone(), clock.clone(), replica, metrics.clone(), &tasks);
+        let intake =
+            Intake::start(registry.clone(), dispatcher.clone(), outbox.clone(), clock, metrics.clone(), &tasks);
+        let broker = Broker::new(models::Settings::default(), secrets::for_models()).context("set up model calls")?;
+        let sink = Sink::new(intake.clone(), adapters.clone());
+        tasks.spawn("accounts", accounts::run(registry.clone(), adapters, sink.clone(), tasks.clone()));
+        tasks.spawn("tokens", start::touch_tokens(tokens.clone(), tasks.stopping()));
+        let this = Self { registry, dispatcher, outbox, tokens, authority, replica, tasks };
+        this.serve(sockets, &intake, sink, broker, worker_names, telemetry, &metrics).await?;
+        Ok(this)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the composition root joins all parts once")]
+    async fn serve(
+        &self,
+        sockets: Sockets,
+        intake: &Intake,
+        sink: Sink,
+        broker: Broker,
+        worker_names: Vec<String>,
+        telemetry: &Telemetry,
+        metrics: &Metrics,
+    ) -> anyhow::Result<()> {
+        let database = self.registry.store().server_version().await?;
+        let wall: Clock = Arc::new(wall_clock);
+        let known = self.registry.clone();
+        let identity = IdentityApi::new(
+            self.authority.clone(),
+            self.tokens.clone(),
+            Arc::new(move |agent: &AgentId| known.current().agent(agent).is_some()),
+            wall.clone(),
+        );
+        let layers =
+            |listener| Layers::new(listener, self.tokens.clone(), wall.clone(), Limits::default(), metrics.clone());
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<v1::message_service_server::MessageServiceServer<MessageApi>>().await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .build_v1()
+            .context("build reflection")?;
+        let adapters = self.outbox.adapters().clone();
+        let store = self.registry.store().clone();
+        let operator = server()
+            .layer(layers(Listener::Operator))
+            .add_service(health_service)
+            .add_service(reflection)
+            .add_service(AgentApi::server(self.registry.clone(), self.dispatcher.clone()))
+            .add_service(RouteApi::server(self.registry.clone()))
+            .add_service(SessionApi::server(self.registry.clone()))
+            .add_service(MessageApi::server(intake.clone(), adapters.clone(), store))
+            .add_service(identity.clone().into_server())
+            .add_service(SystemApi::server(
+                self.registry.clone(),
+                self.dispatcher.clone(),
+                adapters.clone(),
+                sockets.addresses,
+                database,
+            ));
+        let certificate = self.authority.server_certificate(&worker_names, wall_clock())?;
+        let workers = server()
+            .tls_config(worker_tls(&self.authority, &certificate))
+            .context("set up the workers' TLS")?
+            .layer(layers(Listener::Worker))
+            .add_service(WorkerApi::server(self.registry.clone(), self.dispatcher.clone(), self.tasks.clone()))
+            .add_service(ModelApi::server(self.registry.clone(), self.dispatcher.clone(), broker, metrics.clone()))
+            .add_service(identity.into_server());
+        let stop = self.tasks.stopping();
+        let incoming = TcpIncoming::from(sockets.grpc).with_nodelay(Some(true));
+        self.tasks.spawn("operator listener", ended("operator", operator.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned())));
+        let incoming = TcpIncoming::from(sockets.worker).with_nodelay(Some(true));
+        self.tasks.spawn("worker listener", ended("worker", workers.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned())));
+        let router = http::router(self.http_parts(intake, sink, telemetry));
+        let http = axum::serve(sockets.http, router).with_graceful_shutdown(stop.cancelled_owned());
+        self.tasks.spawn("http listener", ended("http", http.into_future()));
+        Ok(())
+    }
+
+    fn http_parts(&self, intake: &Intake, sink: Sink, telemetry: &Telemetry) -> http::Parts {
+        let (registry, adapters) = (self.registry.clone(), self.outbox.adapters().clone());
+        let metrics = telemetry.renderer();
+        let turns = api::Api { intake: intake.clone(), registry: self.registry.clone(), tokens: self.tokens.clone() };
+        http::Parts {
+            turns: Arc::new(turns),
+            ready: Arc::new(move || registry.database()),
+            metrics: Arc::new(metrics),
+            webhooks: Arc::new(move |platform, account, request| {
+                let (adapters, sink) = (adapters.clone(), sink.clone());
+                Box::pin(async move {
+                    let adapter = adapters.get(&platform, &account)?;
+                    let answer = adapter.webhook(request, &sink)?;
+                    Some(answer.await)
+                })
+            }),
+            now: Arc::new(|| wall_clock().as_second()),
+            settings: http::Settings::default(),
+        }
+    }
+
+    /// Waits for a reason to stop; an error when it is a defect.
+    async fn until_stop(&self) -> anyhow::Result<()> {
+        tokio::select! {
+            signal = signals() => {
+                tracing::info!(signal = signal?, "stopping");
+                Ok(())
+            }
+            name = self.tasks.failed() => Err(anyhow::anyhow!("task {name:?} failed")),
+        }
+    }
+
+    /// Stops what stores; workers have stopped before.
+    async fn stop(self) {
+        if let Err(error) = self.tokens.touch().await {
+            tracing::debug!(%error, "could not note when tokens were used");
+        }
+        if !self.tasks.shutdown(GRACE).await {
+            tracing::warn!("some tasks did not stop in time");
+        }
+        if let Err(error) = self.registry.store().replica_leave(self.replica).await {
+            tracing::debug!(%error, "could not sign off");
+        }
+    }
+}
+
+/// A listener that ends before the stop is a defect; its task's panic-free way to say so is the log.
+async fn ended<E: std::fmt::Display>(name: &'static str, serving: impl Future<Output = Result<(), E>>) {
+    if let Err(error) = serving.await {
+        tracing::error!(listener = name, %error, "a listener failed");
+    }
+}
+
+/// SIGINT or SIGTERM; its name.
+async fn signals() -> anyhow::Result<&'static str> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
+    let mut hang_up = signal(SignalKind::hangup()).context("watch SIGHUP")?;
+    Ok(tokio::select! {
+        _ = interrupt.recv() => "SIGINT",
+        _ = terminate.recv() => "SIGTERM",
+        _ = hang_up.recv() => "SIGHUP",
+    })
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// What a person must know: it is printed, and the process exits with 1.
+pub async fn run(options: Options, surroundings: Surroundings, telemetry: &Telemetry) -> anyhow::Result<()> {
+    match options.command {
+        Command::Serve(serve) => start::serve(*serve, telemetry).await,
+        Command::Dev(dev) => start::dev(*dev, surroundings, telemetry).await,
+        Command::Migrate(database) => {
+            let store = Store::new(start::database_url(&database)?.expose_secret(), 2)?;
+            store.migrate().await?;
+            tracing::info!(database = store.server_version().await?, "the schema is up to date");
+            Ok(())
+        }
+        Command::CheckConfig { file } => start::check_config(&file),
+    }
+}
+
+fn local(address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], address.port())) } else { address }
+}
+
+fn display(path: &Path) -> String {
+    path.display().to_string()
+}
