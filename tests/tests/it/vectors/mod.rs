@@ -24,7 +24,7 @@ fn folder() -> PathBuf {
 /// The text of one file of the folder.
 fn text(name: &str) -> String {
     let path = folder().join(name);
-    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("read {}: {error}", path.display()))
+    std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display())).expect("read vectors")
 }
 
 /// Judges every row of a file; the judge answers what differs.
@@ -34,8 +34,8 @@ fn each_row(name: &str, judge: impl Fn(&Value) -> Result<(), String>) {
     assert!(!rows.is_empty(), "{name} has no rows");
     let mut wrong = Vec::new();
     for (number, row) in rows.iter().enumerate() {
-        let value: Value = serde_json::from_str(row).unwrap_or_else(|error| panic!("{name}:{}: {error}", number + 1));
-        if let Err(difference) = judge(&value) {
+        let value = serde_json::from_str(row).map_err(|error| format!("not JSON: {error}"));
+        if let Err(difference) = value.and_then(|value| judge(&value)) {
             wrong.push(format!("{name}:{}: {difference}\n  {row}", number + 1));
         }
     }
