@@ -159,6 +159,20 @@ fn every_key_is_read() {
 }
 
 #[test]
+fn json_and_other_layouts_of_the_same_document_read_alike() {
+    let expected = load("agents: {a: {}}\nroutes: [{match: {chat_id: '1'}, agent: a}]\n");
+    for text in [
+        "{\"agents\": {\"a\": {}}, \"routes\": [{\"match\": {\"chat_id\": \"1\"}, \"agent\": \"a\"}]}",
+        "{\n  \"agents\": {\n    \"a\": {}\n  },\n  \"routes\": [\n    {\"match\": {\"chat_id\": 1}, \"agent\": \"a\"}\n  ]\n}\n",
+        "agents: {\n  a: {},\n}\nroutes: [\n  {match: {chat_id: 1}, agent: a}, # one\n]\n",
+        "---\nagents:\r\n  a:\r\nroutes:\r\n- match:\r\n    chat_id: 1\r\n  agent: a\r\n...\n",
+        "'agents':\n  ? a\n  : {}\nroutes:\n- agent: >-\n    a\n  match: {\"chat_id\":1}\n",
+    ] {
+        assert_eq!(load(text), expected, "{text}");
+    }
+}
+
+#[test]
 fn an_empty_text_says_nothing() {
     for text in ["", "\n\n", "# only a comment\n", "---\n", "null", "~", "\u{feff}", "{}"] {
         assert_eq!(parse(text), Ok(Patch::default()), "{text:?}");
