@@ -1,7 +1,8 @@
 //! Domain types and pure decisions of the Hermes control plane.
 //!
 //! Called by the control plane, the platform adapters, hermesctl (its offline commands) and the tests. It owns no state.
-//! Always true: nothing here reads a clock, the environment, a file or a socket; time and alias files are parameters.
+//! Always true: nothing here reads a clock, the environment, a file or a socket; time and alias files are parameters. (A
+//! zone's rules come from jiff's time zone database, which on Unix is the system's.)
 //! It deliberately knows neither tokio, tonic, Postgres nor HTTP.
 
 pub mod config;

@@ -88,8 +88,11 @@ fn check_agents(document: &Document, positions: &Positions, faults: &mut Faults)
     }
     for (index, route) in document.routes.iter().enumerate() {
         if !document.agents.contains_key(&route.agent) {
-            let message = not_registered(&route.agent, document);
-            faults.push(Fault { line: positions.route_agent(index), path: format!("routes[{index}].agent"), message });
+            faults.push_with(|| Fault {
+                line: positions.route_agent(index),
+                path: format!("routes[{index}].agent"),
+                message: not_registered(&route.agent, document),
+            });
         }
     }
 }

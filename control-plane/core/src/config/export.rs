@@ -2,7 +2,8 @@
 //!
 //! Called by `export` and, for its shape, by `diff`. Always true: text that any YAML reader could take for something else
 //! is quoted, characters that lines or terminals trip over are escaped, secrets appear as the references they are. Defaults
-//! are written out, so that the text means the same on another server.
+//! are written out, so that the text means the same on another server. serde_yaml's own writer is not used because it leaves
+//! `yes`, `on` and `7:36` unquoted, which our strict reader refuses.
 
 use std::fmt::{self, Write};
 

@@ -10,6 +10,7 @@ use std::ops::RangeInclusive;
 
 use super::tree::{Content, Node};
 use super::{Fault, nearest, shown};
+use crate::routing::InvalidValue;
 
 /// Most faults or warnings reported one by one; the rest is counted.
 pub(super) const REPORT_LIMIT: usize = 1000;
@@ -62,8 +63,13 @@ impl Faults {
     }
 
     pub(super) fn push(&mut self, fault: Fault) {
+        self.push_with(|| fault);
+    }
+
+    /// Adds what `fault` makes, which is not called for faults that are only counted: a hint may be dear.
+    pub(super) fn push_with(&mut self, fault: impl FnOnce() -> Fault) {
         if self.list.len() < REPORT_LIMIT {
-            self.list.push(fault);
+            self.list.push(fault());
         } else {
             self.omitted += 1;
         }
@@ -123,7 +129,7 @@ pub(super) fn entries<'n>(node: &'n Node, path: Path<'_>, faults: &mut Faults) -
         let name = match &key.content {
             Content::Text(name) => name.as_str(),
             Content::Decimal(text) | Content::Odd(text) | Content::Float(_, text) => {
-                faults.add(key.line, path, format!("a key is text; write \"{text}\" in quotes"));
+                faults.add(key.line, path, format!("a key is text; write {} in quotes", shown(text)));
                 continue;
             }
             _ => {
@@ -251,9 +257,10 @@ pub(super) fn judged(
 /// An id of a platform: text, or an integer in plain decimal, kept as its decimal text.
 pub(super) fn platform_id(node: &Node, path: Path<'_>, faults: &mut Faults) -> Option<String> {
     let message = match &node.content {
+        Content::Text(text) if text.contains('\0') => InvalidValue.to_string(),
         Content::Text(text) | Content::Decimal(text) => return Some(text.clone()),
         Content::Odd(text) | Content::Float(_, text) => {
-            format!("YAML readers take {text} for different values; quote it: \"{text}\"")
+            format!("YAML readers take this for different values; quote it: {}", shown(text))
         }
         Content::Bool(value) => format!("a value is text or an integer, not a boolean; quote it: \"{value}\""),
         Content::Null => "a value is text or an integer, not nothing; write \"\" for an empty text".to_owned(),

@@ -23,6 +23,7 @@ mod values;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
@@ -315,6 +316,29 @@ pub struct Warning {
     pub message: String,
 }
 
+/// `line 4: agents.coder: what is wrong`, without the parts that are unknown.
+fn placed(f: &mut fmt::Formatter<'_>, line: u32, path: &str, message: &str) -> fmt::Result {
+    if line > 0 {
+        write!(f, "line {line}: ")?;
+    }
+    if !path.is_empty() {
+        write!(f, "{path}: ")?;
+    }
+    f.write_str(message)
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        placed(f, self.line, &self.path, &self.message)
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        placed(f, self.line, &self.path, &self.message)
+    }
+}
+
 /// Path of an account in faults about a merged document and in changes.
 fn account_path(platform: &str, id: &str) -> String {
     format!("platforms.{platform}.accounts[{id}]")
@@ -329,6 +353,9 @@ pub(crate) fn shown(text: &str) -> String {
     format!("\"{shown}\"")
 }
 
+/// Most known words compared for one hint.
+const HINT_CANDIDATES: usize = 10_000;
+
 /// The known word that was probably meant.
 pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if word.is_empty() || word.len() > 60 {
@@ -337,6 +364,8 @@ pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
     let lower = word.to_lowercase().replace('-', "_");
     known
         .into_iter()
+        .take(HINT_CANDIDATES)
+        .filter(|candidate| candidate.len().abs_diff(word.len()) <= 3)
         .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.replace('-', "_")), candidate))
         .filter(|(distance, candidate)| *distance <= (candidate.len().min(word.len()) / 3).clamp(1, 3))
         .min_by_key(|(distance, _)| *distance)

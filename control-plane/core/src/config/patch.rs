@@ -188,6 +188,9 @@ fn read_reset(top: &Section<'_, '_>, patch: &mut Patch, faults: &mut Faults) {
     for key in ["reset_by_type", "reset_by_platform"] {
         let Some(node) = top.get(key) else { continue };
         let path = Path::Root.key(key);
+        if matches!(node.content, tree::Content::Null) {
+            faults.add(node.line, path, "a mapping is expected here; write {} for none, or remove the key");
+        }
         let mut policies = BTreeMap::new();
         for entry in entries(node, path, faults) {
             let path = path.key(entry.key);
@@ -206,6 +209,9 @@ fn read_reset(top: &Section<'_, '_>, patch: &mut Patch, faults: &mut Faults) {
 }
 
 fn reset_policy(node: &Node, path: Path<'_>, faults: &mut Faults) -> ResetPolicy {
+    if matches!(node.content, tree::Content::Null) {
+        faults.add(node.line, path, "a policy is expected here; write for example {mode: none}, or remove the key");
+    }
     let section = Section::open(node, &path, &["mode", "at_hour", "idle_minutes"], faults);
     let default = ResetPolicy::default();
     let mode = section.optional("mode", faults, |node, path, faults| {

@@ -138,10 +138,18 @@ pub enum InvalidRoute {
     /// One key twice.
     #[error("match key {0} is written twice; keep one")]
     Repeated(MatchKey),
+    /// A value that no source has.
+    #[error("{0}: {1}")]
+    Value(MatchKey, InvalidValue),
     /// The agent's id breaks the grammar.
     #[error(transparent)]
     Agent(#[from] crate::id::InvalidAgentId),
 }
+
+/// A value with U+0000, which neither a platform sends nor the store keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the value contains U+0000, which no platform sends; remove it")]
+pub struct InvalidValue;
 
 /// One row of the table: all keys must hold, compared exactly.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,13 +165,16 @@ impl Route {
     /// A route from names and values as a command line or a request gives them.
     ///
     /// # Errors
-    /// [`InvalidRoute`]: unknown, repeated or no keys, or an agent id that breaks the grammar.
+    /// [`InvalidRoute`]: unknown, repeated or no keys, a value with U+0000, or an agent id that breaks the grammar.
     pub fn new<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>, agent: &str) -> Result<Self, InvalidRoute> {
         let mut keys: Vec<(MatchKey, String)> = Vec::new();
         for (name, value) in pairs {
             let key = MatchKey::parse(name)?;
             if keys.iter().any(|(known, _)| *known == key) {
                 return Err(InvalidRoute::Repeated(key));
+            }
+            if value.contains('\0') {
+                return Err(InvalidRoute::Value(key, InvalidValue));
             }
             keys.push((key, value.to_owned()));
         }

@@ -83,6 +83,7 @@ fn a_route_cannot_be_made_of_faulty_parts() {
     assert!(new(&[], "coder").contains("empty match"));
     assert!(new(&[("platform", "a"), ("platform", "b")], "coder").contains("written twice"));
     assert!(new(&[("Platform", "a")], "coder").contains("unknown match key"));
+    assert!(new(&[("platform", "a\0")], "coder").contains("U+0000"));
     assert!(new(&[("platform", "a")], "Coder").contains("not an agent id"));
 }
 
@@ -91,10 +92,12 @@ fn tuples_whose_joined_text_is_equal_stay_apart() {
     let table = table(&[
         (&[("platform", "ab"), ("chat_id", "c")], "a"),
         (&[("platform", "a"), ("chat_id", "bc")], "b"),
-        (&[("platform", "a\0b"), ("chat_id", "")], "c"),
-        (&[("platform", "a"), ("chat_id", "\0b")], "d"),
+        (&[("platform", "a\u{1}b"), ("chat_id", "")], "c"),
+        (&[("platform", "a"), ("chat_id", "\u{1}b")], "d"),
     ]);
-    for (index, (platform, chat)) in [("ab", "c"), ("a", "bc"), ("a\0b", ""), ("a", "\0b")].into_iter().enumerate() {
+    for (index, (platform, chat)) in
+        [("ab", "c"), ("a", "bc"), ("a\u{1}b", ""), ("a", "\u{1}b")].into_iter().enumerate()
+    {
         assert_eq!(table.decide(&source(platform, chat, None)), Some(index));
     }
 }

@@ -25,7 +25,7 @@ fn folder() -> PathBuf {
 /// The text of one file of the folder.
 fn text(name: &str) -> String {
     let path = folder().join(name);
-    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("read {}: {error}", path.display()))
+    std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display())).expect("read vectors")
 }
 
 /// The rows of one file.
