@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 /// Runs and steers a Hermes control plane: many agents, many chat platforms, one place that decides who answers.
@@ -499,10 +499,10 @@ pub(crate) struct SessionKeyArgs {
     #[arg(long, value_name = "ID", allow_hyphen_values = true, default_value = "main")]
     pub agent: String,
     /// One session per user in group chats.
-    #[arg(long, value_name = "BOOL", value_parser = BoolishValueParser::new(), default_value = "true")]
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, value_parser = BoolishValueParser::new(), default_value = "true")]
     pub group_sessions_per_user: bool,
     /// One session per user inside a thread.
-    #[arg(long, value_name = "BOOL", value_parser = BoolishValueParser::new(), default_value = "false")]
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, value_parser = BoolishValueParser::new(), default_value = "false")]
     pub thread_sessions_per_user: bool,
     /// The home whose WhatsApp alias files are read.
     #[arg(long, value_name = "DIR", env = "HERMES_HOME", hide_env_values = true)]

@@ -252,6 +252,10 @@ fn endpoint(url: &str, ca_file: Option<&Path>) -> anyhow::Result<Endpoint> {
     if uri.host().is_none_or(str::is_empty) {
         return Err(wrong("it names no host".into()).into());
     }
+    let only_host = uri.authority().is_some_and(|authority| Some(authority.as_str()) == uri.host());
+    if !only_host && uri.port().is_none() {
+        return Err(wrong("after the host only a port may follow".into()).into());
+    }
     let secure = match uri.scheme_str() {
         Some("http") => false,
         Some("https") => true,

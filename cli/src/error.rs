@@ -135,9 +135,9 @@ mod tests {
     fn a_status_is_one_line_with_what_to_do() {
         let (status, text) = report(&Status::unauthenticated("the token is not known").into());
         assert_eq!(status, ExitStatus::Failed);
-        insta::assert_snapshot!(text.unwrap(), @"");
+        insta::assert_snapshot!(text.unwrap(), @"error: the token is not known; give a token with --token-file or HERMES_TOKEN, or name the data directory of that `hermesctl up`");
         let (_, text) = report(&Status::not_found("agent \u{1b}[31mx is not registered").into());
-        insta::assert_snapshot!(text.unwrap(), @"");
+        insta::assert_snapshot!(text.unwrap(), @r"error: agent \u{1b}[31mx is not registered");
     }
 
     #[test]
@@ -147,6 +147,10 @@ mod tests {
             tonic_types::FieldViolation::new("route.agent", "coder is not registered"),
         ]);
         let status = Status::with_error_details(Code::InvalidArgument, "the route is refused", details);
-        insta::assert_snapshot!(status_text(&status), @"");
+        insta::assert_snapshot!(status_text(&status), @"
+        error: the route is refused
+          route.match[0].key: unknown key; write chat_id
+          route.agent: coder is not registered
+        ");
     }
 }

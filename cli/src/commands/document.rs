@@ -206,8 +206,13 @@ mod tests {
         insta::assert_snapshot!("apply_table", render(&view, Format::Table, Paint::Off).unwrap());
         insta::assert_snapshot!("apply_json", render(&view, Format::Json, Paint::Off).unwrap());
         let same = ChangesView::from_proto(vec![], vec![], None).unwrap();
-        insta::assert_snapshot!(render(&same, Format::Table, Paint::Off).unwrap(), @"");
-        insta::assert_snapshot!(render(&same, Format::Json, Paint::Off).unwrap(), @"");
+        insta::assert_snapshot!(render(&same, Format::Table, Paint::Off).unwrap(), @"no difference");
+        insta::assert_snapshot!(render(&same, Format::Json, Paint::Off).unwrap(), @r#"
+        {
+          "changes": [],
+          "warnings": []
+        }
+        "#);
         assert!(ChangesView::from_proto(vec![v1::Change::default()], vec![], None).is_err());
     }
 }

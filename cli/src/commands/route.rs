@@ -238,7 +238,18 @@ mod tests {
     fn a_changed_route_says_where_it_is() {
         let route = RouteView::from_proto(route());
         let changed = ChangedRoute { did: "added", index: 4, route, version: 9, warnings: vec![] };
-        insta::assert_snapshot!(render(&changed, Format::Table, Paint::Off).unwrap(), @"");
-        insta::assert_snapshot!(render(&changed, Format::Json, Paint::Off).unwrap(), @"");
+        insta::assert_snapshot!(render(&changed, Format::Table, Paint::Off).unwrap(), @"added route 4: thread_id=a=b platform=telegram -> coder");
+        insta::assert_snapshot!(render(&changed, Format::Json, Paint::Off).unwrap(), @r#"
+        {
+          "index": 4,
+          "match": {
+            "thread_id": "a=b",
+            "platform": "telegram"
+          },
+          "agent": "coder",
+          "version": 9,
+          "warnings": []
+        }
+        "#);
     }
 }

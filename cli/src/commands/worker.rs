@@ -105,7 +105,7 @@ mod tests {
         insta::assert_snapshot!("worker_list_table", render(&list, Format::Table, Paint::Off).unwrap());
         insta::assert_snapshot!("worker_list_json", render(&list, Format::Json, Paint::Off).unwrap());
         let none = WorkerList(vec![]);
-        insta::assert_snapshot!(render(&none, Format::Table, Paint::Off).unwrap(), @"");
-        insta::assert_snapshot!(render(&none, Format::Json, Paint::Off).unwrap(), @"");
+        insta::assert_snapshot!(render(&none, Format::Table, Paint::Off).unwrap(), @"no worker is connected");
+        insta::assert_snapshot!(render(&none, Format::Json, Paint::Off).unwrap(), @"[]");
     }
 }

@@ -323,7 +323,14 @@ mod tests {
         insta::assert_snapshot!("agent_history_table", render(&list, Format::Table, Paint::Off).unwrap());
         insta::assert_snapshot!("agent_history_json", render(&list, Format::Json, Paint::Off).unwrap());
         let removed = RemovedView { id: "coder".into(), purged: false, routes_changed: 2, turns_cancelled: 1 };
-        insta::assert_snapshot!(render(&removed, Format::Table, Paint::Off).unwrap(), @"");
-        insta::assert_snapshot!(render(&removed, Format::Json, Paint::Off).unwrap(), @"");
+        insta::assert_snapshot!(render(&removed, Format::Table, Paint::Off).unwrap(), @"removed coder: 2 routes changed, 1 queued turns cancelled; its home and sessions are kept");
+        insta::assert_snapshot!(render(&removed, Format::Json, Paint::Off).unwrap(), @r#"
+        {
+          "id": "coder",
+          "purged": false,
+          "routes_changed": 2,
+          "turns_cancelled": 1
+        }
+        "#);
     }
 }
