@@ -1,1 +1,3 @@
-fn main() {}
+//! The project's integration tests, one module per subject.
+
+mod vectors;
