@@ -130,7 +130,8 @@ async fn dialogue(connection: &Connection, place: &Place, printer: &mut Printer)
         let line = tokio::select! {
             line = lines.recv() => line,
             () = interrupt(terminal) => {
-                printer.note("\nCtrl-D or `exit` leaves");
+                printer.flow("\n")?;
+                printer.note("Ctrl-D or `exit` leaves");
                 continue;
             }
         };
@@ -148,11 +149,14 @@ async fn dialogue(connection: &Connection, place: &Place, printer: &mut Printer)
         match said {
             Some(Ok(ended)) if terminal || ended == ExitStatus::Done => {}
             Some(Ok(ended)) => status = ended,
-            Some(Err(error)) if terminal && report(&error).1.is_some() => {
-                printer.error(&report(&error).1.unwrap_or_default());
+            Some(Err(error)) => match report(&error).1 {
+                Some(text) if terminal => printer.error(&text),
+                _ => return Err(error),
+            },
+            None => {
+                printer.flow("\n")?;
+                printer.note("not waiting any more; the agent goes on and its answer stays in the session");
             }
-            Some(Err(error)) => return Err(error),
-            None => printer.note("\nnot waiting any more; the agent goes on and its answer stays in the session"),
         }
     }
     if terminal {

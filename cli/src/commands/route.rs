@@ -32,7 +32,7 @@ pub(crate) async fn run(command: RouteCommand, inv: &mut Invocation) -> anyhow::
         RouteCommand::List(limit) => list(limit, inv).await,
         RouteCommand::Add(args) => add(args, inv).await,
         RouteCommand::Remove { index, expected_version } => remove(index, expected_version, inv).await,
-        RouteCommand::Explain(args) => super::explain::run(args, inv).await,
+        RouteCommand::Explain(args) => super::explain::run(*args, inv).await,
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) async fn run(command: SessionCommand, inv: &mut Invocation) -> anyhow
     match command {
         SessionCommand::List(args) => list(args, inv).await,
         SessionCommand::Show { id, limit } => show(id, limit, inv).await,
-        SessionCommand::Key(args) => super::session_key::run(args, inv),
+        SessionCommand::Key(args) => super::session_key::run(*args, inv),
     }
 }
 

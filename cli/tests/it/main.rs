@@ -1,6 +1,8 @@
 //! hermesctl as a process: exit codes, stdout and stderr, against nothing at all, against a control plane of fixed
 //! behaviour, and offline.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "the harness of these tests fails by panicking")]
+
 mod fake;
 mod offline;
 mod online;

@@ -328,7 +328,7 @@ pub(crate) enum RouteCommand {
     #[command(
         after_help = "Examples:\n  hermesctl route explain --platform telegram --chat-id -1001234 -o json\n  hermesctl route explain --platform slack --guild-id T0ABC -f hermes.yaml\n\nWith -f the document is read and no control plane is needed."
     )]
-    Explain(ExplainArgs),
+    Explain(Box<ExplainArgs>),
 }
 
 /// `route add`
@@ -472,7 +472,7 @@ pub(crate) enum SessionCommand {
     },
     /// Compute the session key of a source. No control plane is asked.
     #[command(after_help = "Example:\n  hermesctl session key --platform telegram --chat-id 12345 -o json")]
-    Key(SessionKeyArgs),
+    Key(Box<SessionKeyArgs>),
 }
 
 /// `session list`
