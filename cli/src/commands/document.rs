@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::{Invocation, input, place, unknown, warning_text};
 use crate::args::{DocumentArgs, Format};
+use crate::connect::{ANSWER_BYTES, Connection, Transport};
 use crate::error::{ExitStatus, Lines};
 use crate::output::{Paint, View, plain};
 
@@ -21,7 +22,7 @@ use crate::output::{Paint, View, plain};
 pub(crate) async fn apply(args: &DocumentArgs, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
     let text = input::text(&args.file, input::DOCUMENT_BYTES)?;
     let connection = inv.connect().await?;
-    let mut client = SystemServiceClient::new(connection.transport());
+    let mut client = client(&connection);
     let prune = args.prune;
     let parts = chunks(&text).into_iter().map(move |text| ApplyRequest { text, prune });
     let answer = connection.answer(client.apply(stream::iter(parts.collect::<Vec<_>>()))).await?;
@@ -37,7 +38,7 @@ pub(crate) async fn apply(args: &DocumentArgs, inv: &mut Invocation) -> anyhow::
 pub(crate) async fn diff(args: &DocumentArgs, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
     let text = input::text(&args.file, input::DOCUMENT_BYTES)?;
     let connection = inv.connect().await?;
-    let mut client = SystemServiceClient::new(connection.transport());
+    let mut client = client(&connection);
     let prune = args.prune;
     let parts = chunks(&text).into_iter().map(move |text| DiffRequest { text, prune });
     let answer = connection.answer(client.diff(stream::iter(parts.collect::<Vec<_>>()))).await?;
@@ -53,7 +54,7 @@ pub(crate) async fn diff(args: &DocumentArgs, inv: &mut Invocation) -> anyhow::R
 /// What the control plane answered; then nothing is printed.
 pub(crate) async fn export(inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
     let connection = inv.connect().await?;
-    let mut client = SystemServiceClient::new(connection.transport());
+    let mut client = client(&connection);
     let text = connection
         .within(async {
             let mut chunks = client.export(ExportRequest {}).await?.into_inner();
@@ -72,6 +73,10 @@ pub(crate) async fn export(inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
         inv.printer.bytes(text.as_bytes())?;
     }
     Ok(ExitStatus::Done)
+}
+
+fn client(connection: &Connection) -> SystemServiceClient<Transport> {
+    SystemServiceClient::new(connection.transport()).max_decoding_message_size(ANSWER_BYTES)
 }
 
 /// Text in parts that fit a message; at least one, since the options travel in it.

@@ -34,8 +34,8 @@ async fn online(args: ExplainArgs, inv: &Invocation) -> anyhow::Result<ExplainVi
     let connection = inv.connect().await?;
     let request = ExplainRouteRequest {
         source: Some(source::to_proto(args.source)),
-        preset_agent: args.agent,
-        hook_result: args.hook_result,
+        preset_agent: named(args.agent.as_deref()).map(str::to_owned),
+        hook_result: named(args.hook_result.as_deref()).map(str::to_owned),
     };
     let mut client = RouteServiceClient::new(connection.transport());
     ExplainView::from_proto(connection.answer(client.explain_route(request)).await?)
@@ -50,17 +50,21 @@ fn offline(args: ExplainArgs, file: &Path, inv: &mut Invocation) -> anyhow::Resu
     for warning in &warnings {
         inv.printer.warning(&place(Some(&name), warning.line, &warning.path, &warning.message));
     }
-    let preset = registered(&document, args.agent.as_deref(), &name)?;
-    let hook = registered(&document, args.hook_result.as_deref().map(str::trim), &name)?;
+    let preset = registered(&document, named(args.agent.as_deref()), &name)?;
+    let hook = registered(&document, named(args.hook_result.as_deref()), &name)?;
     let table = RouteTable::compile(document.routes.as_slice().into());
     let source = source::to_core(args.source);
     let explanation = routing::explain(&table, &document.default_agent, preset.as_ref(), hook.as_ref(), &source);
     ExplainView::from_core(explanation)
 }
 
-/// An agent that was named; the empty text names none.
+/// A blank text names nobody.
+fn named(id: Option<&str>) -> Option<&str> {
+    id.map(str::trim).filter(|id| !id.is_empty())
+}
+
 fn registered(document: &Document, id: Option<&str>, name: &str) -> anyhow::Result<Option<AgentId>> {
-    let Some(id) = id.filter(|id| !id.is_empty()) else { return Ok(None) };
+    let Some(id) = id else { return Ok(None) };
     let id = AgentId::parse(id)?;
     if !document.agents.contains_key(&id) {
         bail!("{name} has no agent {id}; add it under agents:");

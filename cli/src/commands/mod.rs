@@ -30,8 +30,10 @@ use crate::connect::{self, Connection, Environment};
 use crate::error::ExitStatus;
 use crate::output::Printer;
 
-/// The page size asked for.
-const PAGE: u32 = 500;
+/// The page size asked for where an entry is a line or two.
+const LINES: u32 = 500;
+/// The page size asked for where an entry may be long: an agent with its routes, a turn with its texts.
+const TEXTS: u32 = 50;
 
 /// What a command works with.
 pub(crate) struct Invocation {
@@ -83,11 +85,15 @@ pub(crate) async fn run(command: Command, inv: &mut Invocation) -> anyhow::Resul
     }
 }
 
-/// Fetches pages until the list or the limit ends.
+/// Fetches pages of `size` entries until the list or the limit ends.
 ///
 /// # Errors
 /// What `page` failed with, or that the server's pages do not end.
-async fn all_pages<T, F>(limit: Option<u64>, mut page: impl FnMut(PageRequest) -> F) -> anyhow::Result<Vec<T>>
+async fn all_pages<T, F>(
+    size: u32,
+    limit: Option<u64>,
+    mut page: impl FnMut(PageRequest) -> F,
+) -> anyhow::Result<Vec<T>>
 where
     F: Future<Output = anyhow::Result<(Vec<T>, String)>>,
 {
@@ -96,7 +102,7 @@ where
     let mut page_token = String::new();
     loop {
         let missing = u32::try_from(limit - all.len()).unwrap_or(u32::MAX);
-        let request = PageRequest { page_size: missing.min(PAGE), page_token: page_token.clone() };
+        let request = PageRequest { page_size: missing.min(size), page_token: page_token.clone() };
         let (mut items, next) = page(request).await?;
         items.truncate(limit - all.len());
         all.append(&mut items);
@@ -156,7 +162,7 @@ mod tests {
 
     async fn numbers(limit: Option<u64>) -> (Vec<u32>, Vec<u32>) {
         let asked = std::cell::RefCell::new(Vec::new());
-        let all = all_pages(limit, |request| {
+        let all = all_pages(LINES, limit, |request| {
             asked.borrow_mut().push(request.page_size);
             let from: u32 = request.page_token.parse().unwrap_or(0);
             let to = (from + request.page_size).min(1_203);
@@ -177,7 +183,7 @@ mod tests {
 
     #[tokio::test]
     async fn pages_that_do_not_end_are_refused() {
-        let endless = all_pages(None, |_request| async { Ok((vec![1], "same".to_owned())) }).await;
+        let endless = all_pages(LINES, None, |_request| async { Ok((vec![1], "same".to_owned())) }).await;
         assert!(endless.unwrap_err().to_string().contains("again and again"));
     }
 

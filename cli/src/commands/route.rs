@@ -4,7 +4,7 @@ use hermes_proto::v1::route_service_client::RouteServiceClient;
 use hermes_proto::v1::{self, AddRouteRequest, ListRoutesRequest, RemoveRouteRequest};
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
-use super::{Invocation, all_pages, required, warning_text};
+use super::{Invocation, LINES, all_pages, required, warning_text};
 use crate::args::{LimitArgs, RouteAddArgs, RouteCommand};
 use crate::connect::{Connection, Transport};
 use crate::error::ExitStatus;
@@ -45,7 +45,7 @@ async fn list(limit: LimitArgs, inv: &mut Invocation) -> anyhow::Result<ExitStat
     let mut default_agent = String::new();
     let mut total = 0;
     let known = std::cell::RefCell::new((&mut default_agent, &mut total));
-    let routes = all_pages(limit.limit, |page| {
+    let routes = all_pages(LINES, limit.limit, |page| {
         let (connection, mut client, known) = (&connection, client(&connection), &known);
         async move {
             let answer = connection.answer(client.list_routes(ListRoutesRequest { page: Some(page) })).await?;

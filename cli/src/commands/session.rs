@@ -4,9 +4,9 @@ use hermes_proto::v1::session_service_client::SessionServiceClient;
 use hermes_proto::v1::{self, GetSessionRequest, ListSessionsRequest, SessionState};
 use serde::Serialize;
 
-use super::{Invocation, all_pages, required, unknown};
+use super::{Invocation, LINES, TEXTS, all_pages, required, unknown};
 use crate::args::{LimitArgs, SessionCommand, SessionListArgs};
-use crate::connect::{Connection, Transport};
+use crate::connect::{ANSWER_BYTES, Connection, Transport};
 use crate::error::ExitStatus;
 use crate::output::{Grid, Paint, View, or_dash, pairs, plain, plain_lines, time};
 
@@ -23,12 +23,12 @@ pub(crate) async fn run(command: SessionCommand, inv: &mut Invocation) -> anyhow
 }
 
 fn client(connection: &Connection) -> SessionServiceClient<Transport> {
-    SessionServiceClient::new(connection.transport())
+    SessionServiceClient::new(connection.transport()).max_decoding_message_size(ANSWER_BYTES)
 }
 
 async fn list(args: SessionListArgs, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
     let connection = inv.connect().await?;
-    let sessions = all_pages(args.limit.limit, |page| {
+    let sessions = all_pages(LINES, args.limit.limit, |page| {
         let (connection, mut client) = (&connection, client(&connection));
         let request = ListSessionsRequest { page: Some(page), agent: args.agent.clone(), include_ended: args.ended };
         async move {
@@ -45,7 +45,7 @@ async fn list(args: SessionListArgs, inv: &mut Invocation) -> anyhow::Result<Exi
 async fn show(id: String, limit: LimitArgs, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
     let connection = inv.connect().await?;
     let session = std::cell::RefCell::new(None);
-    let turns = all_pages(limit.limit, |page| {
+    let turns = all_pages(TEXTS, limit.limit, |page| {
         let (connection, mut client, session) = (&connection, client(&connection), &session);
         let request = GetSessionRequest { session_id: id.clone(), page: Some(page) };
         async move {

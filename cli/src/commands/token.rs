@@ -5,7 +5,7 @@ use hermes_proto::v1::identity_service_client::IdentityServiceClient;
 use hermes_proto::v1::{self, CreateTokenRequest, ListTokensRequest, RevokeTokenRequest, TokenRole};
 use serde::Serialize;
 
-use super::{Invocation, all_pages, unknown};
+use super::{Invocation, LINES, all_pages, unknown};
 use crate::args::{LimitArgs, Role, TokenCommand, TokenCreateArgs};
 use crate::connect::{Connection, Transport};
 use crate::error::{ExitStatus, Usage};
@@ -55,7 +55,7 @@ async fn create(args: TokenCreateArgs, inv: &mut Invocation) -> anyhow::Result<E
 
 async fn list(limit: LimitArgs, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
     let connection = inv.connect().await?;
-    let tokens = all_pages(limit.limit, |page| {
+    let tokens = all_pages(LINES, limit.limit, |page| {
         let (connection, mut client) = (&connection, client(&connection));
         async move {
             let answer = connection.answer(client.list_tokens(ListTokensRequest { page: Some(page) })).await?;

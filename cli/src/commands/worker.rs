@@ -4,7 +4,7 @@ use hermes_proto::v1::system_service_client::SystemServiceClient;
 use hermes_proto::v1::{self, ListWorkersRequest};
 use serde::Serialize;
 
-use super::{Invocation, all_pages};
+use super::{Invocation, LINES, all_pages};
 use crate::args::LimitArgs;
 use crate::error::ExitStatus;
 use crate::output::{Grid, Paint, View, or_dash, time};
@@ -15,7 +15,7 @@ use crate::output::{Grid, Paint, View, or_dash, time};
 /// What the control plane answered.
 pub(crate) async fn list(limit: LimitArgs, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
     let connection = inv.connect().await?;
-    let workers = all_pages(limit.limit, |page| {
+    let workers = all_pages(LINES, limit.limit, |page| {
         let mut client = SystemServiceClient::new(connection.transport());
         let connection = &connection;
         async move {

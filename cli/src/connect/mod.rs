@@ -28,6 +28,8 @@ use crate::error::Usage;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// A silent connection is probed this often, so that a long wait notices a control plane that is gone.
 const KEEPALIVE: Duration = Duration::from_secs(15);
+/// Most bytes of one answer that carries many texts: all faults of a document, a page of long turns.
+pub(crate) const ANSWER_BYTES: usize = 64 << 20;
 /// Where systems keep the certificates they trust.
 const SYSTEM_CERTIFICATES: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];

@@ -7,9 +7,9 @@ use hermes_proto::v1::{self, AgentSpec, StringList};
 use tonic::Code;
 
 use self::view::{AgentList, AgentView, RemovedView, RevisionList};
-use super::{Invocation, all_pages, input, required};
+use super::{Invocation, TEXTS, all_pages, input, required};
 use crate::args::{AgentAddArgs, AgentCommand, AgentRemoveArgs, AgentUpdateArgs, LimitArgs, SpecArgs};
-use crate::connect::{Connection, Transport};
+use crate::connect::{ANSWER_BYTES, Connection, Transport};
 use crate::error::{ExitStatus, Lines, Usage, status_text};
 
 /// Runs one of them.
@@ -29,7 +29,7 @@ pub(crate) async fn run(command: AgentCommand, inv: &mut Invocation) -> anyhow::
 }
 
 fn client(connection: &Connection) -> AgentServiceClient<Transport> {
-    AgentServiceClient::new(connection.transport())
+    AgentServiceClient::new(connection.transport()).max_decoding_message_size(ANSWER_BYTES)
 }
 
 async fn add(args: AgentAddArgs, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
@@ -42,7 +42,7 @@ async fn add(args: AgentAddArgs, inv: &mut Invocation) -> anyhow::Result<ExitSta
 
 async fn list(limit: LimitArgs, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
     let connection = inv.connect().await?;
-    let agents = all_pages(limit.limit, |page| {
+    let agents = all_pages(TEXTS, limit.limit, |page| {
         let (connection, mut client) = (&connection, client(&connection));
         async move {
             let answer = connection.answer(client.list_agents(v1::ListAgentsRequest { page: Some(page) })).await?;
@@ -131,7 +131,7 @@ async fn what_names_it(connection: &Connection, id: &str, refused: &tonic::Statu
 
 async fn history(id: String, limit: LimitArgs, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
     let connection = inv.connect().await?;
-    let revisions = all_pages(limit.limit, |page| {
+    let revisions = all_pages(TEXTS, limit.limit, |page| {
         let (connection, mut client) = (&connection, client(&connection));
         let request = v1::ListRevisionsRequest { id: id.clone(), page: Some(page) };
         async move {
