@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use crate::connect::innermost;
 use crate::output::plain;
 
 /// The exit code of a command.
@@ -83,6 +84,17 @@ pub(crate) fn report(error: &anyhow::Error) -> (ExitStatus, Option<String>) {
 pub(crate) fn status_text(status: &Status) -> String {
     let said = plain(status.message());
     let said = if said.is_empty() { "it gave no reason" } else { said.as_ref() };
+    // Only a status made on this side has a source: the other side's words never came.
+    if let Some(cause) = std::error::Error::source(status) {
+        let cause = innermost(cause);
+        return format!(
+            "error: the connection to the control plane broke ({}); is that its gRPC address, and does it still run?",
+            plain(&cause)
+        );
+    }
+    if said.contains("grpc-status header missing") {
+        return format!("error: what answers there is no control plane ({said}); name its gRPC address");
+    }
     let mut text = match status.code() {
         Code::Unauthenticated => format!(
             "error: {said}; give a token with --token-file or HERMES_TOKEN, or name the data directory of that `hermesctl up`"

@@ -2,17 +2,18 @@
 //! broke is repeated with the same dedupe key, so a message counts once however often the connection breaks, and a turn
 //! that was accepted is asked for again instead of sent again. Always true: an answer that was lost is never guessed.
 
-use std::future::Future;
 use std::time::Duration;
 
 use anyhow::bail;
 use hermes_proto::v1::message_service_client::MessageServiceClient;
-use hermes_proto::v1::{self, GetTurnRequest, SubmitRequest, SubmitResponse, TurnEnded, TurnState, turn_event};
+use hermes_proto::v1::{
+    self, GetTurnRequest, GetTurnResponse, SubmitRequest, SubmitResponse, TurnEnded, TurnState, turn_event,
+};
 use serde::Serialize;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-use super::{required, unknown};
+use super::unknown;
 use crate::connect::{Connection, Transport};
 use crate::output::{Paint, View, plain, plain_lines};
 
@@ -159,8 +160,10 @@ pub(crate) async fn submit_and_wait(
         loop {
             let event = match events.message().await {
                 Ok(event) => event.map(|event| event.event),
-                Err(status) if may_be_repeated(&status) => None,
-                Err(status) => return Err(status.into()),
+                Err(status) => match still_waiting(status) {
+                    status if may_be_repeated(&status) => None,
+                    status => return Err(status.into()),
+                },
             };
             match event {
                 Some(Some(turn_event::Event::TextDelta(text))) => on_text(&text)?,
@@ -191,13 +194,20 @@ async fn wait(connection: &Connection, turn: TurnView) -> anyhow::Result<TurnVie
     let mut patience = Patience::new();
     loop {
         let request = GetTurnRequest { turn: turn.turn.clone(), wait: true };
-        match client(connection).get_turn(request).await {
-            Ok(answer) => {
-                let ended = answer.into_inner().ended;
-                return turn.ended(required(ended, "the end of the turn")?);
-            }
-            Err(status) => patience.after(status).await?,
-        }
+        let status = match client(connection).get_turn(request).await.map(tonic::Response::into_inner) {
+            Ok(GetTurnResponse { ended: Some(ended), .. }) => return turn.ended(ended),
+            Ok(GetTurnResponse { ended: None, .. }) => Status::unavailable("the turn has not ended"),
+            Err(status) => still_waiting(status),
+        };
+        patience.after(status).await?;
+    }
+}
+
+/// A wait that the other side cut short for its length is no refusal.
+fn still_waiting(status: Status) -> Status {
+    match status.code() {
+        Code::DeadlineExceeded => Status::unavailable(status.message()),
+        _ => status,
     }
 }
 
@@ -208,29 +218,36 @@ fn may_be_repeated(status: &Status) -> bool {
         || (broken && matches!(status.code(), Code::Unknown | Code::Internal | Code::Cancelled))
 }
 
-/// How long calls are still repeated.
+/// How long calls are still repeated. It runs out only while calls fail one after the other: one that was served for a
+/// while begins it anew.
 struct Patience {
-    until: Instant,
+    until: Option<Instant>,
     pause: Duration,
+    called: Instant,
 }
 
 impl Patience {
     fn new() -> Self {
-        Self { until: Instant::now() + PATIENCE, pause: FIRST_PAUSE }
+        Self { until: None, pause: FIRST_PAUSE, called: Instant::now() }
     }
 
     /// Pauses before the next call; the status itself when there shall be none.
-    fn after(&mut self, status: Status) -> impl Future<Output = anyhow::Result<()>> {
-        let pause = self.pause;
-        self.pause = (pause * 2).min(LONGEST_PAUSE);
-        let over = !may_be_repeated(&status) || Instant::now() + pause > self.until;
-        async move {
-            if over {
-                return Err(status.into());
-            }
-            tokio::time::sleep(pause).await;
-            Ok(())
+    async fn after(&mut self, status: Status) -> anyhow::Result<()> {
+        if !may_be_repeated(&status) {
+            return Err(status.into());
         }
+        let now = Instant::now();
+        if now - self.called >= PATIENCE {
+            *self = Self::new();
+        }
+        let until = *self.until.get_or_insert(now + PATIENCE);
+        if now + self.pause > until {
+            return Err(status.into());
+        }
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.called = Instant::now();
+        Ok(())
     }
 }
 
@@ -283,11 +300,25 @@ mod tests {
         assert!(TurnView::accepted(SubmitResponse { state: 99, ..accepted() }).is_err());
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn patience_ends_after_a_row_of_failures_and_not_after_a_long_wait() {
+        let gone = || Status::unavailable("gone");
+        let begun = Instant::now();
+        let mut patience = Patience::new();
+        while patience.after(gone()).await.is_ok() {}
+        assert!(begun.elapsed() > PATIENCE / 2 && begun.elapsed() <= PATIENCE, "{:?}", begun.elapsed());
+        tokio::time::advance(PATIENCE).await;
+        patience.after(gone()).await.unwrap();
+        patience.after(Status::internal("a bug")).await.unwrap_err();
+    }
+
     #[test]
     fn only_a_call_that_may_not_have_arrived_is_repeated() {
         assert!(may_be_repeated(&Status::unavailable("restarting")));
         assert!(!may_be_repeated(&Status::internal("a bug")));
         assert!(!may_be_repeated(&Status::unauthenticated("who are you")));
+        assert!(!may_be_repeated(&Status::deadline_exceeded("30 s")));
+        assert!(may_be_repeated(&still_waiting(Status::deadline_exceeded("30 s"))));
         assert!(may_be_repeated(&Status::from_error(Box::new(std::io::Error::other("reset")))));
     }
 }

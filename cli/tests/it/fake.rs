@@ -56,14 +56,25 @@ pub(crate) struct Fake {
 impl Fake {
     /// Starts one on a free port.
     pub(crate) fn start() -> Self {
+        Self::start_at("127.0.0.1:0".parse().unwrap())
+    }
+
+    /// Stops at once, as if killed, and starts another one at the same address.
+    pub(crate) fn restart(self) -> Self {
+        let address = self.url.trim_start_matches("http://").parse().unwrap();
+        drop(self);
+        Self::start_at(address)
+    }
+
+    fn start_at(address: SocketAddr) -> Self {
         let asked = Arc::new(Asked::default());
         let service = Service(asked.clone());
         let (stop, stopped) = oneshot::channel::<()>();
-        let (ready, address) = std::sync::mpsc::channel::<SocketAddr>();
+        let (ready, bound) = std::sync::mpsc::channel::<SocketAddr>();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
-                let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let listener = tokio::net::TcpListener::bind(address).await.unwrap();
                 ready.send(listener.local_addr().unwrap()).unwrap();
                 let serve = tonic::transport::Server::builder()
                     .add_service(AgentServiceServer::new(service.clone()))
@@ -77,7 +88,7 @@ impl Fake {
                 }
             });
         });
-        let url = format!("http://{}", address.recv().unwrap());
+        let url = format!("http://{}", bound.recv().unwrap());
         Self { url, asked, stop: Some(stop), thread: Some(thread) }
     }
 }

@@ -1,6 +1,7 @@
 //! Without a control plane: usage, discovery, `up`, and the commands that need none.
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -107,6 +108,20 @@ fn a_listener_that_never_answers_is_given_up() {
     assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{ran:?}");
     assert!(ran.err.contains("--timeout"), "{}", ran.err);
     assert!(begun.elapsed() < Duration::from_secs(6));
+}
+
+#[test]
+fn an_address_that_speaks_no_grpc_is_called_so() {
+    let web = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = web.local_addr().unwrap().to_string();
+    let answer = std::thread::spawn(move || {
+        let (mut stream, _) = web.accept().unwrap();
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").unwrap();
+    });
+    let ran = run(&mut hermesctl(["status", "--server", &address]));
+    answer.join().unwrap();
+    assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{ran:?}");
+    assert!(ran.err.contains("is that its gRPC address"), "{}", ran.err);
 }
 
 #[test]

@@ -248,6 +248,21 @@ fn chat_prints_text_as_it_comes() {
 }
 
 #[test]
+fn a_control_plane_that_dies_and_comes_back_is_asked_for_the_turn() {
+    let fake = Fake::start();
+    let mut child = at(&fake, &["chat", "coder", "slow"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    let mut first = [0; 6];
+    out.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"echo: ");
+    let fake = fake.restart();
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    assert_eq!((rest.as_str(), child.wait().unwrap().code()), ("slow\n", Some(0)));
+    assert_eq!(fake.asked.submitted.lock().unwrap().len(), 0);
+}
+
+#[test]
 fn a_dialogue_takes_one_line_as_one_message() {
     let fake = Fake::start();
     let ran = run_with_input(&mut at(&fake, &["chat", "main"]), b"one\n\ntwo words\nexit\nnever\n");
