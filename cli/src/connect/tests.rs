@@ -40,6 +40,11 @@ fn an_up_is_found_by_its_data_directory() {
     let target = discover(&global, &Environment::default()).unwrap();
     assert_eq!((target.url.as_str(), token(&target)), ("http://127.0.0.1:4711", Some("op-secret")));
     assert!(!format!("{target:?}").contains("op-secret"));
+    up(
+        global.data_dir.as_deref().unwrap(),
+        r#"{"grpc":"127.0.0.1:4713","http":"127.0.0.1:2","worker":"127.0.0.1:3","pid":4}"#,
+    );
+    assert_eq!(discover(&global, &Environment::default()).unwrap().url, "http://127.0.0.1:4713");
 }
 
 #[test]

@@ -61,15 +61,14 @@ pub(crate) fn run_with_input(command: &mut Command, input: &[u8]) -> Ran {
     Ran::of(child.wait_with_output().unwrap())
 }
 
-/// A directory of this test's own, empty at first use in a process.
+/// A directory under the build directory that one test uses; what an earlier run left in it is still there.
 pub(crate) fn dir(name: &str) -> PathBuf {
-    let dir =
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join("hermesctl-it").join(std::process::id().to_string()).join(name);
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("hermesctl-it").join(name);
     std::fs::create_dir_all(&dir).unwrap();
     dir
 }
 
-/// A file in it.
+/// A file with this content; each test names its own.
 pub(crate) fn file(name: &str, content: &[u8]) -> PathBuf {
     let path = dir("files").join(name);
     std::fs::write(&path, content).unwrap();

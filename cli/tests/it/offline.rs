@@ -212,9 +212,10 @@ fn a_reader_that_leaves_is_no_failure() {
 
 #[test]
 fn up_becomes_the_control_plane_beside_it() {
+    std::fs::remove_dir_all(dir("bin")).unwrap();
     let bin = dir("bin");
     let own = bin.join("hermesctl");
-    std::fs::copy(env!("CARGO_BIN_EXE_hermesctl"), &own).unwrap();
+    std::fs::hard_link(env!("CARGO_BIN_EXE_hermesctl"), &own).unwrap();
     let data = dir("up");
     let line = ["up", "--grpc-addr", "127.0.0.1:0", "--config", "h.yaml"];
     let missing = run(std::process::Command::new(&own).args(line).env_clear().env("HERMES_DATA_DIR", &data));
