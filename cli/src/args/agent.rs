@@ -1,0 +1,129 @@
+//! The flags of `agent …`; parsed by `main`, read by the agent commands.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::LimitArgs;
+
+/// `agent …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum AgentCommand {
+    /// Register an agent; an id that was removed gets its home and sessions back.
+    #[command(
+        after_help = "Example:\n  hermesctl agent add coder --model anthropic/claude-opus-4-6 --soul-file SOUL.md"
+    )]
+    Add(AgentAddArgs),
+    /// List the agents; ` *` marks the default one.
+    #[command(after_help = "Example:\n  hermesctl agent list -o json")]
+    List(LimitArgs),
+    /// Show one agent: its model, home, routes and the beginning of its SOUL.md.
+    #[command(after_help = "Example:\n  hermesctl agent show coder")]
+    Show {
+        /// The agent.
+        #[arg(value_name = "AGENT", allow_hyphen_values = true)]
+        id: String,
+    },
+    /// Change an agent; the change applies to the next turn that starts.
+    #[command(after_help = "Example:\n  hermesctl agent update coder --model openai/gpt-5 --clear base_url")]
+    Update(AgentUpdateArgs),
+    /// Remove an agent; its home and sessions stay unless --purge is given.
+    #[command(after_help = "Example:\n  hermesctl agent remove coder --reroute-to main")]
+    Remove(AgentRemoveArgs),
+    /// List the revisions of an agent, newest first.
+    #[command(after_help = "Example:\n  hermesctl agent history coder")]
+    History {
+        /// The agent.
+        #[arg(value_name = "AGENT", allow_hyphen_values = true)]
+        id: String,
+        /// How many.
+        #[command(flatten)]
+        limit: LimitArgs,
+    },
+    /// Make a new revision that equals an earlier one.
+    #[command(after_help = "Example:\n  hermesctl agent rollback coder 3")]
+    Rollback {
+        /// The agent.
+        #[arg(value_name = "AGENT", allow_hyphen_values = true)]
+        id: String,
+        /// The revision to return to.
+        revision: u64,
+    },
+}
+
+/// What an agent is.
+#[derive(Debug, Default, Args)]
+pub(crate) struct SpecArgs {
+    /// The model; without it the document's `model`.
+    #[arg(long, allow_hyphen_values = true)]
+    pub model: Option<String>,
+    /// The provider; wins over the model id's prefix.
+    #[arg(long, allow_hyphen_values = true)]
+    pub provider: Option<String>,
+    /// An OpenAI-compatible server for this agent alone.
+    #[arg(long, value_name = "URL")]
+    pub base_url: Option<String>,
+    /// The NAME of the control plane's environment variable that holds this agent's key.
+    #[arg(long, value_name = "NAME")]
+    pub api_key_env: Option<String>,
+    /// The home directory on the control plane's machine.
+    #[arg(long, value_name = "DIR")]
+    pub home_dir: Option<String>,
+    /// Toolsets instead of the default ones, separated by commas; "" is none at all.
+    #[arg(long, value_name = "A,B")]
+    pub enabled_toolsets: Option<String>,
+    /// Toolsets taken away, separated by commas.
+    #[arg(long, value_name = "A,B")]
+    pub disabled_toolsets: Option<String>,
+    /// The text of SOUL.md; `-` reads stdin.
+    #[arg(long, value_name = "FILE")]
+    pub soul_file: Option<PathBuf>,
+}
+
+/// `agent add`
+#[derive(Debug, Args)]
+pub(crate) struct AgentAddArgs {
+    /// 1 to 40 of a-z, 0-9, _ and -; first and last a letter or digit.
+    #[arg(value_name = "AGENT", allow_hyphen_values = true)]
+    pub id: String,
+    /// What it is.
+    #[command(flatten)]
+    pub spec: SpecArgs,
+    /// Copy specification, SOUL, memories and skills of this agent; never sessions, jobs or secrets.
+    #[arg(long, alias = "from-profile", value_name = "AGENT", allow_hyphen_values = true)]
+    pub from_agent: Option<String>,
+}
+
+/// `agent update`
+#[derive(Debug, Args)]
+pub(crate) struct AgentUpdateArgs {
+    /// The agent.
+    #[arg(value_name = "AGENT", allow_hyphen_values = true)]
+    pub id: String,
+    /// What changes.
+    #[command(flatten)]
+    pub spec: SpecArgs,
+    /// A field to unset, for example model; may be repeated.
+    #[arg(long, value_name = "FIELD", value_delimiter = ',')]
+    pub clear: Vec<String>,
+    /// Refuse when the agent is no longer at this revision.
+    #[arg(long, value_name = "N")]
+    pub expected_revision: Option<u64>,
+}
+
+/// `agent remove`
+#[derive(Debug, Args)]
+pub(crate) struct AgentRemoveArgs {
+    /// The agent.
+    #[arg(value_name = "AGENT", allow_hyphen_values = true)]
+    pub id: String,
+    /// Drop the routes that name it; if it is the default agent, main becomes it.
+    #[arg(long, short = 'y', conflicts_with = "reroute_to")]
+    pub yes: bool,
+    /// Point its routes, and the default agent if it is that, at this agent.
+    #[arg(long, value_name = "AGENT", allow_hyphen_values = true)]
+    pub reroute_to: Option<String>,
+    /// Delete its home documents and sessions too.
+    #[arg(long)]
+    pub purge: bool,
+}

@@ -1,0 +1,205 @@
+//! `agent …`: the registry of agents. Every change is one call; the control plane judges ids, models and homes.
+
+mod view;
+
+use hermes_proto::v1::agent_service_client::AgentServiceClient;
+use hermes_proto::v1::{self, AgentSpec, StringList};
+use tonic::Code;
+
+use self::view::{AgentList, AgentView, RemovedView, RevisionList};
+use super::{Invocation, TEXTS, all_pages, input, required};
+use crate::args::{AgentAddArgs, AgentCommand, AgentRemoveArgs, AgentUpdateArgs, LimitArgs, SpecArgs};
+use crate::connect::{ANSWER_BYTES, Connection, Transport};
+use crate::error::{ExitStatus, Lines, Usage, status_text};
+
+/// Runs one of them.
+///
+/// # Errors
+/// What the control plane answered, or a SOUL file that cannot be read.
+pub(crate) async fn run(command: AgentCommand, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
+    match command {
+        AgentCommand::Add(args) => add(args, inv).await,
+        AgentCommand::List(limit) => list(limit, inv).await,
+        AgentCommand::Show { id } => show(id, inv).await,
+        AgentCommand::Update(args) => update(args, inv).await,
+        AgentCommand::Remove(args) => remove(args, inv).await,
+        AgentCommand::History { id, limit } => history(id, limit, inv).await,
+        AgentCommand::Rollback { id, revision } => rollback(id, revision, inv).await,
+    }
+}
+
+fn client(connection: &Connection) -> AgentServiceClient<Transport> {
+    AgentServiceClient::new(connection.transport()).max_decoding_message_size(ANSWER_BYTES)
+}
+
+async fn add(args: AgentAddArgs, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
+    let (spec, soul) = spec(args.spec)?;
+    let connection = inv.connect().await?;
+    let request = v1::AddAgentRequest { id: args.id, spec: Some(spec), soul, from_agent: args.from_agent };
+    let answer = connection.answer(client(&connection).add_agent(request)).await?;
+    changed(answer.agent, &answer.warnings, inv)
+}
+
+async fn list(limit: LimitArgs, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
+    let connection = inv.connect().await?;
+    let agents = all_pages(TEXTS, limit.limit, |page| {
+        let (connection, mut client) = (&connection, client(&connection));
+        async move {
+            let answer = connection.answer(client.list_agents(v1::ListAgentsRequest { page: Some(page) })).await?;
+            Ok((answer.agents, answer.next_page_token))
+        }
+    })
+    .await?;
+    inv.printer.show(&AgentList(agents.into_iter().map(AgentView::from_proto).collect()))?;
+    Ok(ExitStatus::Done)
+}
+
+async fn show(id: String, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
+    let connection = inv.connect().await?;
+    let answer = connection.answer(client(&connection).get_agent(v1::GetAgentRequest { id })).await?;
+    inv.printer.show(&AgentView::from_proto(required(answer.agent, "the agent")?))?;
+    Ok(ExitStatus::Done)
+}
+
+async fn update(args: AgentUpdateArgs, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
+    let (spec, soul) = spec(args.spec)?;
+    if spec == AgentSpec::default() && soul.is_none() && args.clear.is_empty() {
+        return Err(Usage("nothing to change: give at least one field, --soul-file or --clear FIELD".into()).into());
+    }
+    let connection = inv.connect().await?;
+    let request = v1::UpdateAgentRequest {
+        id: args.id,
+        spec: Some(spec),
+        clear: args.clear,
+        soul,
+        expected_revision: args.expected_revision,
+    };
+    let answer = connection.answer(client(&connection).update_agent(request)).await?;
+    changed(answer.agent, &answer.warnings, inv)
+}
+
+async fn remove(args: AgentRemoveArgs, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
+    let connection = inv.connect().await?;
+    let undecided = !args.yes && args.reroute_to.is_none();
+    let request = v1::RemoveAgentRequest {
+        id: args.id.clone(),
+        drop_routes: args.yes,
+        reroute_to: args.reroute_to,
+        purge: args.purge,
+    };
+    let removed = connection.within(async { client(&connection).remove_agent(request).await }).await;
+    let answer = match removed {
+        Ok(answer) => answer.into_inner(),
+        Err(status) if undecided && status.code() == Code::FailedPrecondition => {
+            return Err(what_names_it(&connection, &args.id, &status).await);
+        }
+        Err(status) => return Err(status.into()),
+    };
+    inv.printer.show(&RemovedView {
+        id: args.id,
+        purged: args.purge,
+        routes_changed: answer.routes_changed,
+        turns_cancelled: answer.turns_cancelled,
+    })?;
+    Ok(ExitStatus::Done)
+}
+
+/// The refusal, with the routes that caused it and what to say about them.
+async fn what_names_it(connection: &Connection, id: &str, refused: &tonic::Status) -> anyhow::Error {
+    let mut lines = vec![status_text(refused)];
+    let looked = connection.answer(client(connection).get_agent(v1::GetAgentRequest { id: id.to_owned() })).await;
+    // Without the agent the refusal itself is still the answer.
+    let Some(agent) = looked.ok().and_then(|answer| answer.agent) else { return Lines(lines).into() };
+    let agent = AgentView::from_proto(agent);
+    if agent.route_count == 0 && !agent.is_default {
+        return Lines(lines).into();
+    }
+    if agent.is_default {
+        lines.push("  default_agent".to_owned());
+    }
+    lines.extend(agent.routes.iter().map(|route| format!("  route {}", route.shown())));
+    let shown = u64::try_from(agent.routes.len()).unwrap_or(u64::MAX);
+    if agent.route_count > shown {
+        lines.push(format!("  … and {} more", agent.route_count - shown));
+    }
+    lines.push(
+        "say --yes to drop these routes (main becomes the default agent), or --reroute-to AGENT to point them at another"
+            .to_owned(),
+    );
+    Lines(lines).into()
+}
+
+async fn history(id: String, limit: LimitArgs, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
+    let connection = inv.connect().await?;
+    let revisions = all_pages(TEXTS, limit.limit, |page| {
+        let (connection, mut client) = (&connection, client(&connection));
+        let request = v1::ListRevisionsRequest { id: id.clone(), page: Some(page) };
+        async move {
+            let answer = connection.answer(client.list_revisions(request)).await?;
+            Ok((answer.revisions, answer.next_page_token))
+        }
+    })
+    .await?;
+    inv.printer.show(&RevisionList::from_proto(revisions))?;
+    Ok(ExitStatus::Done)
+}
+
+async fn rollback(id: String, revision: u64, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
+    let connection = inv.connect().await?;
+    let answer =
+        connection.answer(client(&connection).rollback_agent(v1::RollbackAgentRequest { id, revision })).await?;
+    changed(answer.agent, &answer.warnings, inv)
+}
+
+fn changed(agent: Option<v1::Agent>, warnings: &[String], inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
+    let mut view = AgentView::from_proto(required(agent, "the agent")?);
+    for warning in warnings {
+        inv.printer.warning(warning);
+        view.warnings.retain(|known| known != warning);
+    }
+    for warning in &view.warnings {
+        inv.printer.warning(warning);
+    }
+    let mut all = warnings.to_vec();
+    all.append(&mut view.warnings);
+    view.warnings = all;
+    view.warnings_told = true;
+    inv.printer.show(&view)?;
+    Ok(ExitStatus::Done)
+}
+
+fn spec(args: SpecArgs) -> anyhow::Result<(AgentSpec, Option<Vec<u8>>)> {
+    let soul = match &args.soul_file {
+        Some(file) => Some(input::text(file, input::SOUL_BYTES)?.into_bytes()),
+        None => None,
+    };
+    let spec = AgentSpec {
+        model: args.model,
+        provider: args.provider,
+        base_url: args.base_url,
+        api_key_env: args.api_key_env,
+        home_dir: args.home_dir,
+        enabled_toolsets: args.enabled_toolsets.as_deref().map(list_of),
+        disabled_toolsets: args.disabled_toolsets.as_deref().map(list_of),
+    };
+    Ok((spec, soul))
+}
+
+/// `a,b`; the empty text is the empty list.
+fn list_of(text: &str) -> StringList {
+    StringList { values: text.split(',').map(str::trim).filter(|value| !value.is_empty()).map(str::to_owned).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_toolset_list_is_not_an_absent_one() {
+        let args = SpecArgs { enabled_toolsets: Some(String::new()), ..SpecArgs::default() };
+        let (spec, _) = spec(args).unwrap();
+        assert_eq!(spec.enabled_toolsets, Some(StringList { values: vec![] }));
+        assert_eq!(spec.disabled_toolsets, None);
+        assert_eq!(list_of("files, web").values, ["files", "web"]);
+    }
+}
