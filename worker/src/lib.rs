@@ -1,1 +1,20 @@
-//! placeholder
+//! A Hermes worker: one process, one agent, one home directory.
+//!
+//! It dials in to the control plane with a certificate bought by a join token, takes assignments of its one agent,
+//! answers each through the model broker and reports. Started by a launcher or by hand; see `README.md` beside this
+//! crate for flags, the home's layout and the invariants. It knows no database, no route, no chat platform, no provider
+//! key and no other home.
+
+pub mod app;
+pub mod config;
+pub mod connection;
+pub mod documents;
+pub mod home;
+pub mod identity;
+pub mod link;
+pub mod model;
+pub mod prompt;
+pub mod skills;
+pub mod telemetry;
+pub mod transcript;
+pub mod turns;

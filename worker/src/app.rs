@@ -1,0 +1,141 @@
+//! The composition root: builds the parts, listens to signals and to the parent's life, fixes the order of the end.
+//!
+//! Called by `main` ([`run_process`]) and by tests ([`serve`]). Always true: the home is locked before anything is asked
+//! of the control plane, the first signal drains, the second ends at once, and without its parent this process does not
+//! stay.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::connection::Connection;
+use crate::documents::Documents;
+use crate::home::Home;
+use crate::identity::Identity;
+use crate::link::{Link, Registration, chain};
+use crate::prompt::Prompts;
+use crate::telemetry::Telemetry;
+use crate::transcript::Transcripts;
+use crate::turns::Shared;
+
+/// Text of past turns kept in memory, in bytes.
+const TRANSCRIPT_BYTES: usize = 4 << 20;
+const PARENT_POLL: Duration = Duration::from_secs(1);
+const MAX_JOIN_DELAY: Duration = Duration::from_secs(5);
+
+/// Runs the worker as a process: logs, signals, exit code (0 drained, 1 failed or ended early).
+pub async fn run_process(config: Config) -> ExitCode {
+    let telemetry = match Telemetry::start(config.log_format, config.otlp_endpoint.as_deref()) {
+        Ok(telemetry) => telemetry,
+        Err(error) => {
+            // Without a subscriber the message goes nowhere else; a closed stderr leaves nobody to tell.
+            use std::io::Write as _;
+            let _ = writeln!(std::io::stderr(), "cannot start telemetry: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = match supervised(config).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = chain(error.as_ref()), "the worker stops");
+            ExitCode::FAILURE
+        }
+    };
+    telemetry.shutdown();
+    code
+}
+
+/// Serves until drained, told twice to stop, or orphaned.
+async fn supervised(config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let parent = config.parent_pid;
+    let stop = CancellationToken::new();
+    let orphaned = orphaned(parent)?;
+    let serving = serve(config, stop.clone());
+    tokio::pin!(serving, orphaned);
+    loop {
+        tokio::select! {
+            served = &mut serving => return served,
+            () = &mut orphaned => anyhow::bail!("the process that started this worker is gone"),
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if stop.is_cancelled() {
+            anyhow::bail!("told to stop a second time");
+        }
+        stop.cancel();
+    }
+}
+
+/// Serves the agent until `stop` and then until drained.
+///
+/// # Errors
+/// When the home cannot be used, or the control plane will not have this worker.
+pub async fn serve(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let home = Home::open(&config.home).context("open the agent's home")?;
+    let identity = Arc::new(Identity::new(config.server, config.join, jiff::Timestamp::now));
+    let agent = tokio::select! {
+        agent = joined(&identity) => agent?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let documents = Documents::open(home.path(), &agent).context("take over the agent's home")?;
+    let (published, connection) = watch::channel(Connection::none());
+    let shared = Arc::new(Shared {
+        connection,
+        documents,
+        transcripts: Transcripts::new(TRANSCRIPT_BYTES),
+        prompts: Prompts::default(),
+        today: || jiff::Zoned::now().date(),
+    });
+    let registration = Registration { slots: config.slots, home: home.path().display().to_string() };
+    Link::new(identity, registration, published, shared, stop).run().await?;
+    Ok(())
+}
+
+/// Joins, however long the control plane is away, and answers whose worker this is.
+async fn joined(identity: &Identity) -> anyhow::Result<String> {
+    let mut most = Duration::from_millis(200);
+    loop {
+        match identity.connect().await {
+            Ok((_, agent)) => return Ok(agent),
+            Err(error) if error.is_final() => return Err(error).context("join the control plane"),
+            Err(error) => tracing::warn!(error = chain(&error), "not joined yet"),
+        }
+        tokio::time::sleep(rand::random_range(Duration::from_millis(100)..=most)).await;
+        most = (most * 2).min(MAX_JOIN_DELAY);
+    }
+}
+
+/// Ends when this process's parent is no longer `parent`; never, where none was named.
+///
+/// The kernel signals the death of the *thread* that started us, which need not be the end of the process, so the signal
+/// only makes us look. It is one that ends a process which does not handle it yet.
+fn orphaned(parent: Option<i32>) -> anyhow::Result<impl Future<Output = ()>> {
+    let watch = match parent {
+        None => None,
+        Some(parent) => {
+            let look = signal(SignalKind::user_defined1()).context("listen for the parent's end")?;
+            #[cfg(target_os = "linux")]
+            nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGUSR1).context("ask for the parent's end")?;
+            Some((parent, look))
+        }
+    };
+    Ok(async move {
+        let Some((parent, mut look)) = watch else {
+            return std::future::pending().await;
+        };
+        while nix::unistd::getppid().as_raw() == parent {
+            tokio::select! {
+                _ = look.recv() => {}
+                () = tokio::time::sleep(PARENT_POLL) => {}
+            }
+        }
+    })
+}

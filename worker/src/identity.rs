@@ -1,0 +1,302 @@
+//! Who this worker is: the join token it starts with and the certificate that the token buys.
+//!
+//! Called by the link before each connection and by its renewal. Owns the private key, which is made here and never
+//! leaves memory. Always true: the server is verified from the first byte against the authority that came inside the
+//! join token, and a certificate is renewed after half of its life, so a worker that can reach the control plane never
+//! needs its join token twice. It does not decide when to reconnect.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use hermes_proto::v1::identity_service_client::IdentityServiceClient;
+use hermes_proto::v1::{JoinRequest, RenewRequest};
+use tokio::time::Instant;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use x509_parser::prelude::FromDer as _;
+
+use crate::config::JoinSource;
+
+/// The name in the control plane's certificate, whatever address it is reached by.
+const SERVER_NAME: &str = "hermes-control-plane";
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A certificate is not used in its last moments: a handshake takes a while too.
+const EXPIRY_MARGIN: Duration = Duration::from_secs(2);
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The join token cannot be read.
+    #[error("cannot read the join token; check --join-token-file or --join-token-fd")]
+    Unreadable(#[source] std::io::Error),
+    /// The join token's text is none.
+    #[error("the join token is malformed; make one with `hermesctl token create --role worker --agent ID`")]
+    Malformed,
+    /// The control plane does not accept the join token (any more).
+    #[error(
+        "the certificate has expired or is missing and the join token is not accepted ({0}); start this worker with a new token"
+    )]
+    Rejected(String),
+    /// The new certificate or key cannot be used.
+    #[error("the control plane's certificate answer cannot be used")]
+    Certificate(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Not reached, or it broke: trying again may help.
+    #[error("cannot reach the control plane")]
+    Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Error {
+    /// Whether trying again with the same settings cannot help.
+    pub fn is_final(&self) -> bool {
+        !matches!(self, Self::Unreachable(_))
+    }
+}
+
+/// A join token taken apart: `hermes-join.v1.<base64url(secret)>.<base64url(CA certificate DER)>`.
+struct JoinToken {
+    text: String,
+    authority_pem: String,
+}
+
+impl JoinToken {
+    fn parse(text: &str) -> Option<Self> {
+        let text = text.trim();
+        let (secret, authority) = text.strip_prefix("hermes-join.v1.")?.split_once('.')?;
+        let der = URL_SAFE_NO_PAD.decode(authority.trim_end_matches('=')).ok()?;
+        let secret = URL_SAFE_NO_PAD.decode(secret.trim_end_matches('=')).ok()?;
+        let (rest, _) = x509_parser::certificate::X509Certificate::from_der(&der).ok()?;
+        (rest.is_empty() && !secret.is_empty())
+            .then(|| Self { text: text.to_owned(), authority_pem: certificate_pem(&der) })
+    }
+}
+
+/// A certificate with its key, usable until `expires`.
+#[derive(Clone)]
+struct Credential {
+    identity: tonic::transport::Identity,
+    authority_pem: String,
+    agent: String,
+    renew: Instant,
+    expires: Instant,
+}
+
+/// This worker's identity.
+pub struct Identity {
+    server: String,
+    join: JoinSource,
+    /// Wall time, to read the answer's expiry; timeouts run on the monotonic clock.
+    now: fn() -> jiff::Timestamp,
+    current: Mutex<Option<Credential>>,
+}
+
+impl Identity {
+    /// Nothing is read or called yet.
+    pub fn new(server: String, join: JoinSource, now: fn() -> jiff::Timestamp) -> Self {
+        Self { server, join, now, current: Mutex::new(None) }
+    }
+
+    /// A mutual-TLS connection to the control plane and the agent this worker serves; joins first where no valid
+    /// certificate is at hand.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing was changed unless a certificate was issued, and a used-up join token then stays used up.
+    pub async fn connect(&self) -> Result<(Channel, String), Error> {
+        let held = self.credential().filter(|credential| Instant::now() + EXPIRY_MARGIN < credential.expires);
+        let credential = match held {
+            Some(credential) => credential,
+            None => self.join().await?,
+        };
+        let channel = self.dial(&credential.authority_pem, Some(credential.identity)).await?;
+        Ok((channel, credential.agent))
+    }
+
+    /// Forgets the certificate, so that the next connection joins anew (the control plane refused the present one).
+    pub fn forget(&self) {
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// When the certificate should be renewed; `None` before the first join.
+    pub fn renew_at(&self) -> Option<Instant> {
+        self.credential().map(|credential| credential.renew)
+    }
+
+    /// Buys the next certificate with the present one; the next connection uses it.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] or [`Error::Certificate`]; the present certificate stays in use, and the next attempt is
+    /// due after a tenth of the life that is left.
+    pub async fn renew(&self, channel: Channel) -> Result<(), Error> {
+        let Some(present) = self.credential() else {
+            return Ok(());
+        };
+        let retry = Instant::now() + (present.expires.saturating_duration_since(Instant::now()) / 10).max(EXPIRY_MARGIN);
+        let renewed = self.renewed(channel, present.agent.clone()).await;
+        let (next, answer) = match renewed {
+            Ok(credential) => (credential, Ok(())),
+            Err(error) => (Credential { renew: retry, ..present }, Err(error)),
+        };
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(next);
+        answer
+    }
+
+    async fn renewed(&self, channel: Channel, agent: String) -> Result<Credential, Error> {
+        let (key, csr_der) = key_and_csr()?;
+        let mut client = IdentityServiceClient::new(channel);
+        let call = client.renew(RenewRequest { csr_der });
+        let answer = within(CALL_TIMEOUT, call).await?.map_err(|status| Error::Unreachable(Box::new(status)))?;
+        let answer = answer.into_inner();
+        self.credential_of(&key, &answer.certificate_der, &answer.ca_der, agent, answer.expires_at_ms)
+    }
+
+    async fn join(&self) -> Result<Credential, Error> {
+        let text = self.join.read().map_err(Error::Unreadable)?;
+        let token = JoinToken::parse(&text).ok_or(Error::Malformed)?;
+        let channel = self.dial(&token.authority_pem, None).await?;
+        let (key, csr_der) = key_and_csr()?;
+        let mut client = IdentityServiceClient::new(channel);
+        let call = client.join(JoinRequest { token: token.text, csr_der });
+        let answer = within(CALL_TIMEOUT, call).await?.map_err(join_error)?.into_inner();
+        let credential = self.credential_of(
+            &key,
+            &answer.certificate_der,
+            &answer.ca_der,
+            answer.agent.clone(),
+            answer.expires_at_ms,
+        )?;
+        tracing::info!(agent = answer.agent, "joined");
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(credential.clone());
+        Ok(credential)
+    }
+
+    fn credential(&self) -> Option<Credential> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn credential_of(
+        &self,
+        key: &rcgen::KeyPair,
+        certificate_der: &[u8],
+        authority_der: &[u8],
+        agent: String,
+        expires_at_ms: i64,
+    ) -> Result<Credential, Error> {
+        for der in [certificate_der, authority_der] {
+            x509_parser::certificate::X509Certificate::from_der(der)
+                .map_err(|error| Error::Certificate(Box::new(error)))?;
+        }
+        let left = expires_at_ms.saturating_sub((self.now)().as_millisecond());
+        let life = Duration::from_millis(u64::try_from(left).unwrap_or(0));
+        let now = Instant::now();
+        Ok(Credential {
+            identity: tonic::transport::Identity::from_pem(certificate_pem(certificate_der), key.serialize_pem()),
+            authority_pem: certificate_pem(authority_der),
+            agent,
+            renew: now + life / 2,
+            expires: now + life,
+        })
+    }
+
+    async fn dial(
+        &self,
+        authority_pem: &str,
+        identity: Option<tonic::transport::Identity>,
+    ) -> Result<Channel, Error> {
+        let unreachable = |error: tonic::transport::Error| Error::Unreachable(Box::new(error));
+        let mut tls =
+            ClientTlsConfig::new().domain_name(SERVER_NAME).ca_certificate(Certificate::from_pem(authority_pem));
+        if let Some(identity) = identity {
+            tls = tls.identity(identity);
+        }
+        let endpoint = Endpoint::from_shared(self.server.clone())
+            .map_err(unreachable)?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .keep_alive_while_idle(true)
+            .tls_config(tls)
+            .map_err(|error| Error::Certificate(Box::new(error)))?;
+        within(CONNECT_TIMEOUT * 2, endpoint.connect()).await?.map_err(unreachable)
+    }
+}
+
+async fn within<T>(limit: Duration, call: impl Future<Output = T>) -> Result<T, Error> {
+    tokio::time::timeout(limit, call).await.map_err(|elapsed| Error::Unreachable(Box::new(elapsed)))
+}
+
+fn join_error(status: tonic::Status) -> Error {
+    use tonic::Code;
+    match status.code() {
+        Code::Unauthenticated
+        | Code::PermissionDenied
+        | Code::InvalidArgument
+        | Code::NotFound
+        | Code::FailedPrecondition => Error::Rejected(status.message().to_owned()),
+        _ => Error::Unreachable(Box::new(status)),
+    }
+}
+
+/// A new ECDSA P-256 key and the request that carries its public half. Names in the request are not read by anyone: the
+/// control plane writes the certificate's subject itself.
+fn key_and_csr() -> Result<(rcgen::KeyPair, Vec<u8>), Error> {
+    let made = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).and_then(|key| {
+        let csr = rcgen::CertificateParams::default().serialize_request(&key)?;
+        Ok((key, csr.der().to_vec()))
+    });
+    made.map_err(|error| Error::Certificate(Box::new(error)))
+}
+
+fn certificate_pem(der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let mut pem = String::with_capacity(text.len() + text.len() / 64 + 56);
+    pem.push_str("-----BEGIN CERTIFICATE-----\n");
+    for (index, character) in text.chars().enumerate() {
+        if index > 0 && index % 64 == 0 {
+            pem.push('\n');
+        }
+        pem.push(character);
+    }
+    pem.push_str("\n-----END CERTIFICATE-----\n");
+    pem
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn authority() -> Vec<u8> {
+        let key = rcgen::KeyPair::generate().expect("key");
+        rcgen::CertificateParams::default().self_signed(&key).expect("certificate").der().to_vec()
+    }
+
+    #[test]
+    fn a_join_token_brings_its_authority() {
+        let der = authority();
+        let text = format!("hermes-join.v1.{}.{}\n", URL_SAFE_NO_PAD.encode([7; 32]), URL_SAFE_NO_PAD.encode(&der));
+        let token = JoinToken::parse(&text).expect("token");
+        assert_eq!(token.text, text.trim());
+        let pem = rustls_pki_types::CertificateDer::from_pem_slice(token.authority_pem.as_bytes()).expect("pem");
+        assert_eq!(pem.as_ref(), der);
+    }
+
+    #[test]
+    fn other_texts_are_no_join_token() {
+        let der = URL_SAFE_NO_PAD.encode(authority());
+        let junk = URL_SAFE_NO_PAD.encode(b"no certificate");
+        for text in [
+            String::new(),
+            "hermes.v1.operator.x".to_owned(),
+            "hermes-join.v1.AAAA".to_owned(),
+            format!("hermes-join.v1..{der}"),
+            format!("hermes-join.v1.AAAA.{junk}"),
+            format!("hermes-join.v2.AAAA.{der}"),
+            format!("hermes-join.v1.AAAA.{der}AAAA"),
+        ] {
+            assert!(JoinToken::parse(&text).is_none(), "{text}");
+        }
+    }
+
+    use rustls_pki_types::pem::PemObject as _;
+}

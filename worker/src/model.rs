@@ -1,0 +1,153 @@
+//! One model call through the broker: the conversation out in chunks, the answer back as deltas.
+//!
+//! Called by a turn. Always true: no message is larger than a chunk, text is cut between characters only, and dropping
+//! the future cancels the provider's call. It knows no model, provider or key: the control plane takes them from the
+//! turn's pinned revision. It does not retry.
+
+use std::sync::Arc;
+
+use hermes_proto::v1::model_service_client::ModelServiceClient;
+use hermes_proto::v1::{
+    GenerateDone, GenerateHeader, GenerateRequest, ModelMessage, ModelRole, generate_event, generate_request,
+};
+use tonic::transport::Channel;
+
+use crate::connection::is_broken;
+
+/// One message of the conversation; the text is shared with the caches it came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Who said it.
+    pub role: ModelRole,
+    /// What was said.
+    pub text: Arc<str>,
+}
+
+/// Why a call gave no reply.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The provider failed; the sentence is for the chat.
+    #[error("the model call failed ({reason})")]
+    Failed {
+        /// One short, honest sentence.
+        sentence: String,
+        /// From the broker's closed set.
+        reason: String,
+    },
+    /// This worker does not run that turn (any more).
+    #[error("the control plane does not let this worker run the turn")]
+    NotOurs,
+    /// The call broke before its last event; it may be repeated.
+    #[error("the model call broke off")]
+    Broken(#[source] tonic::Status),
+    /// The control plane judged the request and refused it.
+    #[error("the control plane refused the model call")]
+    Refused(#[source] tonic::Status),
+}
+
+/// Calls the model and feeds each piece of text to `on_event` (`None` when its deadline passed without text, see
+/// [`Deltas::due`]). Returns at the last event.
+///
+/// # Errors
+/// [`Error`]; pieces that were already fed stay fed.
+pub async fn generate(
+    channel: Channel,
+    header: GenerateHeader,
+    messages: Vec<Message>,
+    deltas: &mut impl Deltas,
+) -> Result<GenerateDone, Error> {
+    let request = std::iter::once(generate_request::Part::Header(header))
+        .chain(messages.into_iter().flat_map(parts))
+        .map(|part| GenerateRequest { part: Some(part) });
+    let mut client =
+        ModelServiceClient::new(channel).max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES);
+    let mut events = client.generate(tokio_stream::iter(request)).await.map_err(judge)?.into_inner();
+    loop {
+        let due = deltas.due();
+        let event = tokio::select! {
+            event = events.message() => event.map_err(judge)?,
+            () = async { tokio::time::sleep_until(due.expect("the branch is off without a deadline")).await }, if due.is_some() => {
+                deltas.flush();
+                continue;
+            }
+        };
+        let Some(event) = event else {
+            return Err(Error::Broken(tonic::Status::unavailable("the stream ended without its last event")));
+        };
+        match event.event {
+            Some(generate_event::Event::TextDelta(text)) => deltas.push(&text),
+            Some(generate_event::Event::Done(done)) => return Ok(done),
+            Some(generate_event::Event::Failed(failed)) => {
+                return Err(Error::Failed { sentence: failed.message, reason: failed.reason });
+            }
+            // An event of a later protocol: not for us.
+            None => {}
+        }
+    }
+}
+
+/// What takes the pieces of an answer as they come.
+pub trait Deltas {
+    /// A piece of text.
+    fn push(&mut self, text: &str);
+    /// When [`Deltas::flush`] wants to be called; `None`: nothing waits.
+    fn due(&self) -> Option<tokio::time::Instant>;
+    /// The deadline passed.
+    fn flush(&mut self);
+}
+
+fn judge(status: tonic::Status) -> Error {
+    match status.code() {
+        tonic::Code::PermissionDenied => Error::NotOurs,
+        _ if is_broken(&status) => Error::Broken(status),
+        _ => Error::Refused(status),
+    }
+}
+
+/// A message in chunks of at most [`hermes_proto::CHUNK_BYTES`], at least one.
+fn parts(message: Message) -> impl Iterator<Item = generate_request::Part> {
+    let mut start = Some(0);
+    std::iter::from_fn(move || {
+        let from = start?;
+        let rest = message.text.get(from..).unwrap_or_default();
+        let length = rest.floor_char_boundary(hermes_proto::CHUNK_BYTES);
+        let more = length < rest.len();
+        start = more.then_some(from + length);
+        let text = rest.get(..length).unwrap_or_default().to_owned();
+        Some(generate_request::Part::Message(ModelMessage { role: message.role.into(), text, more }))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunks(text: &str) -> Vec<ModelMessage> {
+        let message = Message { role: ModelRole::User, text: text.into() };
+        let part = |part| match part {
+            generate_request::Part::Message(message) => message,
+            generate_request::Part::Header(_) => panic!("no header here"),
+        };
+        parts(message).map(part).collect()
+    }
+
+    #[test]
+    fn long_text_is_cut_between_characters_and_complete() {
+        let text = "é€𝄞x".repeat(100_000);
+        let chunks = chunks(&text);
+        assert!(chunks.len() > 3);
+        assert!(chunks.iter().all(|chunk| chunk.text.len() <= hermes_proto::CHUNK_BYTES));
+        assert_eq!(chunks.iter().map(|chunk| chunk.text.as_str()).collect::<String>(), text);
+        let (last, before) = chunks.split_last().expect("not empty");
+        assert!(!last.more && before.iter().all(|chunk| chunk.more));
+    }
+
+    #[test]
+    fn short_and_empty_texts_are_one_message() {
+        for text in ["", "hello"] {
+            let chunks = chunks(text);
+            assert_eq!(chunks.len(), 1);
+            assert_eq!((chunks[0].text.as_str(), chunks[0].more), (text, false));
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! What was said before: the ended turns of sessions, cached by version and fetched only where they lack.
+//!
+//! Called by turns before a model call and when the control plane has stored their reply. Owns a cache that is bounded
+//! by bytes; the session unused for longest goes first. Always true: an answer holds whole turns only, the newest that
+//! fit the assignment's budget, and none after the version asked for. The truth is in the control plane; losing the
+//! cache costs a fetch.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hermes_proto::v1::worker_service_client::WorkerServiceClient;
+use hermes_proto::v1::{FetchTranscriptRequest, ModelRole, TranscriptChunk, TranscriptRole, TurnRef};
+use tonic::transport::Channel;
+
+use crate::model::Message;
+
+/// What a cached session or turn costs beyond its text, in bytes.
+const OVERHEAD: usize = 160;
+
+/// One ended turn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct EndedTurn {
+    seq: u64,
+    messages: Vec<Message>,
+}
+
+impl EndedTurn {
+    fn bytes(&self) -> usize {
+        self.messages.iter().map(|message| message.text.len()).sum()
+    }
+}
+
+#[derive(Debug)]
+struct Session {
+    /// All turns up to this number are known (those beyond the budget known and let go).
+    through: u64,
+    /// The largest budget these turns were cut to.
+    budget: usize,
+    turns: VecDeque<EndedTurn>,
+    used: u64,
+}
+
+impl Session {
+    fn cost(&self) -> usize {
+        OVERHEAD + self.turns.iter().map(|turn| turn.bytes() + OVERHEAD).sum::<usize>()
+    }
+
+    fn cut(&mut self) {
+        cut(&mut self.turns, self.budget);
+    }
+}
+
+/// Drops whole turns from the old end until the text fits.
+fn cut(turns: &mut VecDeque<EndedTurn>, budget: usize) {
+    let mut bytes: usize = turns.iter().map(EndedTurn::bytes).sum();
+    while bytes > budget {
+        bytes -= turns.pop_front().map_or(bytes, |turn| turn.bytes());
+    }
+}
+
+#[derive(Debug, Default)]
+struct Cache {
+    sessions: HashMap<u64, Session>,
+    by_use: BTreeMap<u64, u64>,
+    bytes: usize,
+    tick: u64,
+}
+
+/// The cache; one per process.
+#[derive(Debug)]
+pub struct Transcripts {
+    max_bytes: usize,
+    cache: Mutex<Cache>,
+}
+
+impl Transcripts {
+    /// Keeps about `max_bytes` of text.
+    pub fn new(max_bytes: usize) -> Self {
+        Self { max_bytes, cache: Mutex::default() }
+    }
+
+    /// The turns 1 to `version` of the turn's session, oldest first, as many of the newest as fit `budget` bytes.
+    ///
+    /// # Errors
+    /// The status of the fetch; the cache is unchanged then.
+    pub async fn history(
+        &self,
+        channel: Channel,
+        turn: TurnRef,
+        version: u64,
+        budget: usize,
+    ) -> Result<Vec<Message>, tonic::Status> {
+        if version == 0 || budget == 0 {
+            return Ok(Vec::new());
+        }
+        let (mut turns, after_seq) = self.known(turn.session_id, version, budget);
+        if after_seq < version {
+            fetch(channel, turn, after_seq, version, budget, &mut turns).await?;
+            self.keep(turn.session_id, Session { through: version, budget, turns: turns.clone(), used: 0 });
+        }
+        cut(&mut turns, budget);
+        Ok(turns.into_iter().flat_map(|turn| turn.messages).collect())
+    }
+
+    /// Notes what the control plane has stored as turn `seq`, if all turns before it are known.
+    pub fn record(&self, session_id: u64, seq: u64, input: Arc<str>, reply: Arc<str>, budget: usize) {
+        let known = {
+            let mut cache = self.lock();
+            let through = cache.sessions.get(&session_id).map_or(0, |session| session.through);
+            if through.checked_add(1) != Some(seq) {
+                return;
+            }
+            cache.take(session_id)
+        };
+        let mut session = known.unwrap_or(Session { through: 0, budget, turns: VecDeque::new(), used: 0 });
+        let user = Message { role: ModelRole::User, text: input };
+        let assistant = Message { role: ModelRole::Assistant, text: reply };
+        session.turns.push_back(EndedTurn { seq, messages: vec![user, assistant] });
+        session.through = seq;
+        self.keep(session_id, session);
+    }
+
+    /// What is known of the turns up to `version`, and through which number.
+    fn known(&self, session_id: u64, version: u64, budget: usize) -> (VecDeque<EndedTurn>, u64) {
+        let mut cache = self.lock();
+        match cache.touch(session_id) {
+            Some(session) if session.budget >= budget => {
+                let turns = session.turns.iter().filter(|turn| turn.seq <= version).cloned().collect();
+                (turns, session.through.min(version))
+            }
+            // Cut to less than is wanted now: what was let go must come again.
+            _ => (VecDeque::new(), 0),
+        }
+    }
+
+    fn keep(&self, session_id: u64, mut session: Session) {
+        session.cut();
+        let mut cache = self.lock();
+        cache.take(session_id);
+        cache.put(session_id, session);
+        while cache.bytes > self.max_bytes
+            && let Some((_, oldest)) = cache.by_use.first_key_value().map(|(tick, id)| (*tick, *id))
+        {
+            cache.take(oldest);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Cache {
+    fn take(&mut self, session_id: u64) -> Option<Session> {
+        let session = self.sessions.remove(&session_id)?;
+        self.by_use.remove(&session.used);
+        self.bytes -= session.cost();
+        Some(session)
+    }
+
+    fn put(&mut self, session_id: u64, mut session: Session) {
+        self.tick += 1;
+        session.used = self.tick;
+        self.bytes += session.cost();
+        self.by_use.insert(self.tick, session_id);
+        self.sessions.insert(session_id, session);
+    }
+
+    fn touch(&mut self, session_id: u64) -> Option<&Session> {
+        let session = self.sessions.get_mut(&session_id)?;
+        self.tick += 1;
+        self.by_use.remove(&session.used);
+        session.used = self.tick;
+        self.by_use.insert(self.tick, session_id);
+        Some(session)
+    }
+}
+
+/// Appends the turns after `after_seq` to `turns`, keeping no more text than the budget (and one turn) on the way.
+async fn fetch(
+    channel: Channel,
+    turn: TurnRef,
+    after_seq: u64,
+    version: u64,
+    budget: usize,
+    turns: &mut VecDeque<EndedTurn>,
+) -> Result<(), tonic::Status> {
+    let mut client = WorkerServiceClient::new(channel).max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES);
+    let request = FetchTranscriptRequest { turn: Some(turn), after_seq };
+    let mut chunks = client.fetch_transcript(request).await?.into_inner();
+    let mut open: Option<(u64, ModelRole, Vec<u8>)> = None;
+    while let Some(chunk) = chunks.message().await? {
+        let entry_role = chunk.role();
+        let TranscriptChunk { seq, text, more, .. } = chunk;
+        let role = match entry_role {
+            TranscriptRole::User => ModelRole::User,
+            TranscriptRole::Assistant => ModelRole::Assistant,
+            TranscriptRole::Unspecified => return Err(tonic::Status::data_loss("a transcript entry without a role")),
+        };
+        let mut entry = match open.take() {
+            Some((open_seq, open_role, _)) if open_seq != seq || open_role != role => {
+                return Err(tonic::Status::data_loss("a transcript entry changed between its chunks"));
+            }
+            Some((_, _, mut bytes)) => {
+                bytes.extend_from_slice(&text);
+                bytes
+            }
+            None => text,
+        };
+        if more {
+            // An entry that alone exceeds the budget is never shown: its turn goes, whatever follows.
+            entry.truncate(budget.saturating_add(1));
+            open = Some((seq, role, entry));
+        } else if seq <= version {
+            append(turns, seq, Message { role, text: String::from_utf8_lossy(&entry).into() });
+            // Keep the newest turn whole until it has ended, cut what is older.
+            let newest = turns.pop_back();
+            cut(turns, budget.saturating_sub(newest.as_ref().map_or(0, EndedTurn::bytes)));
+            turns.extend(newest);
+        }
+    }
+    if open.is_some() {
+        return Err(tonic::Status::unavailable("the transcript broke off inside an entry"));
+    }
+    Ok(())
+}
+
+fn append(turns: &mut VecDeque<EndedTurn>, seq: u64, message: Message) {
+    match turns.back_mut() {
+        Some(last) if last.seq == seq => last.messages.push(message),
+        _ => turns.push_back(EndedTurn { seq, messages: vec![message] }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(cache: &Transcripts, session: u64, version: u64, budget: usize) -> (Vec<String>, u64) {
+        let (mut turns, through) = cache.known(session, version, budget);
+        cut(&mut turns, budget);
+        let texts = turns.into_iter().flat_map(|turn| turn.messages).map(|message| message.text.to_string());
+        (texts.collect(), through)
+    }
+
+    fn say(cache: &Transcripts, session: u64, seq: u64) {
+        cache.record(session, seq, format!("q{seq}").into(), format!("a{seq}").into(), 1000);
+    }
+
+    #[test]
+    fn recorded_turns_need_no_fetch_and_gaps_are_not_recorded() {
+        let cache = Transcripts::new(1 << 20);
+        say(&cache, 1, 1);
+        say(&cache, 1, 2);
+        say(&cache, 1, 4);
+        assert_eq!(texts(&cache, 1, 2, 1000), (["q1", "a1", "q2", "a2"].map(String::from).to_vec(), 2));
+        assert_eq!(texts(&cache, 1, 1, 1000), (["q1", "a1"].map(String::from).to_vec(), 1));
+        assert_eq!(texts(&cache, 1, 3, 1000).1, 2, "turn 3 lacks");
+        assert_eq!(texts(&cache, 2, 3, 1000), (Vec::new(), 0));
+    }
+
+    #[test]
+    fn whole_oldest_turns_are_cut_and_a_larger_budget_fetches_again() {
+        let cache = Transcripts::new(1 << 20);
+        (1..=5).for_each(|seq| say(&cache, 1, seq));
+        assert_eq!(texts(&cache, 1, 5, 11).0, ["q4", "a4", "q5", "a5"]);
+        assert_eq!(texts(&cache, 1, 5, 3).0, Vec::<String>::new());
+        assert_eq!(texts(&cache, 1, 5, 1001), (Vec::new(), 0));
+    }
+
+    #[test]
+    fn the_session_unused_for_longest_goes_first() {
+        let one = OVERHEAD * 2 + 4;
+        let cache = Transcripts::new(one * 2);
+        say(&cache, 1, 1);
+        say(&cache, 2, 1);
+        texts(&cache, 1, 1, 1000);
+        say(&cache, 3, 1);
+        assert_eq!([1, 2, 3].map(|session| texts(&cache, session, 1, 1000).1), [1, 0, 1]);
+        assert!(cache.lock().bytes <= one * 2);
+    }
+}
