@@ -6,12 +6,29 @@
 //! message is kept; wire formats never leave the adapter's own folder. It knows neither store, sessions, routes, workers
 //! nor proto.
 
+pub mod split;
+pub mod telegram;
+pub mod webhook;
+
+mod backoff;
+mod call;
+
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use hermes_core::Source;
 use tokio_util::sync::CancellationToken;
+
+/// Why an account cannot start; names the setting to change, never a secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("account {account}: {reason}")]
+pub struct SettingsError {
+    /// Account id.
+    pub account: String,
+    /// What is wrong and what to set instead.
+    pub reason: String,
+}
 
 /// A chat of an account, as deliveries name it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -67,7 +84,8 @@ pub enum Receipt {
 
 /// The way into the control plane.
 pub trait InboundSink: Send + Sync {
-    /// Answers in input order, after the commit. Messages of one call that belong to one session keep their order.
+    /// Answers in input order, after the commit. Messages of one call that belong to one session keep their order. The
+    /// future may be dropped at the stop; what it committed by then is known as a duplicate when offered again.
     fn accept(&self, messages: Vec<InboundMessage>) -> BoxFuture<'_, Vec<Receipt>>;
     /// How the account stands, for people: "polling", "unauthorized: …". Called on every change.
     fn report(&self, platform: &str, account: &str, state: AccountState);
@@ -89,7 +107,7 @@ pub enum AccountState {
 pub struct OutboundMessage {
     /// The chat.
     pub chat: ChatRef,
-    /// One part as [`Adapter::split`] made it.
+    /// One part as [`Adapter::split`] made it (of the account that sends it).
     pub text: String,
     /// A copy may have arrived already: the adapter marks the text visibly unless the platform can deduplicate.
     pub maybe_duplicate: bool,

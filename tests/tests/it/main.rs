@@ -1,4 +1,5 @@
-//! Tests over real sockets and processes, one module per behaviour.
+//! Whole-system, adapter and conformance tests: one binary, one module per subject.
 
-#[cfg(test)]
 mod models;
+mod telegram_adapter;
+mod vectors;

@@ -1,0 +1,232 @@
+//! When the next call may go out: Telegram's published limits and its `retry_after`.
+//!
+//! Used by this adapter's sends and typing signs; one per account. Always true: a pause that Telegram asked for holds for
+//! the chat whatever the rate says, and for the whole account once a second chat is paused at the same time (Telegram does
+//! not say which limit was hit). Time is a parameter. It keeps nothing across a restart: Telegram will say 429 again.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use hermes_core::config::Rate;
+
+/// Waits longer than this are handed back to the caller instead of slept through.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// Telegram takes 20 messages a minute in one group.
+const GROUP_MESSAGES: usize = 20;
+const GROUP_WINDOW: Duration = Duration::from_secs(60);
+/// Telegram shows the sign for 5 s.
+const TYPING_EVERY: Duration = Duration::from_secs(4);
+/// Idle chats are forgotten beyond this many.
+const REMEMBERED_CHATS: usize = 4_096;
+
+/// The pacing of one account.
+#[derive(Debug)]
+pub(super) struct Pacing {
+    rate: Rate,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    account: Gate,
+    chats: HashMap<String, Chat>,
+}
+
+#[derive(Debug, Default)]
+struct Chat {
+    gate: Gate,
+    /// Times of the newest sends to a group, at most [`GROUP_MESSAGES`].
+    sent: VecDeque<Instant>,
+    typing_again: Option<Instant>,
+}
+
+/// `None` means at once.
+#[derive(Debug, Default)]
+struct Gate {
+    free: Option<Instant>,
+    paused: Option<Instant>,
+}
+
+impl Gate {
+    fn opens(&self, now: Instant) -> Instant {
+        [self.free, self.paused].into_iter().flatten().fold(now, Instant::max)
+    }
+
+    fn is_paused(&self, now: Instant) -> bool {
+        self.paused.is_some_and(|until| until > now)
+    }
+
+    fn pause(&mut self, until: Instant) {
+        self.paused = self.paused.max(Some(until));
+    }
+}
+
+impl Pacing {
+    pub(super) fn new(rate: Rate) -> Self {
+        Self { rate, state: Mutex::default() }
+    }
+
+    /// Takes the next place in the chat; answers how long to wait for it, or, as an error, how long it would take when
+    /// that is too long to wait here.
+    pub(super) fn chat_turn(&self, chat_id: &str, now: Instant) -> Result<Duration, Duration> {
+        let mut state = self.locked();
+        state.forget_idle(now);
+        let chat = state.chats.entry(chat_id.to_owned()).or_default();
+        let mut at = chat.gate.opens(now);
+        let Rate::Limited { per_chat_per_s, .. } = self.rate else { return wait(at, now) };
+        let is_group = chat_id.starts_with('-');
+        if is_group
+            && chat.sent.len() == GROUP_MESSAGES
+            && let Some(oldest) = chat.sent.front()
+        {
+            at = at.max(*oldest + GROUP_WINDOW);
+        }
+        let waiting = wait(at, now)?;
+        chat.gate.free = Some(at + gap(per_chat_per_s));
+        if is_group {
+            if chat.sent.len() == GROUP_MESSAGES {
+                chat.sent.pop_front();
+            }
+            chat.sent.push_back(at);
+        }
+        Ok(waiting)
+    }
+
+    /// Takes the next place on the account, after the chat's turn has come; as [`Pacing::chat_turn`].
+    pub(super) fn account_turn(&self, chat_id: &str, now: Instant) -> Result<Duration, Duration> {
+        let mut state = self.locked();
+        let paused = state.chats.get(chat_id).and_then(|chat| chat.gate.paused);
+        let at = state.account.opens(now).max(paused.unwrap_or(now));
+        let waiting = wait(at, now)?;
+        if let Rate::Limited { per_account_per_s, .. } = self.rate {
+            state.account.free = Some(at + gap(per_account_per_s));
+        }
+        Ok(waiting)
+    }
+
+    /// Telegram asked to leave the chat alone for `after`.
+    pub(super) fn pause(&self, chat_id: &str, after: Duration, now: Instant) {
+        let mut state = self.locked();
+        let until = now + after;
+        let another = state.chats.iter().any(|(id, chat)| id != chat_id && chat.gate.is_paused(now));
+        state.chats.entry(chat_id.to_owned()).or_default().gate.pause(until);
+        if another {
+            state.account.pause(until);
+        }
+    }
+
+    /// Whether a typing sign would be seen and allowed now; counts as shown when so.
+    pub(super) fn typing_turn(&self, chat_id: &str, now: Instant) -> bool {
+        let mut state = self.locked();
+        state.forget_idle(now);
+        if state.account.is_paused(now) {
+            return false;
+        }
+        let chat = state.chats.entry(chat_id.to_owned()).or_default();
+        if chat.gate.is_paused(now) || chat.typing_again.is_some_and(|at| at > now) {
+            return false;
+        }
+        chat.typing_again = Some(now + TYPING_EVERY);
+        true
+    }
+
+    fn locked(&self) -> MutexGuard<'_, State> {
+        // Every section leaves the state whole, so a panic elsewhere does not spoil it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn forget_idle(&mut self, now: Instant) {
+        if self.chats.len() > REMEMBERED_CHATS {
+            self.chats.retain(|_, chat| {
+                chat.gate.opens(now) > now || chat.sent.back().is_some_and(|sent| *sent + GROUP_WINDOW > now)
+            });
+        }
+    }
+}
+
+/// Seconds between two messages at `per_second`.
+fn gap(per_second: f64) -> Duration {
+    Duration::try_from_secs_f64(per_second.recip()).unwrap_or(GROUP_WINDOW)
+}
+
+fn wait(at: Instant, now: Instant) -> Result<Duration, Duration> {
+    let waiting = at.saturating_duration_since(now);
+    if waiting > LONGEST_WAIT { Err(waiting) } else { Ok(waiting) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn limited() -> Pacing {
+        Pacing::new(Rate::Limited { per_chat_per_s: 1.0, per_account_per_s: 4.0 })
+    }
+
+    #[test]
+    fn a_chat_takes_one_a_second_and_the_account_four() {
+        let (pacing, now) = (limited(), Instant::now());
+        assert_eq!(pacing.chat_turn("1", now), Ok(Duration::ZERO));
+        assert_eq!(pacing.chat_turn("1", now), Ok(S));
+        assert_eq!(pacing.chat_turn("2", now), Ok(Duration::ZERO));
+        assert_eq!(pacing.account_turn("1", now), Ok(Duration::ZERO));
+        assert_eq!(pacing.account_turn("2", now), Ok(S / 4));
+        for _ in 0..4 {
+            pacing.chat_turn("1", now).unwrap();
+        }
+        assert_eq!(pacing.chat_turn("1", now), Err(S * 6), "longer waits go back to the caller and take no place");
+        assert_eq!(pacing.chat_turn("1", now), Err(S * 6));
+    }
+
+    #[test]
+    fn a_group_takes_twenty_a_minute() {
+        let (pacing, mut now) = (limited(), Instant::now());
+        let start = now;
+        for _ in 0..20 {
+            assert_eq!(pacing.chat_turn("-1", now), Ok(Duration::ZERO));
+            now += S;
+        }
+        assert_eq!(pacing.chat_turn("-1", now), Err(S * 40));
+        assert_eq!(pacing.chat_turn("-1", start + S * 60), Ok(Duration::ZERO));
+        assert_eq!(pacing.chat_turn("-1", start + S * 60), Ok(S));
+    }
+
+    #[test]
+    fn a_pause_holds_without_a_rate_and_a_second_chat_makes_it_the_accounts() {
+        let (pacing, now) = (Pacing::new(Rate::Off), Instant::now());
+        assert_eq!(pacing.chat_turn("1", now), Ok(Duration::ZERO));
+        assert_eq!(pacing.chat_turn("1", now), Ok(Duration::ZERO));
+        pacing.pause("1", S * 30, now);
+        assert_eq!(pacing.chat_turn("1", now), Err(S * 30));
+        assert_eq!(pacing.account_turn("1", now), Err(S * 30));
+        assert_eq!(pacing.account_turn("2", now), Ok(Duration::ZERO));
+        assert!(!pacing.typing_turn("1", now));
+        pacing.pause("2", S * 3, now);
+        assert_eq!(pacing.account_turn("3", now), Ok(S * 3));
+        assert_eq!(pacing.chat_turn("1", now + S * 30), Ok(Duration::ZERO));
+    }
+
+    #[test]
+    fn typing_is_shown_every_few_seconds() {
+        let (pacing, now) = (limited(), Instant::now());
+        assert!(pacing.typing_turn("1", now));
+        assert!(!pacing.typing_turn("1", now + S * 3));
+        assert!(pacing.typing_turn("1", now + S * 4));
+        assert_eq!(pacing.chat_turn("1", now), Ok(Duration::ZERO), "a typing sign takes no place");
+    }
+
+    #[test]
+    fn idle_chats_are_forgotten_and_paused_ones_are_not() {
+        let (pacing, now) = (limited(), Instant::now());
+        pacing.pause("kept", S * 90, now);
+        for chat in 0..REMEMBERED_CHATS {
+            pacing.chat_turn(&chat.to_string(), now).unwrap();
+        }
+        pacing.chat_turn("new", now + S * 10).unwrap();
+        assert_eq!(pacing.locked().chats.len(), 2);
+    }
+}

@@ -1,0 +1,78 @@
+//! The Bot API's JSON, as far as we read it.
+//!
+//! Used by this adapter alone. Unknown fields and unknown kinds of updates are ignored: Telegram adds some every month.
+
+use serde::Deserialize;
+
+/// Every answer.
+#[derive(Debug, Deserialize)]
+pub(super) struct Envelope<T> {
+    pub(super) ok: bool,
+    pub(super) result: Option<T>,
+    pub(super) error_code: Option<u16>,
+    pub(super) description: Option<String>,
+    pub(super) parameters: Option<Parameters>,
+}
+
+/// Hints of an error answer.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Parameters {
+    /// Seconds.
+    pub(super) retry_after: Option<u64>,
+    pub(super) migrate_to_chat_id: Option<i64>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Update {
+    pub(super) update_id: i64,
+    pub(super) message: Option<Message>,
+    pub(super) channel_post: Option<Message>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Message {
+    pub(super) message_id: i64,
+    pub(super) message_thread_id: Option<i64>,
+    #[serde(default)]
+    pub(super) is_topic_message: bool,
+    pub(super) from: Option<User>,
+    pub(super) sender_chat: Option<Chat>,
+    pub(super) chat: Chat,
+    pub(super) text: Option<String>,
+    pub(super) caption: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct User {
+    pub(super) id: i64,
+    #[serde(default)]
+    pub(super) is_bot: bool,
+    #[serde(default)]
+    pub(super) first_name: String,
+    pub(super) last_name: Option<String>,
+    pub(super) username: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Chat {
+    pub(super) id: i64,
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+    pub(super) title: Option<String>,
+    pub(super) first_name: Option<String>,
+    pub(super) last_name: Option<String>,
+    #[serde(default)]
+    pub(super) is_forum: bool,
+}
+
+/// The answer to `sendMessage`.
+#[derive(Debug, Deserialize)]
+pub(super) struct SentMessage {
+    pub(super) message_id: i64,
+}
+
+/// The answer to `getMe`.
+#[derive(Debug, Deserialize)]
+pub(super) struct Me {
+    pub(super) id: i64,
+}

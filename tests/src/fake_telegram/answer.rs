@@ -1,0 +1,230 @@
+//! The methods: what a call asks and what Telegram answers.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt as _, Limited};
+use hyper::Request;
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+
+use super::server::Cut;
+use super::{Bot, Delivery};
+
+/// Telegram's own bound on a text, UTF-16 units.
+const TEXT_LIMIT: usize = 4_096;
+const MOST_UPDATES: usize = 100;
+const LONGEST_POLL: u64 = 50;
+const BODY_BYTES: usize = 4 * 1024 * 1024;
+
+/// One answer, ready to be written.
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) content_type: &'static str,
+    pub(super) text: String,
+}
+
+impl Answer {
+    pub(super) fn html(status: u16) -> Self {
+        let text = format!("<html><body><h1>{status}</h1><hr>proxy</body></html>");
+        Self { status, content_type: "text/html", text }
+    }
+
+    fn ok(result: &str) -> Self {
+        Self { status: 200, content_type: "application/json", text: format!("{{\"ok\":true,\"result\":{result}}}") }
+    }
+}
+
+/// The error envelope.
+pub(super) fn error(code: u16, description: &str, retry_after: Option<u64>) -> Answer {
+    let mut body = json!({"ok": false, "error_code": code, "description": description});
+    if let Some(seconds) = retry_after {
+        body["parameters"] = json!({ "retry_after": seconds });
+    }
+    Answer { status: code, content_type: "application/json", text: body.to_string() }
+}
+
+/// A call with its parameters, from the query, a form or JSON.
+pub(super) struct Call {
+    pub(super) method: String,
+    parameters: HashMap<String, Value>,
+}
+
+impl Call {
+    pub(super) async fn read(method: String, request: Request<Incoming>) -> Result<Self, Cut> {
+        let mut parameters = request.uri().query().map(pairs).unwrap_or_default();
+        let kind = request.headers().get(http::header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        let is_json = kind.is_some_and(|kind| kind.starts_with("application/json"));
+        let body = Limited::new(request.into_body(), BODY_BYTES).collect().await.map_err(|_| Cut)?.to_bytes();
+        if is_json {
+            parameters.extend(serde_json::from_slice::<HashMap<String, Value>>(&body).unwrap_or_default());
+        } else if let Ok(form) = str::from_utf8(&body) {
+            parameters.extend(pairs(form));
+        }
+        Ok(Self { method, parameters })
+    }
+
+    /// A parameter as text; a JSON number is its decimal text.
+    pub(super) fn get(&self, name: &str) -> Option<String> {
+        self.text(name).map(Cow::into_owned)
+    }
+
+    fn text(&self, name: &str) -> Option<Cow<'_, str>> {
+        match self.parameters.get(name)? {
+            Value::Null => None,
+            Value::String(text) => Some(text.into()),
+            other => Some(other.to_string().into()),
+        }
+    }
+
+    fn number<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
+        self.text(name)?.parse().ok()
+    }
+}
+
+fn pairs(form: &str) -> HashMap<String, Value> {
+    // The URL parser knows the encoding of forms.
+    let url = reqwest::Url::parse(&format!("http://form/?{form}"));
+    url.map(|url| url.query_pairs().map(|(key, value)| (key.into_owned(), Value::from(value))).collect())
+        .unwrap_or_default()
+}
+
+impl Bot {
+    /// Carries out `call`.
+    pub(super) async fn answer(&self, call: &Call) -> Answer {
+        match call.method.as_str() {
+            "getMe" => Answer::ok(&self.me().to_string()),
+            "getUpdates" => self.get_updates(call).await,
+            "sendMessage" => self.send_message(call),
+            "sendChatAction" => match call.text("chat_id") {
+                Some(_) if call.text("action").is_some() => Answer::ok("true"),
+                Some(_) => error(400, "Bad Request: wrong parameter action in request", None),
+                None => error(400, "Bad Request: chat_id is empty", None),
+            },
+            "deleteWebhook" => Answer::ok("true"),
+            "getWebhookInfo" => {
+                let pending = self.locked().updates.len();
+                Answer::ok(&json!({"url": "", "pending_update_count": pending}).to_string())
+            }
+            _ => error(404, "Not Found: method not found", None),
+        }
+    }
+
+    fn me(&self) -> Value {
+        let id = self.id();
+        json!({"id": id, "is_bot": true, "first_name": "Fake", "username": format!("fake{id}_bot"),
+            "can_join_groups": true, "can_read_all_group_messages": true, "supports_inline_queries": false})
+    }
+
+    async fn get_updates(&self, call: &Call) -> Answer {
+        let offset = call.number::<i64>("offset").unwrap_or(0);
+        let limit = call.number::<usize>("limit").unwrap_or(MOST_UPDATES).clamp(1, MOST_UPDATES);
+        let seconds = call.number::<u64>("timeout").unwrap_or(0).min(LONGEST_POLL);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(seconds);
+        let number = self.begin_poll(offset);
+        loop {
+            let notified = self.0.updates.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            if let Some(answer) = self.poll_answer(number, limit) {
+                return answer;
+            }
+            if tokio::time::timeout_at(deadline, notified).await.is_err() {
+                return self.poll_answer(number, limit).unwrap_or_else(|| Answer::ok("[]"));
+            }
+        }
+    }
+
+    /// Confirms what lies before `offset`, sends the older poll home and answers this one's number.
+    fn begin_poll(&self, offset: i64) -> u64 {
+        let mut state = self.locked();
+        if offset < 0 {
+            // A negative offset keeps that many of the newest and confirms the rest.
+            let keep = usize::try_from(offset.unsigned_abs()).unwrap_or(usize::MAX);
+            let gone = state.updates.len().saturating_sub(keep);
+            state.updates.drain(..gone);
+        } else {
+            while state.updates.front().is_some_and(|(id, _)| *id < offset) {
+                state.updates.pop_front();
+            }
+        }
+        state.offset = offset;
+        state.poll += 1;
+        let number = state.poll;
+        drop(state);
+        self.0.updates.notify_waiters();
+        self.0.happened.notify_waiters();
+        number
+    }
+
+    fn poll_answer(&self, number: u64, limit: usize) -> Option<Answer> {
+        let mut state = self.locked();
+        if state.poll != number {
+            let text =
+                "Conflict: terminated by other getUpdates request; make sure that only one bot instance is running";
+            return Some(error(409, text, None));
+        }
+        if state.updates.is_empty() && state.again.is_empty() {
+            return None;
+        }
+        let again = std::mem::take(&mut state.again);
+        let texts: Vec<&str> =
+            again.iter().chain(state.updates.iter().map(|(_, text)| text)).take(limit).map(String::as_str).collect();
+        Some(Answer::ok(&format!("[{}]", texts.join(","))))
+    }
+
+    fn send_message(&self, call: &Call) -> Answer {
+        let Some(chat_id) = call.get("chat_id").filter(|chat| !chat.is_empty()) else {
+            return error(400, "Bad Request: chat_id is empty", None);
+        };
+        let text = call.get("text").unwrap_or_default();
+        if text.trim().is_empty() {
+            return error(400, "Bad Request: message text is empty", None);
+        }
+        if text.encode_utf16().count() > TEXT_LIMIT {
+            return error(400, "Bad Request: message is too long", None);
+        }
+        let thread_id = call.number::<i64>("message_thread_id");
+        let now = Instant::now();
+        let mut state = self.locked();
+        if thread_id.is_some_and(|thread| state.dead_topics.contains(&(chat_id.clone(), thread))) {
+            return error(400, "Bad Request: message thread not found", None);
+        }
+        if let Some(limit) = state.chat_limit {
+            let (start, used) = state.chat_windows.entry(chat_id.clone()).or_insert((now, 0));
+            if now.duration_since(*start) >= Duration::from_secs(1) {
+                (*start, *used) = (now, 0);
+            }
+            if *used >= limit {
+                return error(429, "Too Many Requests: retry after 1", Some(1));
+            }
+            *used += 1;
+        }
+        state.last_message += 1;
+        let message_id = state.last_message;
+        let mut result = json!({"message_id": message_id, "from": self.me(), "text": text.trim(),
+            "date": jiff::Timestamp::now().as_second(), "chat": chat(&chat_id)});
+        if let Some(thread) = thread_id {
+            result["message_thread_id"] = json!(thread);
+        }
+        let index = state.deliveries.len();
+        state.deliveries.push(Delivery { at: now, chat_id: chat_id.clone(), thread_id, text, message_id });
+        state.by_chat.entry(chat_id.clone()).or_default().push(index);
+        let waiting = state.chat_notify.get(&chat_id).cloned();
+        drop(state);
+        if let Some(waiting) = waiting {
+            waiting.notify_waiters();
+        }
+        self.0.happened.notify_waiters();
+        Answer::ok(&result.to_string())
+    }
+}
+
+fn chat(chat_id: &str) -> Value {
+    match chat_id.parse::<i64>() {
+        Ok(id) if id < 0 => json!({"id": id, "type": "supergroup", "title": format!("Group {id}")}),
+        Ok(id) => json!({"id": id, "type": "private", "first_name": format!("User {id}")}),
+        Err(_) => json!({"id": -1, "type": "channel", "username": chat_id.trim_start_matches('@')}),
+    }
+}
