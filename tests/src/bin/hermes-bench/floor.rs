@@ -107,7 +107,8 @@ pub(crate) async fn measure(url: &str, time: Duration) -> anyhow::Result<Floor> 
 /// Opens a connection whose other half runs in `connections`.
 async fn connect(url: &str, connections: &mut JoinSet<()>) -> anyhow::Result<Client> {
     // The error's text names the server, never the password.
-    let (client, connection) = tokio_postgres::connect(url, NoTls).await.context("connect to Postgres for the floor")?;
+    let (client, connection) =
+        tokio_postgres::connect(url, NoTls).await.context("connect to Postgres for the floor")?;
     connections.spawn(async move {
         // A lost connection shows as an error of the next statement.
         let _ = connection.await;

@@ -92,7 +92,9 @@ async fn exchange(
     let mut answered = false;
     while let Some(event) = events.message().await? {
         match event.event {
-            Some(Event::Accepted(accepted)) if accepted.duplicate => load.tally.stray(Verdict::Duplicate, "accepted as a duplicate"),
+            Some(Event::Accepted(accepted)) if accepted.duplicate => {
+                load.tally.stray(Verdict::Duplicate, "accepted as a duplicate")
+            }
             Some(Event::Ended(ended)) if ended.state == i32::from(TurnState::Succeeded) => {
                 match ledger.reply(&ended.reply) {
                     Some((message, Verdict::Answer)) if message == awaited => {
@@ -118,5 +120,116 @@ fn source(chat: u32, message: u64) -> Source {
         user_id: Some(format!("user-{chat}")),
         message_id: Some(format!("{chat}-{message}")),
         ..Source::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures_util::stream::{self, BoxStream, StreamExt as _};
+    use hermes_proto::v1::message_service_server::{MessageService, MessageServiceServer};
+    use hermes_proto::v1::{GetTurnRequest, GetTurnResponse, SubmitResponse, TurnEnded, TurnEvent};
+    use tokio::net::TcpListener;
+    use tokio::task::JoinSet;
+    use tokio_stream::wrappers::TcpListenerStream;
+    use tonic::Response;
+    use tonic::transport::Server;
+
+    use super::*;
+    use crate::tally::{Counts, Tally};
+
+    /// What the server's stream says to a message, or why it refuses it.
+    type Script = fn(&str) -> Result<Vec<Event>, Status>;
+
+    struct Scripted(Script);
+
+    #[tonic::async_trait]
+    impl MessageService for Scripted {
+        type SubmitAndStreamStream = BoxStream<'static, Result<TurnEvent, Status>>;
+
+        async fn submit_and_stream(
+            &self,
+            request: Request<SubmitRequest>,
+        ) -> Result<Response<Self::SubmitAndStreamStream>, Status> {
+            if request.metadata().get("authorization").is_none_or(|token| token != "Bearer secret") {
+                return Err(Status::unauthenticated("no token"));
+            }
+            let request = request.into_inner();
+            let source = request.source.ok_or_else(|| Status::invalid_argument("no source"))?;
+            assert_eq!((source.platform.as_str(), source.chat_type.as_str()), ("bench", "dm"));
+            let events = (self.0)(&request.text)?;
+            let events = events.into_iter().map(|event| Ok(TurnEvent { event: Some(event) }));
+            Ok(Response::new(stream::iter(events.collect::<Vec<_>>()).boxed()))
+        }
+
+        async fn submit(&self, _: Request<SubmitRequest>) -> Result<Response<SubmitResponse>, Status> {
+            Err(Status::unimplemented("not used"))
+        }
+
+        async fn get_turn(&self, _: Request<GetTurnRequest>) -> Result<Response<GetTurnResponse>, Status> {
+            Err(Status::unimplemented("not used"))
+        }
+    }
+
+    fn ended(state: TurnState, reply: &str) -> Event {
+        Event::Ended(TurnEnded { state: state.into(), reply: reply.into(), ..TurnEnded::default() })
+    }
+
+    async fn run(chats: u32, token: &str, script: Script) -> Arc<Tally> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let mut servers = JoinSet::new();
+        let service = MessageServiceServer::new(Scripted(script));
+        servers.spawn(Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
+        let caller = Caller::connect(&url, token, chats).await.unwrap();
+        let tally = Arc::new(Tally::new(Instant::now()));
+        let load = Load { tally: Arc::clone(&tally), until: Instant::now() + Duration::from_millis(250) };
+        let mut users = JoinSet::new();
+        for number in 0..chats {
+            users.spawn(chat(caller.clone(), number, load.clone()));
+        }
+        for ended in users.join_all().await {
+            ended.unwrap();
+        }
+        tally
+    }
+
+    #[tokio::test]
+    async fn every_message_is_answered_over_several_connections() {
+        let tally = run(CHATS_PER_CONNECTION + 1, "secret", |text| {
+            let accepted = Event::Accepted(SubmitResponse::default());
+            let delta = Event::TextDelta("hello".into());
+            Ok(vec![accepted, delta, ended(TurnState::Succeeded, &format!("{text} word02"))])
+        })
+        .await;
+        let answered = tally.counts().answered;
+        assert!(answered > u64::from(CHATS_PER_CONNECTION), "{answered}");
+        assert_eq!(tally.counts(), Counts { answered, ..Counts::default() });
+    }
+
+    #[tokio::test]
+    async fn a_second_end_is_a_duplicate_and_a_failed_turn_is_lost() {
+        let tally = run(1, "secret", |text| {
+            if text.starts_with("hello 1 ") {
+                return Ok(vec![ended(TurnState::Failed, "no provider is configured")]);
+            }
+            let end = ended(TurnState::Succeeded, text);
+            Ok(vec![end.clone(), end])
+        })
+        .await;
+        let counts = tally.counts();
+        assert!(counts.answered >= 1);
+        assert_eq!((counts.lost, counts.duplicates), (1, counts.answered));
+        assert_eq!(tally.first_fault().as_deref(), Some("the turn did not succeed: no provider is configured"));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_lost_with_its_cause_and_does_not_spin() {
+        let tally = run(1, "wrong", |_| Ok(Vec::new())).await;
+        let counts = tally.counts();
+        assert_eq!(counts.answered, 0);
+        assert!((1..=4).contains(&counts.lost), "{counts:?}");
+        assert_eq!(tally.first_fault().as_deref(), Some("Unauthenticated: no token"));
     }
 }

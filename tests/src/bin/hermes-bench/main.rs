@@ -17,6 +17,7 @@ mod tally;
 mod telegram;
 mod usage;
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,7 +33,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::load::Load;
 use crate::outside::{HungCollector, ModelServer};
-use crate::plane::{Plane, Setup, Telegram};
+use crate::plane::{Access, Plane, Setup, Telegram};
 use crate::report::{Report, Seen, Settings};
 use crate::tally::Tally;
 
@@ -94,6 +95,15 @@ enum Inside {
     /// The model server: says its base URL and runs until its standard input ends.
     #[command(name = outside::MODEL_SERVER, hide = true)]
     ModelServer,
+    /// Becomes another program that ends with this one's parent.
+    #[command(name = plane::RUN_BOUND, hide = true)]
+    RunBound {
+        /// Pid of the parent.
+        parent: u32,
+        /// The program and its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        program: Vec<OsString>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -124,6 +134,7 @@ async fn main() -> ExitCode {
     let args = Args::parse();
     let done = match (&args.inside, args.surface) {
         (Some(Inside::ModelServer), _) => outside::serve_model().await,
+        (Some(Inside::RunBound { parent, program }), _) => plane::run_bound(*parent, program),
         (None, Some(surface)) => bench(&args, surface).await,
         (None, None) => Err(anyhow::anyhow!("say --surface telegram or --surface grpc")),
     };
@@ -139,30 +150,25 @@ async fn main() -> ExitCode {
 async fn bench(args: &Args, surface: Surface) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for Ctrl-C")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let binaries = match &args.bin_dir {
-        Some(dir) => dir.clone(),
-        None => std::env::current_exe().context("find this program")?.parent().context("find its folder")?.to_owned(),
-    };
+    let program = std::env::current_exe().context("find this program")?;
+    let binaries = args.bin_dir.as_deref().or(program.parent()).context("find its folder")?;
     let interrupted = async {
         tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
         anyhow::anyhow!("interrupted")
     };
-    tokio::pin!(interrupted);
 
     let world = Outside::start(args, surface).await?;
     let setup = Setup {
-        binaries: &binaries,
+        binaries,
+        bound_by: Some(&program),
         model_url: world.model.base_url(),
         telegram: world.telegram.as_ref().map(|(_, base)| Telegram { api_base: base, token: telegram::TOKEN }),
         otlp: world.otlp.as_deref(),
     };
-    let mut plane = tokio::select! {
-        plane = Plane::start(&setup) => plane?,
-        error = &mut interrupted => return Err(error),
-    };
+    let mut plane = Plane::start(&setup)?;
     let measured = tokio::select! {
         report = measure(args, surface, &world, &mut plane) => report,
-        error = &mut interrupted => Err(error),
+        error = interrupted => Err(error),
     };
     let kept = args.log.as_deref().map_or(Ok(()), |path| plane.keep_log(path));
     let stopped = plane.stop().await;
@@ -203,26 +209,27 @@ impl Outside {
 }
 
 async fn measure(args: &Args, surface: Surface, world: &Outside, plane: &mut Plane) -> anyhow::Result<Report> {
+    let access = plane.ready().await?;
     let from = Instant::now() + args.warm_up;
     let load = Load { tally: Arc::new(Tally::new(from)), until: from + args.seconds };
-    let mut chats = spawn_chats(args, world, plane, &load).await?;
+    let mut chats = spawn_chats(args, world, &access, &load).await?;
     let own = i32::try_from(std::process::id()).context("read this program's pid")?;
     let outside_cpu = || (usage::cpu_of(own), usage::cpu_of(world.model.pid()));
 
-    sleep_until(from).await;
+    plane.meanwhile(sleep_until(from)).await?;
     let (start, start_counts, started, start_outside) =
         (plane.usage()?, load.tally.counts(), Instant::now(), outside_cpu());
-    sleep_until(load.until).await;
+    plane.meanwhile(sleep_until(load.until)).await?;
     let (end_counts, elapsed) = (load.tally.counts(), started.elapsed().as_secs_f64());
     let (end, end_outside) = (plane.usage()?, outside_cpu());
 
-    while let Some(ended) = chats.join_next().await {
+    while let Some(ended) = plane.meanwhile(chats.join_next()).await? {
         ended.context("run the chats")??;
     }
     let after = plane.usage()?;
     let floor = match args.no_floor {
         true => None,
-        false => Some(floor::measure(plane.database_url()?, args.floor_seconds).await?),
+        false => Some(floor::measure(access.database_url()?, args.floor_seconds).await?),
     };
     let seen = Seen {
         counts: [start_counts, end_counts, load.tally.counts()],
@@ -255,7 +262,7 @@ async fn measure(args: &Args, surface: Surface, world: &Outside, plane: &mut Pla
 async fn spawn_chats(
     args: &Args,
     world: &Outside,
-    plane: &Plane,
+    access: &Access,
     load: &Load,
 ) -> anyhow::Result<JoinSet<anyhow::Result<()>>> {
     let mut chats = JoinSet::new();
@@ -269,7 +276,7 @@ async fn spawn_chats(
             });
         }
     } else {
-        let caller = grpc::Caller::connect(&plane.grpc_url(), plane.token(), args.chats).await?;
+        let caller = grpc::Caller::connect(&access.grpc_url, &access.token, args.chats).await?;
         for number in 0..args.chats {
             chats.spawn(grpc::chat(caller.clone(), number, load.clone()));
         }
@@ -286,13 +293,17 @@ mod tests {
     #[test]
     fn the_command_line_is_the_fixed_one() {
         Args::command().debug_assert();
-        let args = Args::parse_from(["hermes-bench", "--surface", "telegram", "--chats", "8", "--seconds", "3", "-o", "json"]);
+        let args =
+            Args::parse_from(["hermes-bench", "--surface", "telegram", "--chats", "8", "--seconds", "3", "-o", "json"]);
         assert_eq!((args.surface, args.chats, args.output), (Some(Surface::Telegram), 8, Output::Json));
         assert_eq!(args.seconds, Duration::from_secs(3));
         assert!(Args::try_parse_from(["hermes-bench"]).is_err());
         assert!(Args::try_parse_from(["hermes-bench", "--surface", "grpc", "--chats", "0"]).is_err());
         assert!(Args::try_parse_from(["hermes-bench", "--surface", "grpc", "--seconds", "-1"]).is_err());
         assert!(Args::try_parse_from(["hermes-bench", outside::MODEL_SERVER]).unwrap().inside.is_some());
+        let bound =
+            Args::try_parse_from(["hermes-bench", plane::RUN_BOUND, "7", "/bin/x", "up", "--data-dir", "d"]).unwrap();
+        assert!(matches!(bound.inside, Some(Inside::RunBound { parent: 7, program }) if program.len() == 4));
         assert!(Args::command().render_help().to_string().contains("--surface telegram --chats 32"));
     }
 }

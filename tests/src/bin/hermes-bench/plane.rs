@@ -4,27 +4,34 @@
 //! group, so a Ctrl-C at the terminal reaches this program alone and it stops them in order; after [`Plane::stop`] none
 //! of them runs. It knows no surface and counts nothing.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getppid};
 use serde::Deserialize;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::usage::{self, Process, Reading};
 
+/// The subcommand that binds a process to this one.
+pub(crate) const RUN_BOUND: &str = "run-bound";
 /// From the start to the ready line: a new Postgres cluster, migrations and the first worker.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 /// From SIGTERM to the end; `up` promises five seconds.
 const STOP_WITHIN: Duration = Duration::from_secs(15);
+/// From its end to that of its children, which get a signal then.
+const CHILDREN_END_WITHIN: Duration = Duration::from_secs(2);
 /// How much of the log an error shows.
 const LOG_LINES: usize = 25;
 
@@ -40,6 +47,8 @@ pub(crate) struct Telegram<'a> {
 pub(crate) struct Setup<'a> {
     /// Where hermesctl, hermes-control-plane and hermes-worker are.
     pub(crate) binaries: &'a Path,
+    /// This program, which then binds the processes to its own life ([`run_bound`]).
+    pub(crate) bound_by: Option<&'a Path>,
     /// Base URL of an OpenAI-compatible server.
     pub(crate) model_url: &'a str,
     /// The account to serve, if any.
@@ -48,37 +57,50 @@ pub(crate) struct Setup<'a> {
     pub(crate) otlp: Option<&'a str>,
 }
 
-/// A running `up`.
+/// An `up`, ready or not.
 #[derive(Debug)]
 pub(crate) struct Plane {
     child: Child,
     pid: i32,
-    endpoint: Endpoint,
-    token: String,
+    // Held open: whoever writes to a pipe without a reader is ended by it.
+    stdout: Lines<BufReader<ChildStdout>>,
     log: PathBuf,
     seen: Vec<Process>,
     // Last, so that it is removed after the process is gone.
     dir: TempDir,
 }
 
-/// `endpoint.json`, as far as we read it.
+/// How to talk to one that is ready.
+#[derive(Debug)]
+pub(crate) struct Access {
+    /// URL of the gRPC listener.
+    pub(crate) grpc_url: String,
+    /// The operator token.
+    pub(crate) token: String,
+    database_url: Option<String>,
+}
+
+/// `endpoint.json`, as far as we read it. Only the owner of the data directory can.
 #[derive(Debug, Deserialize)]
 struct Endpoint {
     grpc: String,
-    /// Only the owner of the data directory can read it.
     database_url: Option<String>,
 }
 
 impl Plane {
-    /// Starts it and waits until it says that it is ready.
+    /// Starts it; [`Plane::stop`] must follow.
     ///
     /// # Errors
-    /// When a binary is missing, it ends, or it is not ready in time; with the end of its log.
-    pub(crate) async fn start(setup: &Setup<'_>) -> anyhow::Result<Self> {
+    /// When a binary is missing or cannot be executed.
+    pub(crate) fn start(setup: &Setup<'_>) -> anyhow::Result<Self> {
         for name in ["hermesctl", "hermes-control-plane", "hermes-worker"] {
             let file = setup.binaries.join(name);
             let there = file.metadata().is_ok_and(|meta| meta.is_file());
-            anyhow::ensure!(there, "{} is missing; build all with `cargo build --release`, or name --bin-dir", file.display());
+            anyhow::ensure!(
+                there,
+                "{} is missing; build all with `cargo build --release`, or name --bin-dir",
+                file.display()
+            );
         }
         // Under root Postgres is another user: it may pass through, but not look around.
         let dir = tempfile::Builder::new()
@@ -91,21 +113,23 @@ impl Plane {
         let log = dir.path().join("up.log");
         let mut child = command(setup, dir.path(), &config, &log)?.spawn().context("start hermesctl up")?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).context("hermesctl has ended already")?;
-        let ready = wait_until_ready(&mut child).await;
-        let left = || {
-            let endpoint = fs::read(dir.path().join("data/endpoint.json")).context("read endpoint.json")?;
-            let token = fs::read_to_string(dir.path().join("data/operator.token")).context("read operator.token")?;
-            anyhow::Ok((serde_json::from_slice(&endpoint).context("parse endpoint.json")?, token.trim().to_owned()))
+        let stdout = BufReader::new(child.stdout.take().context("stdout is not ours")?).lines();
+        Ok(Self { child, pid, stdout, log, seen: Vec::new(), dir })
+    }
+
+    /// Waits until it says that it is ready.
+    ///
+    /// # Errors
+    /// When it ends or is not ready in time; with the end of its log.
+    pub(crate) async fn ready(&mut self) -> anyhow::Result<Access> {
+        let ready = timeout(READY_WITHIN, ready_line(&mut self.stdout)).await;
+        let access = match ready {
+            Ok(said) => said.and_then(|()| access(&self.dir.path().join("data"))),
+            Err(_) => Err(anyhow::anyhow!("it said nothing within {READY_WITHIN:?}")),
         };
-        let (endpoint, token) = match ready.and_then(|()| left()) {
-            Ok(left) => left,
-            Err(error) => {
-                let seen = usage::read_tree(pid).map(|reading| reading.processes).unwrap_or_default();
-                end(&mut child, pid, &seen).await;
-                return Err(error.context(format!("hermesctl up is not ready; its log ends with:\n{}", tail(&log))));
-            }
-        };
-        Ok(Self { child, pid, endpoint, token, log, seen: Vec::new(), dir })
+        // It may have ended; the error that matters is `access`.
+        let _ = self.look();
+        access.with_context(|| format!("hermesctl up is not ready; its log ends with:\n{}", tail(&self.log)))
     }
 
     /// CPU and memory of all its processes now.
@@ -113,30 +137,33 @@ impl Plane {
     /// # Errors
     /// When it has ended; with the end of its log.
     pub(crate) fn usage(&mut self) -> anyhow::Result<Reading> {
-        let reading = usage::read_tree(self.pid)
-            .with_context(|| format!("hermesctl up has ended; its log ends with:\n{}", tail(&self.log)))?;
-        self.seen.clone_from(&reading.processes);
+        self.look().with_context(|| self.obituary())
+    }
+
+    /// What `work` comes to, as long as it runs.
+    ///
+    /// # Errors
+    /// When it ends first; with the end of its log.
+    pub(crate) async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> anyhow::Result<T> {
+        tokio::select! {
+            done = work => Ok(done),
+            _ = self.child.wait() => Err(anyhow::anyhow!(self.obituary())),
+        }
+    }
+
+    /// Reads the process tree and remembers who was in it, so that nobody is left behind in the end.
+    fn look(&mut self) -> anyhow::Result<Reading> {
+        let reading = usage::read_tree(self.pid)?;
+        for process in &reading.processes {
+            if !self.seen.iter().any(|seen| (seen.pid, seen.started) == (process.pid, process.started)) {
+                self.seen.push(process.clone());
+            }
+        }
         Ok(reading)
     }
 
-    /// URL of the gRPC listener.
-    pub(crate) fn grpc_url(&self) -> String {
-        let address = &self.endpoint.grpc;
-        if address.contains("://") { address.clone() } else { format!("http://{address}") }
-    }
-
-    /// The operator token.
-    pub(crate) fn token(&self) -> &str {
-        &self.token
-    }
-
-    /// Connection string of its Postgres.
-    ///
-    /// # Errors
-    /// When `endpoint.json` has none.
-    pub(crate) fn database_url(&self) -> anyhow::Result<&str> {
-        let url = self.endpoint.database_url.as_deref();
-        url.context("endpoint.json has no database_url, so the Postgres floor cannot be measured; leave it out with --no-floor")
+    fn obituary(&self) -> String {
+        format!("hermesctl up has ended; its log ends with:\n{}", tail(&self.log))
     }
 
     /// Copies the log to `path`.
@@ -152,14 +179,42 @@ impl Plane {
     /// # Errors
     /// When something had to be killed, or the directory cannot be removed.
     pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
-        if let Ok(reading) = usage::read_tree(self.pid) {
-            self.seen = reading.processes;
-        }
+        // An error means that it has ended; then those are left that were seen before.
+        let _ = self.look();
         let killed = end(&mut self.child, self.pid, &self.seen).await;
         self.dir.close().context("remove the temporary directory")?;
-        anyhow::ensure!(killed == 0, "{killed} processes of hermesctl up did not end by themselves within {STOP_WITHIN:?}");
+        anyhow::ensure!(killed == 0, "{killed} processes of hermesctl up did not end by themselves and were killed");
         Ok(())
     }
+}
+
+impl Access {
+    /// Connection string of its Postgres.
+    ///
+    /// # Errors
+    /// When `endpoint.json` has none.
+    pub(crate) fn database_url(&self) -> anyhow::Result<&str> {
+        self.database_url.as_deref().context(
+            "endpoint.json has no database_url, so the floor of Postgres cannot be measured; leave it out with --no-floor",
+        )
+    }
+}
+
+async fn ready_line(stdout: &mut Lines<BufReader<ChildStdout>>) -> anyhow::Result<()> {
+    while let Some(line) = stdout.next_line().await.context("read stdout")? {
+        if line.starts_with("ready ") {
+            return Ok(());
+        }
+    }
+    bail!("it ended")
+}
+
+fn access(data: &Path) -> anyhow::Result<Access> {
+    let endpoint = fs::read(data.join("endpoint.json")).context("read endpoint.json")?;
+    let Endpoint { grpc, database_url } = serde_json::from_slice(&endpoint).context("parse endpoint.json")?;
+    let token = fs::read_to_string(data.join("operator.token")).context("read operator.token")?;
+    let grpc_url = if grpc.contains("://") { grpc } else { format!("http://{grpc}") };
+    Ok(Access { grpc_url, token: token.trim().to_owned(), database_url })
 }
 
 /// SIGTERM, then SIGKILL to each process of `seen` that is still itself; answers how many had to be killed.
@@ -169,8 +224,8 @@ async fn end(child: &mut Child, pid: i32, seen: &[Process]) -> usize {
         let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
     }
     let ended = timeout(STOP_WITHIN, child.wait()).await.is_ok();
-    // Its children get a signal when it ends; they are not ours to wait for.
-    let deadline = Instant::now() + Duration::from_secs(if ended { 5 } else { 0 });
+    // They are not our children, so there is nothing to wait on but /proc.
+    let deadline = Instant::now() + if ended { CHILDREN_END_WITHIN } else { Duration::ZERO };
     loop {
         let left: Vec<&Process> = seen.iter().filter(|process| usage::is_running(process)).collect();
         if left.is_empty() {
@@ -187,9 +242,30 @@ async fn end(child: &mut Child, pid: i32, seen: &[Process]) -> usize {
     }
 }
 
+/// Becomes `program`, which gets a SIGTERM when process `parent` ends, even by a SIGKILL.
+///
+/// # Errors
+/// When that process has ended already, or `program` cannot be executed; there is no other return.
+pub(crate) fn run_bound(parent: u32, program: &[OsString]) -> anyhow::Result<()> {
+    let (program, args) = program.split_first().context("say what to run")?;
+    // The signal stays set in whatever this process becomes.
+    prctl::set_pdeathsig(Signal::SIGTERM).context("bind this process to its parent")?;
+    anyhow::ensure!(u32::try_from(getppid().as_raw()).is_ok_and(|pid| pid == parent), "the parent has ended");
+    let failed = std::process::Command::new(program).args(args).exec();
+    Err(failed).with_context(|| format!("start {}", program.display()))
+}
+
 fn command(setup: &Setup<'_>, dir: &Path, config: &Path, log: &Path) -> anyhow::Result<Command> {
     let log = File::create(log).context("create the log")?;
-    let mut command = Command::new(setup.binaries.join("hermesctl"));
+    let hermesctl = setup.binaries.join("hermesctl");
+    let mut command = match setup.bound_by {
+        Some(program) => {
+            let mut command = Command::new(program);
+            command.arg(RUN_BOUND).arg(std::process::id().to_string()).arg(hermesctl);
+            command
+        }
+        None => Command::new(hermesctl),
+    };
     command.arg("up").arg("--data-dir").arg(dir.join("data")).arg("--config").arg(config);
     // Ports of our own choice never collide with an `up` that somebody else runs here.
     for flag in ["--grpc-addr", "--http-addr", "--worker-addr"] {
@@ -197,8 +273,17 @@ fn command(setup: &Setup<'_>, dir: &Path, config: &Path, log: &Path) -> anyhow::
     }
     // What is measured must not depend on who measures.
     for name in [
-        "ANTHROPIC_API_KEY", "OPENAI_API_KEY", "GEMINI_API_KEY", "OPENROUTER_API_KEY", "DATABASE_URL", "HERMES_HOME",
-        "HERMES_DATA_DIR", "HERMES_SERVER", "HERMES_TOKEN", "RUST_LOG", "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "ANTHROPIC_API_KEY",
+        "OPENAI_API_KEY",
+        "GEMINI_API_KEY",
+        "OPENROUTER_API_KEY",
+        "DATABASE_URL",
+        "HERMES_HOME",
+        "HERMES_DATA_DIR",
+        "HERMES_SERVER",
+        "HERMES_TOKEN",
+        "RUST_LOG",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
     ] {
         command.env_remove(name);
     }
@@ -217,26 +302,18 @@ fn config_text(setup: &Setup<'_>, dir: &Path) -> anyhow::Result<String> {
     });
     if let Some(telegram) = &setup.telegram {
         let token_file = dir.join("bot-token");
-        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&token_file).context("write the bot token")?;
+        let mut file = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&token_file)
+            .context("write the bot token")?;
         std::io::Write::write_all(&mut file, telegram.token.as_bytes()).context("write the bot token")?;
         document["platforms"] = serde_json::json!({"telegram": {"accounts": [{
             "id": "bench", "token_file": token_file, "api_base": telegram.api_base, "allow_all": true, "rate": "off",
         }]}});
     }
     serde_yaml::to_string(&document).context("write the configuration")
-}
-
-async fn wait_until_ready(child: &mut Child) -> anyhow::Result<()> {
-    let mut lines = BufReader::new(child.stdout.take().context("stdout is not ours")?).lines();
-    let ready = async {
-        while let Some(line) = lines.next_line().await.context("read stdout")? {
-            if line.starts_with("ready ") {
-                return Ok(());
-            }
-        }
-        bail!("it ended")
-    };
-    timeout(READY_WITHIN, ready).await.with_context(|| format!("no ready line within {READY_WITHIN:?}"))?
 }
 
 fn tail(log: &Path) -> String {
@@ -250,7 +327,7 @@ mod tests {
     use super::*;
 
     fn setup<'a>(binaries: &'a Path) -> Setup<'a> {
-        Setup { binaries, model_url: "http://127.0.0.1:1/v1", telegram: None, otlp: None }
+        Setup { binaries, bound_by: None, model_url: "http://127.0.0.1:1/v1", telegram: None, otlp: None }
     }
 
     /// Three programs; hermesctl is this script.
@@ -284,9 +361,10 @@ mod tests {
             "mkdir -p \"$3\"; echo '{\"grpc\":\"127.0.0.1:7\",\"database_url\":\"postgres://x\"}' > \"$3/endpoint.json\"\n\
              echo tok > \"$3/operator.token\"; sleep 300 & echo starting; echo 'ready grpc=127.0.0.1:7 http=127.0.0.1:8'; wait",
         );
-        let mut plane = Plane::start(&setup(programs.path())).await.unwrap();
-        assert_eq!((plane.grpc_url().as_str(), plane.token()), ("http://127.0.0.1:7", "tok"));
-        assert_eq!(plane.database_url().unwrap(), "postgres://x");
+        let mut plane = Plane::start(&setup(programs.path())).unwrap();
+        let access = plane.ready().await.unwrap();
+        assert_eq!((access.grpc_url.as_str(), access.token.as_str()), ("http://127.0.0.1:7", "tok"));
+        assert_eq!(access.database_url().unwrap(), "postgres://x");
         let seen = plane.usage().unwrap().processes;
         assert_eq!(seen.len(), 2);
         let dir = plane.dir.path().to_owned();
@@ -299,14 +377,33 @@ mod tests {
     #[tokio::test]
     async fn one_that_ends_early_is_an_error_with_its_log() {
         let programs = programs("echo 'no Postgres found' >&2; exit 1");
-        let error = format!("{:#}", Plane::start(&setup(programs.path())).await.unwrap_err());
+        let mut plane = Plane::start(&setup(programs.path())).unwrap();
+        let error = format!("{:#}", plane.ready().await.unwrap_err());
+        plane.stop().await.unwrap();
         assert!(error.contains("no Postgres found"), "{error}");
     }
 
     #[tokio::test]
-    async fn missing_binaries_are_named() {
+    async fn one_that_ends_under_load_is_an_error_and_nobody_is_left() {
+        let programs = programs(
+            "mkdir -p \"$3\"; echo '{\"grpc\":\"127.0.0.1:7\"}' > \"$3/endpoint.json\"; echo tok > \"$3/operator.token\"\n\
+             sleep 300 & echo 'ready grpc=x http=y'; sleep 0.2; echo 'out of memory' >&2; kill -9 $$",
+        );
+        let mut plane = Plane::start(&setup(programs.path())).unwrap();
+        let access = plane.ready().await.unwrap();
+        assert!(access.database_url().is_err());
+        let error = plane.meanwhile(std::future::pending::<()>()).await.unwrap_err().to_string();
+        assert!(error.contains("out of memory"), "{error}");
+        assert!(plane.usage().is_err());
+        let seen = plane.seen.clone();
+        assert!(plane.stop().await.is_err());
+        assert!(seen.len() >= 2 && seen.iter().all(|process| !usage::is_running(process)));
+    }
+
+    #[test]
+    fn missing_binaries_are_named() {
         let dir = tempfile::tempdir().unwrap();
-        let error = Plane::start(&setup(dir.path())).await.unwrap_err().to_string();
+        let error = Plane::start(&setup(dir.path())).unwrap_err().to_string();
         assert!(error.contains("hermesctl is missing"), "{error}");
     }
 }

@@ -148,13 +148,24 @@ impl Report {
         });
         let mut out = format!(
             "{} chats through {} for {} s after {} s, model {}{rate}{otlp}, {} cores\n",
-            settings.chats, settings.surface, settings.seconds, settings.warm_up_seconds, settings.model, settings.cores
+            settings.chats,
+            settings.surface,
+            settings.seconds,
+            settings.warm_up_seconds,
+            settings.model,
+            settings.cores
         );
         let rows = [
             ("messages/s", self.messages_per_s.to_string()),
             (
                 "latency ms",
-                format!("p50 {}  p95 {}  p99 {}  max {}", number(self.p50_ms), number(self.p95_ms), number(self.p99_ms), number(self.max_ms)),
+                format!(
+                    "p50 {}  p95 {}  p99 {}  max {}",
+                    number(self.p50_ms),
+                    number(self.p95_ms),
+                    number(self.p99_ms),
+                    number(self.max_ms)
+                ),
             ),
             (
                 "CPU ms/message",
@@ -170,7 +181,12 @@ impl Report {
             ),
             (
                 "RSS MB after it",
-                format!("control plane {}, largest of {} workers {}", number(self.control_plane_rss_mb), self.workers, number(self.worker_rss_mb)),
+                format!(
+                    "control plane {}, largest of {} workers {}",
+                    number(self.control_plane_rss_mb),
+                    self.workers,
+                    number(self.worker_rss_mb)
+                ),
             ),
             ("postgres floor/s", format!("{}, ratio {}", number(self.postgres_floor_per_s), number(self.floor_ratio))),
             (
@@ -241,9 +257,17 @@ mod tests {
     fn the_figures_follow_from_what_was_seen_under_their_fixed_names() {
         let json: serde_json::Value = serde_json::from_str(&report(5000).json().unwrap()).unwrap();
         let expected = [
-            ("messages_per_s", 500.0), ("p50_ms", 1.0), ("p95_ms", 2.0), ("p99_ms", 3.0), ("max_ms", 4.123),
-            ("cpu_ms_per_message", 1.0), ("control_plane_rss_mb", 40.0), ("worker_rss_mb", 12.5),
-            ("postgres_floor_per_s", 2000.0), ("floor_ratio", 0.25), ("driver_cpu_ms_per_message", 0.1),
+            ("messages_per_s", 500.0),
+            ("p50_ms", 1.0),
+            ("p95_ms", 2.0),
+            ("p99_ms", 3.0),
+            ("max_ms", 4.123),
+            ("cpu_ms_per_message", 1.0),
+            ("control_plane_rss_mb", 40.0),
+            ("worker_rss_mb", 12.5),
+            ("postgres_floor_per_s", 2000.0),
+            ("floor_ratio", 0.25),
+            ("driver_cpu_ms_per_message", 0.1),
         ];
         for (name, value) in expected {
             assert_eq!(json[name].as_f64(), Some(value), "{name}");
@@ -266,7 +290,14 @@ mod tests {
     #[test]
     fn the_table_says_everything_a_person_needs_to_compare() {
         let table = report(5000).table();
-        for part in ["32 chats through telegram", "account rate: off", "messages/s         500", "p99 3", "ratio 0.25", "lost 1"] {
+        for part in [
+            "32 chats through telegram",
+            "account rate: off",
+            "messages/s         500",
+            "p99 3",
+            "ratio 0.25",
+            "lost 1",
+        ] {
             assert!(table.contains(part), "{part:?} is not in\n{table}");
         }
     }

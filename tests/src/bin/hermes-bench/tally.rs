@@ -156,7 +156,10 @@ mod tests {
             tally.answered(from, Duration::from_millis(ms));
         }
         let got = tally.percentiles().unwrap();
-        assert!(close(got.p50, 500.0) && close(got.p95, 950.0) && close(got.p99, 990.0) && close(got.max, 1000.0), "{got:?}");
+        assert!(
+            close(got.p50, 500.0) && close(got.p95, 950.0) && close(got.p99, 990.0) && close(got.max, 1000.0),
+            "{got:?}"
+        );
         assert_eq!(tally.counts().answered, 1001);
     }
 
@@ -172,7 +175,8 @@ mod tests {
     fn every_kind_has_its_counter() {
         let tally = Tally::new(Instant::now());
         tally.lost();
-        for verdict in [Verdict::Late, Verdict::OutOfOrder, Verdict::Duplicate, Verdict::Duplicate, Verdict::Unexpected] {
+        for verdict in [Verdict::Late, Verdict::OutOfOrder, Verdict::Duplicate, Verdict::Duplicate, Verdict::Unexpected]
+        {
             tally.stray(verdict, "hello\n1");
         }
         let expected = Counts { answered: 0, lost: 1, late: 1, duplicates: 2, out_of_order: 1, unexpected: 1 };

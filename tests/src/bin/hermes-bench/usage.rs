@@ -80,7 +80,7 @@ pub(crate) fn read_tree(root: i32) -> anyhow::Result<Reading> {
             stats.insert(pid, stat);
         }
     }
-    anyhow::ensure!(stats.contains_key(&root), "process {root} has ended");
+    anyhow::ensure!(stats.contains_key(&root) && !is_zombie(root), "process {root} has ended");
     let roles = roles(root, &stats, program);
     let processes = roles
         .into_iter()
@@ -99,8 +99,12 @@ pub(crate) fn cpu_of(pid: i32) -> f64 {
 
 /// Whether this very process is still there (a zombie is not).
 pub(crate) fn is_running(process: &Process) -> bool {
-    let zombie = || fs::read_to_string(format!("/proc/{}/stat", process.pid)).is_ok_and(|text| state(&text) == Some('Z'));
-    read_stat(process.pid).is_some_and(|stat| stat.started == process.started) && !zombie()
+    read_stat(process.pid).is_some_and(|stat| stat.started == process.started) && !is_zombie(process.pid)
+}
+
+/// Ended, and nobody has waited for it yet.
+fn is_zombie(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|text| state(&text) == Some('Z'))
 }
 
 impl Reading {
@@ -117,7 +121,8 @@ impl Reading {
 
     /// Resident memory of the largest process of a role, megabytes (10⁶ bytes); `None` without one.
     pub(crate) fn largest_mb(&self, role: Role) -> Option<f64> {
-        let largest = self.processes.iter().filter(|process| process.role == role).map(|process| process.resident).max()?;
+        let largest =
+            self.processes.iter().filter(|process| process.role == role).map(|process| process.resident).max()?;
         u32::try_from(largest / 1000).ok().map(|kilobytes| f64::from(kilobytes) / 1e3)
     }
 
@@ -190,7 +195,8 @@ fn parse_resident(status: &str) -> Option<u64> {
 }
 
 fn ticks_to_ms(ticks: u64) -> f64 {
-    let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().and_then(|ticks| u32::try_from(ticks).ok()).unwrap_or(100);
+    let per_second =
+        sysconf(SysconfVar::CLK_TCK).ok().flatten().and_then(|ticks| u32::try_from(ticks).ok()).unwrap_or(100);
     f64::from(u32::try_from(ticks).unwrap_or(u32::MAX)) * 1e3 / f64::from(per_second)
 }
 
@@ -243,7 +249,11 @@ mod tests {
     fn time_moves_to_the_parent_that_reaped_and_is_counted_once() {
         let process = |pid, role, ticks| Process { pid, started: 1, role, ticks, resident: 0 };
         let before = Reading {
-            processes: vec![process(1, Role::ControlPlane, 100), process(2, Role::Postgres, 40), process(3, Role::Postgres, 10)],
+            processes: vec![
+                process(1, Role::ControlPlane, 100),
+                process(2, Role::Postgres, 40),
+                process(3, Role::Postgres, 10),
+            ],
         };
         let after = Reading { processes: vec![process(1, Role::ControlPlane, 130), process(2, Role::Postgres, 70)] };
         let cpu = after.cpu_since(&before);
