@@ -20,7 +20,7 @@ use serde::Deserialize;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, interval, sleep, timeout};
 
 use crate::usage::{self, Process, Reading};
 
@@ -28,6 +28,8 @@ use crate::usage::{self, Process, Reading};
 pub(crate) const RUN_BOUND: &str = "run-bound";
 /// From the start to the ready line: a new Postgres cluster, migrations and the first worker.
 const READY_WITHIN: Duration = Duration::from_secs(120);
+/// How often the process tree is looked at while it starts.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// From SIGTERM to the end; `up` promises five seconds.
 const STOP_WITHIN: Duration = Duration::from_secs(15);
 /// From its end to that of its children, which get a signal then.
@@ -122,14 +124,30 @@ impl Plane {
     /// # Errors
     /// When it ends or is not ready in time; with the end of its log.
     pub(crate) async fn ready(&mut self) -> anyhow::Result<Access> {
-        let ready = timeout(READY_WITHIN, ready_line(&mut self.stdout)).await;
-        let access = match ready {
+        let said = timeout(READY_WITHIN, self.until_ready()).await;
+        let access = match said {
             Ok(said) => said.and_then(|()| access(&self.dir.path().join("data"))),
             Err(_) => Err(anyhow::anyhow!("it said nothing within {READY_WITHIN:?}")),
         };
         // It may have ended; the error that matters is `access`.
         let _ = self.look();
         access.with_context(|| format!("hermesctl up is not ready; its log ends with:\n{}", tail(&self.log)))
+    }
+
+    async fn until_ready(&mut self) -> anyhow::Result<()> {
+        let mut tick = interval(LOOK_EVERY);
+        loop {
+            tokio::select! {
+                line = self.stdout.next_line() => match line.context("read stdout")? {
+                    Some(line) if line.starts_with("ready ") => return Ok(()),
+                    Some(_) => {}
+                    None => bail!("it closed stdout"),
+                },
+                _ = self.child.wait() => bail!("it ended"),
+                // Who it has started by now is known even if it ends the next moment.
+                _ = tick.tick() => { let _ = self.look(); }
+            }
+        }
     }
 
     /// CPU and memory of all its processes now.
@@ -198,15 +216,6 @@ impl Access {
             "endpoint.json has no database_url, so the floor of Postgres cannot be measured; leave it out with --no-floor",
         )
     }
-}
-
-async fn ready_line(stdout: &mut Lines<BufReader<ChildStdout>>) -> anyhow::Result<()> {
-    while let Some(line) = stdout.next_line().await.context("read stdout")? {
-        if line.starts_with("ready ") {
-            return Ok(());
-        }
-    }
-    bail!("it ended")
 }
 
 fn access(data: &Path) -> anyhow::Result<Access> {
@@ -294,7 +303,7 @@ fn command(setup: &Setup<'_>, dir: &Path, config: &Path, log: &Path) -> anyhow::
     Ok(command)
 }
 
-/// The document that `up` applies; JSON is YAML, and it quotes for us.
+/// The document that `up` applies. JSON is YAML in which everything is quoted, `off` too.
 fn config_text(setup: &Setup<'_>, dir: &Path) -> anyhow::Result<String> {
     let mut document = serde_json::json!({
         "model": "mock/mock-1",
@@ -313,7 +322,7 @@ fn config_text(setup: &Setup<'_>, dir: &Path) -> anyhow::Result<String> {
             "id": "bench", "token_file": token_file, "api_base": telegram.api_base, "allow_all": true, "rate": "off",
         }]}});
     }
-    serde_yaml::to_string(&document).context("write the configuration")
+    serde_json::to_string_pretty(&document).context("write the configuration")
 }
 
 fn tail(log: &Path) -> String {
@@ -346,6 +355,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let telegram = Some(Telegram { api_base: "http://127.0.0.1:2", token: "1:secret" });
         let text = config_text(&Setup { telegram, ..setup(dir.path()) }, dir.path()).unwrap();
+        assert!(text.contains("\"off\""), "{text}");
         let value: serde_json::Value = serde_yaml::from_str(&text).unwrap();
         assert_eq!(value["providers"]["mock"]["base_url"], "http://127.0.0.1:1/v1");
         let account = &value["platforms"]["telegram"]["accounts"][0];
