@@ -1,7 +1,9 @@
-//! Harness of the whole-system tests and of the benchmark: fakes of borders we do not own.
+//! The harness of the whole-system tests and of the benchmark.
 //!
-//! Used by `tests/it` and by `hermes-bench`. Always true: a fake behaves like the real thing, its errors included, listens on
-//! loopback only and ends with its value.
+//! Used by `tests/it` and `hermes-bench`. It holds what stands in for the parts of the world that are not ours; those
+//! stand-ins behave like the real thing, errors included.
 
 pub mod fake_telegram;
 pub mod mock_model;
+pub mod otlp;
+pub mod postgres;

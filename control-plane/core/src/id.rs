@@ -81,3 +81,93 @@ impl std::borrow::Borrow<str> for AgentId {
         &self.0
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Names that must never become an id: paths, options, shell, SQL, look-alikes, controls, too long.
+    pub(crate) const HOSTILE: [&str; 49] = [
+        "",
+        ".",
+        "..",
+        "../x",
+        "..%2f",
+        "%2e%2e/",
+        "..\\x",
+        "/etc/passwd",
+        "C:\\x",
+        "\\\\h\\s",
+        "a/b",
+        "a\0b",
+        "-rf",
+        "--help",
+        "a b",
+        " a",
+        "a ",
+        "a\n",
+        "$(id)",
+        "`id`",
+        "${IFS}",
+        ";id",
+        "a'--",
+        "a\" OR 1=1",
+        "A",
+        "\u{e9}",
+        "e\u{301}",
+        "\u{440}\u{430}ypal",
+        "a\u{202e}b",
+        "a\u{200d}b",
+        "\u{130}",
+        "\u{ff0e}\u{ff0e}\u{ff0f}",
+        "\u{1f600}",
+        "\u{fffd}",
+        "\u{c0}\u{af}",
+        "\u{ff}\u{fe}",
+        "__proto__",
+        "_x",
+        "x_",
+        "-x",
+        "x-",
+        "_",
+        "-",
+        "a.b",
+        "a:b",
+        "a,b",
+        "0x10\n",
+        "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    ];
+
+    /// Names of the same lists that the grammar accepts: words to other programs, plain ids to us.
+    pub(crate) const HARMLESS: [&str; 12] = [
+        "con",
+        "nul",
+        "default",
+        "system",
+        "null",
+        "true",
+        "0x10",
+        "on",
+        "y",
+        "0",
+        "a--b",
+        "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    ];
+
+    #[test]
+    fn the_grammar_is_exact() {
+        for id in HOSTILE {
+            let invalid = AgentId::parse(id).unwrap_err().to_string();
+            assert!(invalid.contains("is not an agent id") && !invalid.chars().any(char::is_control), "{invalid}");
+        }
+        for id in HARMLESS {
+            assert_eq!(AgentId::parse(id).unwrap().as_str(), id);
+        }
+        let long = AgentId::parse(&"x".repeat(1_000_000)).unwrap_err().to_string();
+        assert!(long.len() < 200, "{} bytes", long.len());
+        assert!(serde_json::from_str::<AgentId>("\"..\"").is_err());
+        assert!(serde_json::from_str::<AgentId>("\"\\ud800\"").is_err(), "a lone surrogate is not text");
+        assert!(AgentId::main().is_main());
+    }
+}

@@ -12,6 +12,8 @@ pub mod webhook;
 
 mod backoff;
 mod call;
+#[cfg(test)]
+mod contract;
 
 use std::time::Duration;
 

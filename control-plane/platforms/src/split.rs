@@ -139,7 +139,7 @@ fn cut(rest: &str, room: usize, unit: Unit) -> usize {
 /// Offset of the back-tick that opens the inline code span in which `text` ends.
 fn open_span(text: &str) -> Option<usize> {
     let ticks = text.matches('`').count() - text.matches("\\`").count();
-    if ticks % 2 == 0 {
+    if ticks.is_multiple_of(2) {
         return None;
     }
     text.match_indices('`').map(|(at, _)| at).rev().find(|&at| !text[..at].ends_with('\\'))

@@ -1,1 +1,359 @@
-//! Not written yet.
+//! From a leased turn to its stored end: which worker runs it, what it is told, and the commit of what it answers.
+//!
+//! Called by `intake` (turns leased in the accepting commit), by the worker links in `grpc` (registration, reports) and by
+//! the composition root, which runs the loops. It owns the fleet (connected state) and the live text of running turns.
+//! Always true: a replica leases turns only to workers connected to it; a report is stored only under its fence, whatever
+//! this process believes; losing this process loses nothing that the store does not give back. It never decides which agent
+//! answers and never talks to a platform.
+
+mod completer;
+mod fleet;
+mod live;
+mod poller;
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use hermes_core::AgentId;
+use hermes_core::turn::Usage;
+use jiff::Timestamp;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+pub use fleet::{Connected, Fleet, Running, ToWorker, WorkerView};
+pub use live::{Live, TurnEvent};
+
+use crate::outbox::Outbox;
+use crate::registry::Registry;
+use crate::store::{self, DatabaseClock, Ended, NextTurn, Store, TurnId, WorkerRegistration};
+use crate::tasks::Tasks;
+use crate::telemetry::{self, Metrics, TRACE};
+
+/// Time to live of a worker's lease; renewed by heartbeats.
+pub const LEASE: Duration = Duration::from_secs(15);
+/// How often a worker sends a heartbeat.
+pub const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long a waiting session is left to the worker it was last on.
+const STICKY: Duration = Duration::from_millis(200);
+/// The crash of one turn at which it is given up.
+const MAX_CRASHES: i32 = 3;
+/// What a chat is told of a turn that was given up.
+const DEAD_NOTICE: &str =
+    "I could not answer this message: it stopped my worker three times, so I gave it up. You can send the next one.";
+/// What a chat is told of a message that waited when its agent was removed.
+pub const REMOVED_NOTICE: &str =
+    "This agent was removed before it came to your message, so there will be no answer to it.";
+
+/// Everything a worker needs to run one turn.
+#[derive(Clone, Debug)]
+pub struct Assignment {
+    /// The turn.
+    pub turn: TurnId,
+    /// Its fence.
+    pub epoch: i64,
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+    /// Session key.
+    pub session_key: String,
+    /// JSON of `TurnInput`.
+    pub input: Vec<u8>,
+    /// Trace context of the intake.
+    pub traceparent: String,
+    /// When it was accepted.
+    pub accepted_at: Timestamp,
+    /// Profile revision pinned for it.
+    pub revision: i64,
+    /// Its model.
+    pub model: String,
+    /// Toolsets that replace the default ones.
+    pub enabled_toolsets: Option<Vec<String>>,
+    /// Toolsets taken away.
+    pub disabled_toolsets: Vec<String>,
+    /// Most history for the model, bytes.
+    pub history_bytes: u64,
+    /// Newest home version of the agent.
+    pub home_version: i64,
+}
+
+/// A worker's report that its turn ended.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The turn.
+    pub turn: TurnId,
+    /// The fence it ran under.
+    pub epoch: i64,
+    /// How.
+    pub ended: Ended,
+    /// Text for the chat.
+    pub reply: String,
+    /// What it used.
+    pub usage: Usage,
+}
+
+/// What a worker says of itself when it registers.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// Its agent, from its certificate.
+    pub agent: AgentId,
+    /// The uuid of its certificate.
+    pub identity: Uuid,
+    /// The host's pid, as it says.
+    pub pid: i64,
+    /// Its home, as it says.
+    pub home: String,
+    /// Its build, as it says.
+    pub build: String,
+    /// Concurrent sessions.
+    pub slots: u32,
+}
+
+/// A registered worker's end of the link.
+#[derive(Debug)]
+pub struct Attached {
+    /// Registration number.
+    pub worker_id: i64,
+    /// What to send it.
+    pub incoming: mpsc::Receiver<ToWorker>,
+    /// Fires when its stream must end.
+    pub hang_up: CancellationToken,
+}
+
+type Demand = Box<dyn Fn(&AgentId) + Send + Sync>;
+
+struct Inner {
+    store: Store,
+    registry: Registry,
+    outbox: Outbox,
+    clock: Arc<DatabaseClock>,
+    replica: i64,
+    fleet: Fleet,
+    live: Live,
+    completions: mpsc::Sender<completer::Pending>,
+    claim: Notify,
+    poll: Notify,
+    demand: OnceLock<Demand>,
+    metrics: Metrics,
+}
+
+/// Handle to dispatch; cheap to clone.
+#[derive(Clone)]
+pub struct Dispatcher {
+    inner: Arc<Inner>,
+}
+
+impl std::fmt::Debug for Dispatcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dispatcher").field("replica", &self.inner.replica).finish_non_exhaustive()
+    }
+}
+
+impl Dispatcher {
+    /// Makes dispatch and spawns its loops: completer, claimer, poller.
+    pub fn start(
+        store: Store,
+        registry: Registry,
+        outbox: Outbox,
+        clock: Arc<DatabaseClock>,
+        replica: i64,
+        metrics: Metrics,
+        tasks: &Tasks,
+    ) -> Self {
+        let (completions, pending) = mpsc::channel(2048);
+        let inner = Inner {
+            store,
+            registry,
+            outbox,
+            clock,
+            replica,
+            fleet: Fleet::default(),
+            live: Live::default(),
+            completions,
+            claim: Notify::new(),
+            poll: Notify::new(),
+            demand: OnceLock::new(),
+            metrics,
+        };
+        let dispatcher = Self { inner: Arc::new(inner) };
+        let stop = tasks.stopping();
+        tasks.spawn("completer", completer::run(dispatcher.clone(), pending, stop.clone()));
+        tasks.spawn("claimer", poller::run_claimer(dispatcher.clone(), stop.clone()));
+        tasks.spawn("poller", poller::run_poller(dispatcher.clone(), stop.clone()));
+        tasks.spawn("typing", poller::run_typing(dispatcher.clone(), stop));
+        dispatcher
+    }
+
+    /// Says whom to ask for a worker when a message waits for an agent that has none here.
+    pub fn on_demand(&self, demand: impl Fn(&AgentId) + Send + Sync + 'static) {
+        let _ = self.inner.demand.set(Box::new(demand));
+    }
+
+    /// The workers connected here.
+    pub fn fleet(&self) -> &Fleet {
+        &self.inner.fleet
+    }
+
+    /// The text of running turns.
+    pub fn live(&self) -> &Live {
+        &self.inner.live
+    }
+
+    /// The store this dispatch writes to.
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    /// Hands a turn that was leased to (worker, slot) to that worker.
+    pub fn begin(
+        &self,
+        worker: i64,
+        slot: i16,
+        turn: TurnId,
+        epoch: i64,
+        crashes: i16,
+        session_key: String,
+        next: NextTurn,
+    ) {
+        let snapshot = self.inner.registry.current();
+        let Some(agent) = self.inner.fleet.agent_of(worker).and_then(|agent_no| snapshot.by_no(agent_no)) else {
+            // The worker left between the lease and now; its loss gives the turn back.
+            tracing::info!(%turn, worker, "the worker left before its turn was handed over");
+            return;
+        };
+        let span = tracing::info_span!(target: TRACE, "claim", %turn, agent = %agent.id, worker);
+        let span = telemetry::child_of(next.traceparent.as_deref().unwrap_or_default(), span);
+        let _entered = span.enter();
+        let assignment = Assignment {
+            turn,
+            epoch,
+            attempt: u32::try_from(crashes).unwrap_or(0) + 1,
+            session_key: session_key.clone(),
+            input: next.payload,
+            traceparent: next.traceparent.clone().unwrap_or_default(),
+            accepted_at: next.accepted_at,
+            revision: agent.revision,
+            model: snapshot.model_of(&agent.spec).to_owned(),
+            enabled_toolsets: agent.spec.enabled_toolsets.clone(),
+            disabled_toolsets: agent.spec.disabled_toolsets.clone().unwrap_or_default(),
+            history_bytes: snapshot.document.limits.history_bytes,
+            home_version: agent.home_version(),
+        };
+        let running = Running {
+            turn,
+            epoch,
+            lane: next.lane,
+            session_key,
+            revision: agent.revision,
+            traceparent: next.traceparent,
+            since: Instant::now(),
+            usage: None,
+        };
+        self.inner.live.begin(turn);
+        if !self.inner.fleet.assign(worker, slot, running, Box::new(assignment)) {
+            tracing::info!(%turn, worker, "the worker did not take its turn");
+        }
+    }
+
+    /// A session of the agent waits: claim it when a slot is free, ask for a worker when there is none.
+    pub fn waits(&self, agent_no: i32) {
+        self.inner.fleet.set_waiting(agent_no);
+        self.inner.claim.notify_one();
+        if !self.inner.fleet.has_worker(agent_no)
+            && let Some(demand) = self.inner.demand.get()
+            && let Some(agent) = self.inner.registry.current().by_no(agent_no)
+        {
+            demand(&agent.id);
+        }
+    }
+
+    /// Registers a worker.
+    ///
+    /// # Errors
+    /// [`store::Error::NotFound`] when its agent is not registered (any more), [`store::Error::Unavailable`].
+    pub async fn attach(&self, arrival: Arrival) -> store::Result<Attached> {
+        let snapshot = self.inner.registry.current();
+        let Some(agent) = snapshot.agent(&arrival.agent) else {
+            return Err(store::Error::NotFound(format!("agent {} is not registered", arrival.agent)));
+        };
+        let registration = WorkerRegistration {
+            agent_no: agent.no,
+            identity: arrival.identity.to_string(),
+            pid: arrival.pid,
+            home: arrival.home.clone(),
+            slots: i32::try_from(arrival.slots).unwrap_or(1),
+        };
+        let worker_id = self.inner.store.worker_register(self.inner.replica, &registration, LEASE).await?;
+        // Room for an assignment and an acknowledgement per slot: a worker that reads never fills it.
+        let (outgoing, incoming) = mpsc::channel(arrival.slots as usize * 3 + 64);
+        let hang_up = CancellationToken::new();
+        let about = fleet::Connected {
+            worker_id,
+            agent_no: agent.no,
+            agent: arrival.agent.clone(),
+            identity: arrival.identity,
+            pid: arrival.pid,
+            home: arrival.home,
+            build: arrival.build,
+            connected_at: self.inner.clock.now(),
+            outgoing,
+            hang_up: hang_up.clone(),
+        };
+        let superseded = self.inner.fleet.join(about, arrival.slots);
+        if !superseded.is_empty() {
+            self.lose(&superseded).await;
+        }
+        tracing::info!(worker = worker_id, agent = %arrival.agent, pid = arrival.pid, "worker registered");
+        // What waited for a worker is found by the claim.
+        self.waits(agent.no);
+        Ok(Attached { worker_id, incoming, hang_up })
+    }
+
+    /// A worker's stream has ended. Its lease stays until it lapses, unless it left in order or its process is known to be gone.
+    pub async fn detach(&self, worker: i64, left_in_order: bool) {
+        let held = self.inner.fleet.leave(worker);
+        tracing::info!(worker, turns = held.len(), left_in_order, "worker disconnected");
+        for running in &held {
+            self.inner.live.forget(running.turn);
+        }
+        if left_in_order {
+            self.lose(&[worker]).await;
+        }
+    }
+
+    /// These workers' processes are gone: their turns go back at once.
+    pub async fn lose(&self, workers: &[i64]) {
+        if let Err(error) = self.inner.store.workers_lose(workers).await {
+            tracing::warn!(%error, "could not mark workers as lost; their leases will lapse");
+        }
+        self.inner.poll.notify_one();
+    }
+
+    /// The launcher reaped a worker process of `agent`.
+    pub async fn process_exited(&self, agent: &AgentId, pid: u32) {
+        let workers = self.inner.fleet.find(|about| about.agent == *agent && about.pid == i64::from(pid));
+        match self.inner.store.workers_of_process(agent.as_str(), i64::from(pid), self.inner.replica).await {
+            Ok(known) => self.lose(&[workers, known].concat()).await,
+            Err(error) => tracing::warn!(%error, "could not look up the workers of an exited process"),
+        }
+    }
+
+    /// The workers of removed or replaced agents finish what they run and leave.
+    pub async fn drain(&self, which: impl Fn(&fleet::Connected) -> bool) {
+        let drained = self.inner.fleet.drain(which);
+        if !drained.is_empty()
+            && let Err(error) = self.inner.store.workers_drain(&drained).await
+        {
+            tracing::warn!(%error, "could not mark workers as draining");
+        }
+    }
+
+    /// Stores a report. True when it is stored now or was before; false when it is fenced.
+    pub async fn complete(&self, worker: i64, agent: &AgentId, report: Report) -> bool {
+        completer::complete(self, worker, agent, report).await
+    }
+
+    /// Look at everything now instead of at the next second.
+    pub fn nudge(&self) {
+        self.inner.poll.notify_one();
+    }
+}

@@ -1,1 +1,17 @@
-//! Not written yet.
+//! The gRPC surface: the layers in front of every call, the statuses, and one file per service.
+//!
+//! Called by the composition root, which serves the operator listener (bearer tokens) and the worker listener (mutual TLS).
+//! Always true: handlers read the caller from [`layers::principal`] and from nowhere else, every refusal is built in
+//! [`status`], and prost types go no further than this module. It holds no decisions of its own beyond who may call what.
+
+pub mod agent_api;
+mod convert;
+pub mod identity_api;
+pub mod layers;
+pub mod message_api;
+pub mod model_api;
+pub mod route_api;
+pub mod session_api;
+pub mod status;
+pub mod system_api;
+pub mod worker_api;

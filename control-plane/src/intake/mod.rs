@@ -1,1 +1,349 @@
-//! Not written yet.
+//! A message in: judged, given to an agent and a session, and committed as a turn, or refused with a reason.
+//!
+//! Called by platform adapters (through [`Sink`]), the gRPC `MessageService` and the HTTP API. It owns the batch of messages
+//! on their way into one commit. Always true: nothing is acknowledged before the commit; messages that one caller hands over
+//! in order are committed in order; the decision (agent, session key, expiry) is made by `hermes-core` on one snapshot. It
+//! does not authorise: accounts and tokens have done that before.
+
+mod batch;
+mod sink;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use hermes_core::routing::resolve;
+use hermes_core::session_key::{Isolation, namespace, no_aliases, sender_prefix, session_key, shared_multi_user};
+use hermes_core::turn::{HistoryMessage, TurnInput};
+use hermes_core::{AgentId, Source};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{mpsc, oneshot};
+use tracing::Instrument as _;
+
+pub use sink::Sink;
+
+use crate::dispatch::Dispatcher;
+use crate::outbox::Outbox;
+use crate::registry::{Registry, Snapshot};
+use crate::store::{self, DatabaseClock, Ingest, LaneKey, TurnId};
+use crate::tasks::Tasks;
+use crate::telemetry::{self, Metrics, TRACE};
+
+/// Longest id of a source, in bytes: the session key made of them must fit an index entry.
+const MAX_ID_BYTES: usize = 256;
+/// Messages on their way into a commit; beyond that callers are told to come back.
+const MAX_WAITING: usize = 4096;
+
+/// How a message is known again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dedupe {
+    /// It is new, whatever came before.
+    New,
+    /// By this key: the platform's, or the caller's own with the caller in it.
+    Key {
+        /// Semantic id.
+        key: String,
+        /// The event's own authenticated time, Unix seconds, where redelivery keeps it.
+        event_time: Option<u32>,
+        /// Where the caller chose the key: hash of what must be the same under it.
+        body_hash: Option<[u8; 32]>,
+    },
+}
+
+/// A message to accept.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// Where it came from.
+    pub source: Source,
+    /// What was said.
+    pub text: String,
+    /// Messages before it, which replace the session's own history.
+    pub history: Option<Vec<HistoryMessage>>,
+    /// The agent, when the caller names it.
+    pub preset: Option<AgentId>,
+    /// How it is known again.
+    pub dedupe: Dedupe,
+    /// The chat that gets the reply; `None` keeps it for the caller.
+    pub reply_to: Option<LaneKey>,
+}
+
+/// A message that is kept.
+#[derive(Clone, Debug)]
+pub struct Accepted {
+    /// Who answers.
+    pub agent: AgentId,
+    /// In which session.
+    pub session_key: String,
+    /// The turn; the first one's when it is a duplicate.
+    pub turn: TurnId,
+    /// It was known.
+    pub duplicate: bool,
+    /// A worker has it already.
+    pub running: bool,
+}
+
+/// Why a message was not kept.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// Too long.
+    #[error("the message is {bytes} bytes; at most {limit} are accepted (limits.message_bytes)")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        limit: u64,
+    },
+    /// The caller named an agent that is not registered.
+    #[error("agent {0} is not registered")]
+    UnknownAgent(String),
+    /// A field of the source or the message is malformed.
+    #[error("{field}: {message}")]
+    Invalid {
+        /// Which.
+        field: &'static str,
+        /// What to write instead.
+        message: String,
+    },
+    /// The same key with another body.
+    #[error("this key was used for another message")]
+    Conflict,
+    /// Too many messages wait for their commit.
+    #[error("too many messages are waiting; try again in a moment")]
+    Overloaded,
+    /// Not kept, or not known to be: repeat it with the same key.
+    #[error("the message could not be stored: {0}")]
+    Unavailable(String),
+}
+
+/// Handle to intake; cheap to clone.
+#[derive(Clone)]
+pub struct Intake {
+    registry: Registry,
+    outbox: Outbox,
+    dispatcher: Dispatcher,
+    clock: Arc<DatabaseClock>,
+    waiting: mpsc::Sender<batch::Prepared>,
+    metrics: Metrics,
+}
+
+impl std::fmt::Debug for Intake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Intake")
+    }
+}
+
+/// A message handed over to the next commit.
+pub struct Offered {
+    agent: AgentId,
+    session_key: String,
+    since: Instant,
+    platform: &'static str,
+    answer: oneshot::Receiver<store::Result<batch::Kept>>,
+}
+
+impl Intake {
+    /// Makes intake and spawns its batch loop.
+    pub fn start(
+        registry: Registry,
+        dispatcher: Dispatcher,
+        outbox: Outbox,
+        clock: Arc<DatabaseClock>,
+        metrics: Metrics,
+        tasks: &Tasks,
+    ) -> Self {
+        let (waiting, offered) = mpsc::channel(MAX_WAITING);
+        tasks.spawn("intake", batch::run(dispatcher.clone(), clock.clone(), offered, tasks.stopping()));
+        Self { registry, outbox, dispatcher, clock, waiting, metrics }
+    }
+
+    /// Accepts one message.
+    ///
+    /// # Errors
+    /// [`Error`]; only [`Error::Unavailable`] leaves in doubt whether it is kept.
+    pub async fn submit(&self, message: Message) -> Result<Accepted, Error> {
+        let offered = self.offer(message).await?;
+        self.settle(offered).await
+    }
+
+    /// Prepares a message and hands it to the next commit; messages offered one after another are committed in that order.
+    ///
+    /// # Errors
+    /// [`Error`]; it is not kept then.
+    pub async fn offer(&self, message: Message) -> Result<Offered, Error> {
+        let since = Instant::now();
+        let span = tracing::info_span!(target: TRACE, "intake", platform = %message.source.platform);
+        let platform = known_platform(&message.source.platform);
+        let prepared = self.prepare(message, platform, since, telemetry::traceparent(&span)).instrument(span).await;
+        let (prepared, offered) = match prepared {
+            Ok(pair) => pair,
+            Err(error) => {
+                self.metrics.inbound(platform, "refused", since.elapsed());
+                return Err(error);
+            }
+        };
+        self.waiting.try_send(prepared).map_err(|_| Error::Overloaded)?;
+        Ok(offered)
+    }
+
+    /// Waits for the commit of an offered message.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`], [`Error::Unavailable`].
+    pub async fn settle(&self, offered: Offered) -> Result<Accepted, Error> {
+        let Offered { agent, session_key, since, platform, answer } = offered;
+        let kept = match answer.await {
+            Ok(Ok(kept)) => kept,
+            Ok(Err(error)) => {
+                if !matches!(error, store::Error::Unavailable(_)) {
+                    tracing::error!(%error, "a message was refused by the database");
+                }
+                return Err(Error::Unavailable(error.to_string()));
+            }
+            Err(_) => return Err(Error::Unavailable("the control plane is stopping".to_owned())),
+        };
+        if kept.conflict {
+            return Err(Error::Conflict);
+        }
+        let result = if kept.duplicate { "duplicate" } else { "accepted" };
+        self.metrics.inbound(platform, result, since.elapsed());
+        Ok(Accepted { agent, session_key, turn: kept.turn, duplicate: kept.duplicate, running: kept.running })
+    }
+
+    /// Dispatch, for callers that follow a turn.
+    pub fn dispatcher(&self) -> &Dispatcher {
+        &self.dispatcher
+    }
+
+    async fn prepare(
+        &self,
+        message: Message,
+        platform: &'static str,
+        since: Instant,
+        traceparent: Option<String>,
+    ) -> Result<(batch::Prepared, Offered), Error> {
+        let snapshot = self.registry.current();
+        check(&message, &snapshot)?;
+        let document = &snapshot.document;
+        let source = &message.source;
+        let decision = resolve(&snapshot.table, &document.default_agent, message.preset.as_ref(), None, source);
+        let Some(agent) = snapshot.agent(&decision.agent) else {
+            return Err(Error::UnknownAgent(decision.agent.to_string()));
+        };
+        let isolation: Isolation = document.isolation();
+        let key = session_key(namespace(Some(agent.id.as_str()), None), source, isolation, &no_aliases);
+        let now = self.clock.now().to_zoned(snapshot.zone.clone());
+        let policy = document.reset_rules().select(source);
+        let thresholds = hermes_core::reset::thresholds(policy, &now);
+        let mut text = message.text;
+        if shared_multi_user(source, isolation) {
+            text.insert_str(0, &sender_prefix(source));
+        }
+        let lane = match &message.reply_to {
+            Some(lane) => Some(self.outbox.lane(lane).await.map_err(|error| Error::Unavailable(error.to_string()))?),
+            None => None,
+        };
+        let input = TurnInput { text, history: message.history, source: Some(message.source) };
+        let payload = serde_json::to_vec(&input)
+            .map_err(|error| Error::Invalid { field: "text", message: format!("it cannot be stored: {error}") })?;
+        let (dedupe_key, body_hash) = dedupe_bytes(message.dedupe);
+        let row = Ingest {
+            dedupe_key,
+            body_hash,
+            agent_no: agent.no,
+            session_key: key.clone(),
+            lane,
+            payload,
+            traceparent,
+            reserved: None,
+            idle_before: thresholds.idle_before,
+            daily_before: thresholds.daily_before,
+        };
+        let (sender, answer) = oneshot::channel();
+        let offered = Offered { agent: agent.id.clone(), session_key: key, since, platform, answer };
+        Ok((batch::Prepared { row, answer: sender }, offered))
+    }
+}
+
+fn check(message: &Message, snapshot: &Snapshot) -> Result<(), Error> {
+    let limit = snapshot.document.limits.message_bytes;
+    let history: usize = message.history.iter().flatten().map(|entry| entry.text.len()).sum();
+    let bytes = message.text.len() + history;
+    if message.text.len() as u64 > limit || history as u64 > limit.saturating_mul(16) {
+        return Err(Error::TooLarge { bytes, limit });
+    }
+    let source = &message.source;
+    let invalid = |field, message: &str| Err(Error::Invalid { field, message: message.to_owned() });
+    let name_like = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
+    if source.platform.is_empty() || source.platform.len() > 64 || !source.platform.chars().all(name_like) {
+        return invalid("source.platform", "write the platform's name: 1 to 64 of a-z, 0-9, _ and -");
+    }
+    let optional = [
+        ("source.account", source.account.as_deref()),
+        ("source.chat_id", Some(source.chat_id.as_str())),
+        ("source.chat_type", Some(source.chat_type.as_str())),
+        ("source.thread_id", source.thread_id.as_deref()),
+        ("source.parent_chat_id", source.parent_chat_id.as_deref()),
+        ("source.user_id", source.user_id.as_deref()),
+        ("source.user_id_alt", source.user_id_alt.as_deref()),
+        ("source.guild_id", source.guild_id.as_deref()),
+        ("source.message_id", source.message_id.as_deref()),
+    ];
+    for (field, value) in optional {
+        let value = value.unwrap_or_default();
+        if value.len() > MAX_ID_BYTES {
+            return invalid(field, "it is longer than 256 bytes");
+        }
+        if value.chars().any(char::is_control) {
+            return invalid(field, "it holds a control character");
+        }
+    }
+    if message.text.is_empty() {
+        return invalid("text", "the message is empty");
+    }
+    Ok(())
+}
+
+/// 16 bytes: four of the event's own time, so that fresh keys lie together in the index, twelve of hash.
+fn dedupe_bytes(dedupe: Dedupe) -> (Vec<u8>, Option<Vec<u8>>) {
+    match dedupe {
+        Dedupe::New => (uuid::Uuid::now_v7().as_bytes().to_vec(), None),
+        Dedupe::Key { key, event_time, body_hash } => {
+            let mut bytes = event_time.unwrap_or(0).to_be_bytes().to_vec();
+            bytes.extend(Sha256::digest(key.as_bytes()).iter().take(12));
+            (bytes, body_hash.map(|hash| hash.to_vec()))
+        }
+    }
+}
+
+/// Metric labels come from a closed set.
+fn known_platform(platform: &str) -> &'static str {
+    const KNOWN: [&str; 27] = [
+        "local",
+        "telegram",
+        "discord",
+        "whatsapp",
+        "whatsapp_cloud",
+        "slack",
+        "signal",
+        "mattermost",
+        "matrix",
+        "homeassistant",
+        "email",
+        "sms",
+        "dingtalk",
+        "api_server",
+        "webhook",
+        "msgraph_webhook",
+        "feishu",
+        "wecom",
+        "wecom_callback",
+        "weixin",
+        "bluebubbles",
+        "qqbot",
+        "yuanbao",
+        "relay",
+        "teams",
+        "irc",
+        "google_chat",
+    ];
+    KNOWN.into_iter().find(|known| *known == platform).unwrap_or("other")
+}

@@ -85,6 +85,11 @@ impl ModelFailure {
         Self::new(FailureReason::Timeout, message, "no further token before the time limit")
     }
 
+    pub(super) fn too_long(bytes: usize) -> Self {
+        let message = format!("the model's answer was stopped because it is longer than {} MiB", bytes >> 20);
+        Self::new(FailureReason::BrokenStream, message, "the answer exceeds the limit of one answer")
+    }
+
     pub(super) fn empty(finish_reason: &str) -> Self {
         let message = format!("the model gave an empty answer ({finish_reason})");
         Self::new(FailureReason::BrokenStream, message, "the answer ended properly but holds no text")

@@ -80,7 +80,7 @@ pub struct Message {
 /// What a call answers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ModelEvent {
-    /// More text; never empty. Tokens that arrived together come as one.
+    /// More text; never empty, at most 64 KiB. Tokens that arrived together come as one.
     Delta(String),
     /// The answer is complete. Last event.
     Done {
@@ -110,6 +110,8 @@ pub struct Settings {
     pub longest_pause: Duration,
     /// No attempt begins later than this after the first one began. Default 60 s.
     pub retry_window: Duration,
+    /// Most text of one answer, bytes; a longer one is a failure. Default 2 MiB.
+    pub answer_bytes: usize,
 }
 
 impl Default for Settings {
@@ -122,6 +124,7 @@ impl Default for Settings {
             backoff: Duration::from_millis(500),
             longest_pause: Duration::from_secs(30),
             retry_window: Duration::from_secs(60),
+            answer_bytes: 2 << 20,
         }
     }
 }

@@ -116,7 +116,9 @@ async fn send(
     frames: &Arc<Frames>,
     target: &ProviderTarget,
 ) -> Result<ChatStream, CallError> {
-    let messages = call.messages.iter().map(|message| match message.role {
+    // A turn without an answer leaves an empty message in a history; some providers refuse those.
+    let said = call.messages.iter().filter(|message| !message.text.is_empty());
+    let messages = said.map(|message| match message.role {
         Role::System => ChatMessage::system(message.text.as_str()),
         Role::User => ChatMessage::user(message.text.as_str()),
         Role::Assistant => ChatMessage::assistant(message.text.as_str()),

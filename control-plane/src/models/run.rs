@@ -13,6 +13,8 @@ use super::{Call, ChatModel, ModelEvent, Piece, Settings, retry};
 
 /// Tokens that are ready together are joined up to this many bytes.
 const JOINED_BYTES: usize = 16 * 1024;
+/// No event is longer; a longer piece is cut. Messages to workers are bounded.
+const EVENT_BYTES: usize = 64 * 1024;
 
 /// The state between two events.
 pub(super) struct Run {
@@ -26,8 +28,8 @@ pub(super) struct Run {
     deadline: Instant,
     /// A token came in this attempt, shown or not.
     token_seen: bool,
-    /// Text was passed on: from here on nothing is tried again.
-    text_passed: bool,
+    /// Bytes of text passed on: after the first nothing is tried again.
+    passed: usize,
     /// A piece that was taken while joining and belongs to the next event.
     taken: Option<Result<Piece, CallError>>,
     next: Next,
@@ -50,7 +52,7 @@ impl Run {
             open: None,
             deadline: Instant::now(),
             token_seen: false,
-            text_passed: false,
+            passed: 0,
             taken: None,
             next: Next::Poll,
         }
@@ -91,8 +93,8 @@ impl Run {
             match piece {
                 Ok(Piece::Alive) => self.token(),
                 Ok(Piece::Text(text)) if text.is_empty() => {}
-                Ok(Piece::Text(text)) => return Some(ModelEvent::Delta(self.joined(text))),
-                Ok(Piece::End { finish_reason, .. }) if !self.text_passed => {
+                Ok(Piece::Text(text)) => return Some(self.passed_on(text)),
+                Ok(Piece::End { finish_reason, .. }) if self.passed == 0 => {
                     return Some(self.end(ModelEvent::Failed(ModelFailure::empty(&finish_reason))));
                 }
                 Ok(Piece::End { usage, finish_reason }) => {
@@ -139,15 +141,28 @@ impl Run {
         self.deadline = Instant::now() + self.settings.between_tokens;
     }
 
+    fn passed_on(&mut self, mut text: String) -> ModelEvent {
+        self.token();
+        if text.len() > EVENT_BYTES {
+            let rest = text.split_off(text.floor_char_boundary(EVENT_BYTES));
+            self.taken = Some(Ok(Piece::Text(rest)));
+        } else {
+            text = self.joined(text);
+        }
+        self.passed = self.passed.saturating_add(text.len());
+        if self.passed > self.settings.answer_bytes {
+            return self.end(ModelEvent::Failed(ModelFailure::too_long(self.settings.answer_bytes)));
+        }
+        ModelEvent::Delta(text)
+    }
+
     /// `text` and what else is there already, so that a burst of tokens costs one event.
     fn joined(&mut self, mut text: String) -> String {
-        self.token();
-        self.text_passed = true;
         while text.len() < JOINED_BYTES {
             // Polled without interest: when nothing is ready, the next call polls again and registers for it.
             let ready = self.open.as_mut().and_then(|open| open.next().now_or_never());
             match ready {
-                Some(Some(Ok(Piece::Text(more)))) => text.push_str(&more),
+                Some(Some(Ok(Piece::Text(more)))) if more.len() <= EVENT_BYTES - JOINED_BYTES => text.push_str(&more),
                 Some(Some(Ok(Piece::Alive))) => {}
                 Some(Some(other)) => {
                     self.taken = Some(other);
@@ -164,7 +179,7 @@ impl Run {
     }
 
     fn pause_for(&self, error: &CallError) -> Option<Duration> {
-        if self.text_passed {
+        if self.passed > 0 {
             return None;
         }
         let since = self.began.map_or(Duration::ZERO, |began| began.elapsed());
@@ -189,5 +204,61 @@ impl Run {
         self.open = None;
         self.next = Next::Nothing;
         event
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hermes_core::AgentId;
+    use hermes_core::turn::Usage;
+
+    use super::*;
+
+    /// Yields its pieces, all at once.
+    struct Says(fn() -> Vec<Piece>);
+
+    impl ChatModel for Says {
+        fn open(&self, _: &Call) -> BoxStream<'static, Result<Piece, CallError>> {
+            stream::iter((self.0)().into_iter().map(Ok)).boxed()
+        }
+    }
+
+    async fn events(pieces: fn() -> Vec<Piece>) -> Vec<ModelEvent> {
+        let call = Call { agent: AgentId::main(), messages: Arc::from([]), provider: None, key: None };
+        Run::new(Arc::new(Says(pieces)), call, Arc::new(Settings::default())).into_stream().collect().await
+    }
+
+    fn end() -> Piece {
+        Piece::End { usage: Usage::default(), finish_reason: "stop".to_owned() }
+    }
+
+    #[tokio::test]
+    async fn pieces_are_joined_and_long_ones_cut_without_losing_or_reordering_text() {
+        let events = events(|| {
+            let long = "ä漢".repeat(40_000);
+            vec![Piece::Text("a".to_owned()), Piece::Text(long), Piece::Alive, Piece::Text("z".to_owned()), end()]
+        });
+        let events = events.await;
+        let (last, deltas) = events.split_last().unwrap();
+        assert!(matches!(last, ModelEvent::Done { .. }), "{last:?}");
+        let texts = deltas.iter().map(|event| match event {
+            ModelEvent::Delta(text) => text.as_str(),
+            other => panic!("{other:?}"),
+        });
+        let texts: Vec<_> = texts.collect();
+        assert!(texts.iter().all(|text| !text.is_empty() && text.len() <= EVENT_BYTES));
+        assert_eq!(texts.concat(), format!("a{}z", "ä漢".repeat(40_000)));
+        assert_eq!(texts.len(), 5);
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_end_is_stopped() {
+        let events = events(|| (0..1000).map(|_| Piece::Text("x".repeat(10_000))).chain([end()]).collect()).await;
+        let passed: usize =
+            events.iter().map(|event| if let ModelEvent::Delta(text) = event { text.len() } else { 0 }).sum();
+        assert!(passed <= Settings::default().answer_bytes);
+        assert!(
+            matches!(events.last(), Some(ModelEvent::Failed(failure)) if failure.message.contains("longer than 2 MiB"))
+        );
     }
 }

@@ -1,1 +1,164 @@
-//! Not written yet.
+//! The document, the agents and the route table, served from memory as immutable snapshots and changed in one way.
+//!
+//! Read by every part that decides something about a message; changed by the gRPC services and by `--config` at a start. It
+//! owns the current [`Snapshot`] of this replica. Always true: a change is decided on a snapshot, judged whole by
+//! `hermes-core`, and written only if nobody else was faster; a refused change changed nothing; readers keep the snapshot they
+//! took, so one message is never judged by two versions. It does not know who asks.
+
+mod edit;
+mod snapshot;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use hermes_core::AgentId;
+use hermes_core::config::{Document, Fault, Positions, Warning};
+use tokio::sync::watch;
+
+pub use edit::{Edit, EditError, Edited};
+pub use snapshot::{AgentEntry, Snapshot};
+pub(crate) use snapshot::{paths_under, soul_preview};
+
+use crate::store::{self, Store};
+
+/// What the place where workers run says about homes.
+pub trait Homes: Send + Sync {
+    /// The home of an agent there, absolute.
+    fn home_of(&self, agent: &AgentId, home_dir: Option<&str>) -> PathBuf;
+    /// Faults of the agents' homes taken together (two agents with one home).
+    fn check(&self, document: &Document) -> Vec<Fault>;
+}
+
+struct Inner {
+    store: Store,
+    homes: Arc<dyn Homes>,
+    current: RwLock<Arc<Snapshot>>,
+    changed: watch::Sender<i64>,
+    home_versions: Mutex<HashMap<i32, Arc<AtomicI64>>>,
+    home_sum: AtomicI64,
+    database: Mutex<Result<(), String>>,
+}
+
+/// Handle to the registry; cheap to clone.
+#[derive(Clone)]
+pub struct Registry {
+    inner: Arc<Inner>,
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").field("version", &self.current().version).finish_non_exhaustive()
+    }
+}
+
+impl Registry {
+    /// Loads the registry; makes `main` when it does not exist yet.
+    ///
+    /// # Errors
+    /// [`store::Error`].
+    pub async fn load(store: Store, homes: Arc<dyn Homes>) -> Result<Self, EditError> {
+        let registry = Self {
+            inner: Arc::new(Inner {
+                store,
+                homes,
+                current: RwLock::new(Arc::new(Snapshot::default())),
+                changed: watch::Sender::new(0),
+                home_versions: Mutex::default(),
+                home_sum: AtomicI64::new(-1),
+                database: Mutex::new(Ok(())),
+            }),
+        };
+        registry.reload().await?;
+        if registry.current().agent(&AgentId::main()).is_none() {
+            // The document always holds `main`; an edit that changes nothing else writes it.
+            registry.edit("hermes", |_, _| Ok(())).await?;
+        }
+        Ok(registry)
+    }
+
+    /// The current snapshot.
+    pub fn current(&self) -> Arc<Snapshot> {
+        self.inner.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Tells when the snapshot has changed.
+    pub fn changes(&self) -> watch::Receiver<i64> {
+        self.inner.changed.subscribe()
+    }
+
+    /// Loads the stored registry and swaps the snapshot.
+    ///
+    /// # Errors
+    /// [`store::Error`].
+    pub async fn reload(&self) -> store::Result<()> {
+        let rows = self.inner.store.registry_load().await?;
+        let versions = {
+            let mut known = self.inner.home_versions.lock().unwrap_or_else(PoisonError::into_inner);
+            for agent in &rows.agents {
+                let version = known.entry(agent.agent_no).or_default();
+                version.fetch_max(agent.home_version, Ordering::Relaxed);
+            }
+            known.clone()
+        };
+        let snapshot = Snapshot::from_rows(rows, &versions)?;
+        let version = snapshot.version;
+        {
+            let mut current = self.inner.current.write().unwrap_or_else(PoisonError::into_inner);
+            if current.version > version {
+                return Ok(());
+            }
+            *current = Arc::new(snapshot);
+        }
+        self.inner.changed.send_replace(version);
+        Ok(())
+    }
+
+    /// Learns of home documents that another replica stored: `sum` is the sum of all home versions.
+    ///
+    /// # Errors
+    /// [`store::Error`].
+    pub async fn follow_homes(&self, sum: i64) -> store::Result<()> {
+        if self.inner.home_sum.swap(sum, Ordering::Relaxed) == sum {
+            return Ok(());
+        }
+        for (agent_no, version) in self.inner.store.home_versions().await? {
+            self.home_moved(agent_no, version);
+        }
+        Ok(())
+    }
+
+    /// A home document was stored.
+    pub fn home_moved(&self, agent_no: i32, version: i64) {
+        let known = self.inner.home_versions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get(&agent_no) {
+            known.fetch_max(version, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the database answered last time, and why not.
+    pub fn database(&self) -> Result<(), String> {
+        self.inner.database.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The database did or did not answer.
+    pub fn set_database(&self, state: Result<(), String>) {
+        *self.inner.database.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    /// The home of an agent where workers run.
+    pub fn home_of(&self, agent: &AgentId, home_dir: Option<&str>) -> PathBuf {
+        self.inner.homes.home_of(agent, home_dir)
+    }
+
+    /// The store behind it.
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    /// What is accepted in the current document but probably not meant.
+    pub fn warnings(&self) -> Vec<Warning> {
+        hermes_core::config::check(&self.current().document, &Positions::default()).1
+    }
+}

@@ -1,1 +1,260 @@
-//! Not written yet.
+//! The only SQL: durable state in Postgres, as transitions that are one statement and one commit each.
+//!
+//! What is stored and why: the registry (agents with immutable revisions, routes, the document), because every replica must
+//! see one truth; sessions, turns, their ends and deliveries, because an accepted message must survive any crash; who holds
+//! a lease, because the fence decides who may write; hashes of tokens and the certificate authority.
+//! Called by `registry`, `intake`, `dispatch`, `outbox`, `identity` and `app`. Always true: every write of a worker carries
+//! the epoch and an old one changes nothing; only the database's clock decides leases; the hot path never waits for a
+//! NOTIFY. It knows neither proto, platforms nor workers' streams, and it decides nothing that `hermes-core` can decide.
+
+mod agents;
+mod clock;
+mod documents;
+mod homes;
+mod identities;
+mod migrate;
+mod sessions;
+mod transitions;
+mod workers;
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Timeouts};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{NoTls, Row};
+
+pub use agents::{AgentRow, RegistryChange, RegistryRows, RevisionRow};
+pub use clock::DatabaseClock;
+pub use homes::{HomeDocument, HomeDocumentInfo, PushOutcome};
+pub use identities::LAUNCH_TTL;
+pub use sessions::{SessionRow, StatusCounts, TranscriptRow, TurnEnd, TurnRow};
+pub use transitions::{
+    Completion, CompletionOutcome, DeliveryOutcome, DueDelivery, Ended, Ingest, Ingested, LaneKey, Leased, NextTurn,
+    SendResult,
+};
+pub use workers::{PollAnswer, WorkerRegistration};
+
+/// Most rows one batched call carries (measured: batches pay up to 40 rows and no longer after 70).
+pub const BATCH_ROWS: usize = 256;
+
+/// Why the store did not do what was asked. `Display` names no secret and no connection string.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Postgres cannot be reached or is shutting down. Whether a write happened is unknown: repeat it with the same key.
+    #[error("the database is unavailable: {0}")]
+    Unavailable(String),
+    /// Somebody else changed it first; nothing was written.
+    #[error("{0}")]
+    Conflict(String),
+    /// There is no such thing; nothing was written.
+    #[error("{0}")]
+    NotFound(String),
+    /// The database's schema is not one this build knows.
+    #[error("{0}")]
+    Schema(String),
+    /// Postgres refused a statement: a defect of ours or of the data. Nothing of that statement was written.
+    #[error("the database refused a statement ({code})")]
+    Refused {
+        /// SQLSTATE.
+        code: String,
+        /// The whole error for the log.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+}
+
+impl Error {
+    /// Whether repeating the same call can succeed at once (serialization, deadlock, or a duplicate key that the repeat will see).
+    fn is_retryable(&self) -> bool {
+        let Self::Refused { source, .. } = self else { return false };
+        source.code().is_some_and(|code| {
+            [SqlState::T_R_SERIALIZATION_FAILURE, SqlState::T_R_DEADLOCK_DETECTED, SqlState::UNIQUE_VIOLATION]
+                .contains(code)
+        })
+    }
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(source: tokio_postgres::Error) -> Self {
+        match source.as_db_error() {
+            // 57P0x: admin shutdown, crash shutdown, cannot connect now; 53300: too many connections.
+            Some(db) if db.code().code().starts_with("57P0") || *db.code() == SqlState::TOO_MANY_CONNECTIONS => {
+                Self::Unavailable(db.message().to_owned())
+            }
+            Some(db) => Self::Refused { code: format!("{}: {}", db.code().code(), db.message()), source },
+            None => Self::Unavailable(one_line(&source)),
+        }
+    }
+}
+
+fn one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+impl From<deadpool_postgres::PoolError> for Error {
+    fn from(error: deadpool_postgres::PoolError) -> Self {
+        match error {
+            deadpool_postgres::PoolError::Backend(source) => match Self::from(source) {
+                Self::Refused { code, .. } => Self::Unavailable(code),
+                other => other,
+            },
+            deadpool_postgres::PoolError::Timeout(_) => Self::Unavailable("no connection within 4 s".to_owned()),
+            other => Self::Unavailable(other.to_string()),
+        }
+    }
+}
+
+/// Answer of the store.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A session's number. People see it as `s123`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(pub i64);
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "s{}", self.0)
+    }
+}
+
+impl FromStr for SessionId {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        text.strip_prefix('s').and_then(|digits| digits.parse().ok()).map(Self).ok_or_else(|| {
+            Error::NotFound(format!("{text:?} is not a session id; `hermesctl session list` shows them"))
+        })
+    }
+}
+
+/// One turn of one session. People see it as `t123.4`; to callers it is opaque.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TurnId {
+    /// The session.
+    pub session: SessionId,
+    /// Turn number in it, from 1.
+    pub seq: i64,
+}
+
+impl fmt::Display for TurnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "t{}.{}", self.session.0, self.seq)
+    }
+}
+
+impl FromStr for TurnId {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        let parse = || {
+            let (session, seq) = text.strip_prefix('t')?.split_once('.')?;
+            Some(Self { session: SessionId(session.parse().ok()?), seq: seq.parse().ok()? })
+        };
+        parse().ok_or_else(|| Error::NotFound(format!("{text:?} is not a turn id")))
+    }
+}
+
+/// A handle to the database; cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    pool: Pool,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Store")
+    }
+}
+
+impl Store {
+    /// Prepares a pool of `connections` to `url` (`postgres://…` or key=value form); connects lazily.
+    ///
+    /// # Errors
+    /// [`Error::Schema`] when the URL cannot be read; its text is not repeated since it may hold a password.
+    pub fn new(url: &str, connections: usize) -> Result<Self> {
+        let mut config = tokio_postgres::Config::from_str(url).map_err(|_| {
+            Error::Schema("the database URL cannot be read; write postgres://user:password@host:5432/name".to_owned())
+        })?;
+        config.connect_timeout(Duration::from_secs(3));
+        config.keepalives_idle(Duration::from_secs(10));
+        config.application_name("hermes-control-plane");
+        let own = "-c search_path=hermes -c plan_cache_mode=force_generic_plan -c jit=off -c statement_timeout=30s \
+                   -c idle_in_transaction_session_timeout=10s -c client_min_messages=warning";
+        let options = config.get_options().map_or_else(|| own.to_owned(), |given| format!("{own} {given}"));
+        config.options(options);
+        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+        let manager = if config.get_ssl_mode() == tokio_postgres::config::SslMode::Require {
+            let mut roots = rustls::RootCertStore::empty();
+            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+            let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+            Manager::from_config(config, tokio_postgres_rustls::MakeRustlsConnect::new(tls), recycling)
+        } else {
+            Manager::from_config(config, NoTls, recycling)
+        };
+        let limit = Some(Duration::from_secs(4));
+        let pool = Pool::builder(manager)
+            .max_size(connections)
+            .timeouts(Timeouts { wait: limit, create: limit, recycle: limit })
+            .runtime(Runtime::Tokio1)
+            .build()
+            .map_err(|error| Error::Schema(error.to_string()))?;
+        Ok(Self { pool })
+    }
+
+    async fn client(&self) -> Result<deadpool_postgres::Object> {
+        Ok(self.pool.get().await?)
+    }
+
+    async fn query(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+        let client = self.client().await?;
+        let statement = client.prepare_cached(sql).await?;
+        Ok(client.query(&statement, params).await?)
+    }
+
+    async fn query_opt(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>> {
+        Ok(self.query(sql, params).await?.into_iter().next())
+    }
+
+    async fn execute(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<u64> {
+        let client = self.client().await?;
+        let statement = client.prepare_cached(sql).await?;
+        Ok(client.execute(&statement, params).await?)
+    }
+
+    /// Repeats a whole batch that met a concurrent writer, a few times with jitter.
+    async fn query_retrying(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+        let mut attempt = 0_u32;
+        loop {
+            match self.query(sql, params).await {
+                Err(error) if error.is_retryable() && attempt < 6 => {
+                    attempt += 1;
+                    let jitter = rand::random_range(1..=(4_u64 << attempt));
+                    tokio::time::sleep(Duration::from_millis(jitter)).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// The server's version, for people: `postgres 15.18`.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn server_version(&self) -> Result<String> {
+        let row = self.query_opt("SELECT current_setting('server_version')", &[]).await?;
+        let version: String = row.map_or_else(String::new, |row| row.get(0));
+        Ok(format!("postgres {}", version.split_whitespace().next().unwrap_or("?")))
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

@@ -38,9 +38,13 @@ impl Answer {
 
 /// The error envelope.
 pub(super) fn error(code: u16, description: &str, retry_after: Option<u64>) -> Answer {
+    envelope(code, description, retry_after.map(|seconds| json!({ "retry_after": seconds })))
+}
+
+fn envelope(code: u16, description: &str, parameters: Option<Value>) -> Answer {
     let mut body = json!({"ok": false, "error_code": code, "description": description});
-    if let Some(seconds) = retry_after {
-        body["parameters"] = json!({ "retry_after": seconds });
+    if let Some(parameters) = parameters {
+        body["parameters"] = parameters;
     }
     Answer { status: code, content_type: "application/json", text: body.to_string() }
 }
@@ -123,6 +127,7 @@ impl Bot {
         let seconds = call.number::<u64>("timeout").unwrap_or(0).min(LONGEST_POLL);
         let deadline = tokio::time::Instant::now() + Duration::from_secs(seconds);
         let number = self.begin_poll(offset);
+        let _waiting = Waiting::new(self);
         loop {
             let notified = self.0.updates.notified();
             tokio::pin!(notified);
@@ -191,6 +196,10 @@ impl Bot {
         if thread_id.is_some_and(|thread| state.dead_topics.contains(&(chat_id.clone(), thread))) {
             return error(400, "Bad Request: message thread not found", None);
         }
+        if let Some(new) = state.migrated.get(&chat_id) {
+            let text = "Bad Request: group chat was upgraded to a supergroup chat";
+            return envelope(400, text, Some(json!({ "migrate_to_chat_id": new })));
+        }
         if let Some(limit) = state.chat_limit {
             let (start, used) = state.chat_windows.entry(chat_id.clone()).or_insert((now, 0));
             if now.duration_since(*start) >= Duration::from_secs(1) {
@@ -218,6 +227,24 @@ impl Bot {
         }
         self.0.happened.notify_waiters();
         Answer::ok(&result.to_string())
+    }
+}
+
+/// Counts a poll for as long as it lives; a client that leaves drops it.
+struct Waiting<'a>(&'a Bot);
+
+impl<'a> Waiting<'a> {
+    fn new(bot: &'a Bot) -> Self {
+        bot.locked().waiting_polls += 1;
+        bot.0.happened.notify_waiters();
+        Self(bot)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.locked().waiting_polls -= 1;
+        self.0.0.happened.notify_waiters();
     }
 }
 

@@ -149,6 +149,7 @@ struct State {
     last_message: i64,
     /// Number of the newest poll; older ones are told 409.
     poll: u64,
+    waiting_polls: usize,
     deliveries: Vec<Delivery>,
     by_chat: HashMap<String, Vec<usize>>,
     chat_notify: HashMap<String, Arc<Notify>>,
@@ -160,6 +161,8 @@ struct State {
     chat_limit: Option<u32>,
     chat_windows: HashMap<String, (Instant, u32)>,
     dead_topics: HashSet<(String, i64)>,
+    /// Groups that became supergroups, and their new ids.
+    migrated: HashMap<String, i64>,
 }
 
 #[derive(Debug)]
@@ -265,6 +268,11 @@ impl Bot {
         self.locked().dead_topics.insert((chat_id.to_string(), thread_id));
     }
 
+    /// Group `old` becomes supergroup `new`: sends to the old id are told the new one.
+    pub fn migrate(&self, old: i64, new: i64) {
+        self.locked().migrated.insert(old.to_string(), new);
+    }
+
     /// Everything that arrived, in order.
     pub fn deliveries(&self) -> Vec<Delivery> {
         self.locked().deliveries.clone()
@@ -278,6 +286,11 @@ impl Bot {
     /// How often `method` was called, failed calls included.
     pub fn calls(&self, method: &str) -> u64 {
         self.locked().calls.get(method).copied().unwrap_or_default()
+    }
+
+    /// Polls that wait for an update right now.
+    pub fn waiting_polls(&self) -> usize {
+        self.locked().waiting_polls
     }
 
     /// Updates no poll has confirmed yet.

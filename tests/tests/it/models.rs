@@ -110,6 +110,7 @@ async fn every_kind_streams_the_whole_answer_with_its_usage() {
             said(Role::System, "you are a test"),
             said(Role::User, "first"),
             said(Role::Assistant, "answered"),
+            said(Role::Assistant, ""),
             said(Role::User, "tag 17 \"quoted\" äöü"),
         ];
         let heard = ask(&broker, ModelTarget::Provider(target(kind, &mock)), messages).await;
@@ -137,6 +138,7 @@ async fn every_kind_streams_the_whole_answer_with_its_usage() {
         for part in ["you are a test", "first", "answered"] {
             assert!(body.contains(part), "{kind:?}: {part} is missing in {body}");
         }
+        assert!(!body.contains("\"\""), "{kind:?}: no empty message is sent: {body}");
     }
 }
 
@@ -389,6 +391,19 @@ async fn a_server_that_cannot_be_reached_is_unavailable_and_a_wrong_address_is_s
 
     let heard = hello(&broker, ProviderTarget { base_url: Some("localhost:1/v1".to_owned()), ..gone }).await;
     assert_eq!(heard.failure().message, "the base_url of provider local is not an http or https address");
+}
+
+#[tokio::test]
+async fn a_server_that_takes_the_connection_but_not_the_handshake_runs_into_the_connect_limit() {
+    let broker = broker(Settings { connect: Duration::from_millis(200), attempts: 2, ..settings() });
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let mock = MockModel::start().await.unwrap();
+    let base_url = Some(format!("https://{}/v1", listener.local_addr().unwrap()));
+    let began = Instant::now();
+    let heard = hello(&broker, ProviderTarget { base_url, ..target(ProviderKind::Openai, &mock) }).await;
+    assert_eq!(heard.failure().message, "provider local cannot be reached right now");
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(400) && took < Duration::from_secs(5), "two attempts took {took:?}");
 }
 
 #[tokio::test]

@@ -126,6 +126,11 @@ impl Rig {
         assert!(in_time, "offset is {}, expected {offset}", self.bot.offset());
     }
 
+    /// Waits until a poll waits at the fake. The first one does not; it only learns how the account stands.
+    async fn long_poll(&self) {
+        assert!(self.bot.wait_until(SOON, |bot| bot.calls("getUpdates") > 1 && bot.waiting_polls() == 1).await);
+    }
+
     async fn end(self) {
         self.stop.cancel();
         self.tasks.close();
@@ -238,7 +243,7 @@ async fn a_bad_or_revoked_token_ends_receiving_with_what_to_do() {
     let rig = Rig::new().await;
     rig.receive();
     rig.sink.wait_until(|sink| sink.states() == [AccountState::Up]).await;
-    rig.bot.wait_until(SOON, |bot| bot.calls("getUpdates") > 1).await;
+    rig.long_poll().await;
     rig.fake.revoke(TOKEN);
     rig.sink
         .wait_until(|sink| matches!(sink.states().last(), Some(AccountState::Failed(_) | AccountState::Down(_))))
@@ -278,7 +283,7 @@ async fn receiving_comes_back_after_every_kind_of_failed_poll() {
 async fn a_second_poller_is_noticed_and_outlived() {
     let rig = Rig::new().await;
     rig.receive();
-    rig.bot.wait_until(SOON, |bot| bot.calls("getUpdates") > 1).await;
+    rig.long_poll().await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let answer = client.get(format!("{}/bot{TOKEN}/getUpdates?timeout=0", rig.fake.base())).send().await.unwrap();
     assert_eq!(answer.status(), 200);
@@ -323,7 +328,8 @@ async fn a_long_reply_arrives_whole_in_parts_that_telegram_takes() {
 #[tokio::test]
 async fn error_answers_are_classified_and_leave_no_message() {
     let rig = Rig::new().await;
-    let kinds: [(Fault, fn(&SendError) -> bool); 9] = [
+    type Expected = fn(&SendError) -> bool;
+    let kinds: [(Fault, Expected); 9] = [
         (Fault::answer(500, "Internal Server Error"), |e| matches!(e, SendError::Retry(_))),
         (Fault::Proxy(503), |e| matches!(e, SendError::Retry(_))),
         (Fault::Proxy(502), |e| matches!(e, SendError::Ambiguous(_))),
@@ -435,18 +441,27 @@ async fn replies_go_into_their_topic_and_into_the_chat_when_it_is_gone() {
 }
 
 #[tokio::test]
+async fn replies_follow_a_group_that_became_a_supergroup() {
+    let rig = Rig::new().await;
+    rig.bot.migrate(-5, -1005);
+    rig.send(-5, "hello").await.unwrap();
+    assert_eq!((rig.bot.delivered(-5).len(), rig.bot.delivered(-1005).len()), (0, 1));
+    rig.end().await;
+}
+
+#[tokio::test]
 async fn a_poll_that_waits_does_not_hold_up_a_send_and_typing_is_bounded() {
     let rig = Rig::new().await;
     rig.receive();
-    rig.bot.wait_until(SOON, |bot| bot.calls("getUpdates") > 1).await;
+    rig.long_poll().await;
     let chat = ChatRef { chat_id: "1".to_owned(), thread_id: None };
     rig.bot.fail("sendChatAction", 1, Fault::Hang);
     let started = std::time::Instant::now();
     tokio::join!(rig.telegram.typing(chat.clone()), async {
         rig.send(1, "hello").await.unwrap();
-        assert!(started.elapsed() < Duration::from_secs(1));
+        assert!(started.elapsed() < SOON, "it did not wait for the poll");
     });
-    assert!(started.elapsed() < Duration::from_secs(5));
+    assert!(started.elapsed() < SOON, "the sign is given up");
     rig.telegram.typing(chat).await;
     assert_eq!(rig.bot.calls("sendChatAction"), 1, "not again within seconds");
     rig.end().await;

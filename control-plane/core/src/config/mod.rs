@@ -1,17 +1,49 @@
 //! The document: one YAML file with the seed's shape plus ours, used by `apply`, `diff`, `export` and `--config`.
 //!
-//! Read by the control plane (which stores it) and by hermesctl (offline). [`parse`](parse) turns text into a [`Patch`],
-//! [`Document::merged`] makes the document that would result, [`check`] judges it whole. Always true: a refused text
-//! changes nothing and every fault names line and path. Secrets appear by `*_env` or `*_file` reference only.
+//! Read by the control plane (which stores it) and by hermesctl (offline). [`parse`] turns text into a [`Patch`],
+//! [`Document::merged`] makes the document that would result, [`check`] judges it whole, [`diff`] and [`to_yaml`] show it.
+//! Always true: a refused text changes nothing and every fault names line and path; equal documents export equal text.
+//! Secrets appear by `*_env` or `*_file` reference only. It deliberately resolves no secret and opens no file.
+//!
+//! Merging: agents, providers and accounts that a text names become as written; all other keys replace the stored value
+//! whole when present (`limits` key by key). Null counts as absent inside an agent, provider or account, and unsets
+//! `default_provider`; elsewhere it is refused, because an empty `routes:` is more often a slip than a wish.
+
+mod accounts;
+mod check;
+mod export;
+mod fields;
+mod merge;
+mod models;
+mod patch;
+mod tree;
+mod values;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
+pub use check::{check, check_compiled, check_spec, load_offline};
+pub use export::to_yaml;
+pub use merge::{Change, ChangeKind, diff};
+pub use models::{Endpoint, Resolved, resolve_model, unserved_message};
+pub use patch::{Patch, Positions, parse};
+
 use crate::AgentId;
-use crate::reset::ResetPolicy;
+use crate::reset::{ResetPolicy, ResetRules};
 use crate::routing::Route;
+use crate::session_key::Isolation;
+
+/// The model that answers offline by repeating the text.
+pub const ECHO_MODEL: &str = "builtin/echo";
+/// Most that `limits.message_bytes` may be: a message travels in one protocol message of at most 1 MiB.
+pub const MESSAGE_BYTES_MAX: u64 = 768 * 1024;
+/// Most that `limits.history_bytes` may be.
+pub const HISTORY_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// Everything that can be configured, with defaults filled in. Stored in Postgres; listeners, database URL, data dir and
 /// secrets are not in it.
@@ -47,6 +79,40 @@ pub struct Document {
     pub routes: Vec<Route>,
 }
 
+impl Default for Document {
+    /// `main` exists and answers everything with the echo model.
+    fn default() -> Self {
+        Self {
+            default_agent: AgentId::main(),
+            model: ECHO_MODEL.to_owned(),
+            timezone: "UTC".to_owned(),
+            group_sessions_per_user: Isolation::default().group_per_user,
+            thread_sessions_per_user: Isolation::default().thread_per_user,
+            session_reset: ResetPolicy::default(),
+            reset_by_type: BTreeMap::new(),
+            reset_by_platform: BTreeMap::new(),
+            limits: Limits::default(),
+            providers: BTreeMap::new(),
+            default_provider: None,
+            platforms: Platforms::default(),
+            agents: BTreeMap::from([(AgentId::main(), AgentSpec::default())]),
+            routes: Vec::new(),
+        }
+    }
+}
+
+impl Document {
+    /// The isolation flags, for session keys.
+    pub fn isolation(&self) -> Isolation {
+        Isolation { group_per_user: self.group_sessions_per_user, thread_per_user: self.thread_sessions_per_user }
+    }
+
+    /// The reset policies, for selection.
+    pub fn reset_rules(&self) -> ResetRules<'_> {
+        ResetRules { default: &self.session_reset, by_type: &self.reset_by_type, by_platform: &self.reset_by_platform }
+    }
+}
+
 /// Bounds of what is accepted and shown to a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
@@ -54,6 +120,12 @@ pub struct Limits {
     pub message_bytes: u64,
     /// Most history given to a model, bytes of text; older turns are left out whole. Default 262144.
     pub history_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { message_bytes: 262_144, history_bytes: 262_144 }
+    }
 }
 
 /// What an agent is: one profile revision. Absent fields fall back to the document.
@@ -92,6 +164,22 @@ pub enum ProviderKind {
     Anthropic,
     /// Google Gemini.
     Gemini,
+}
+
+impl ProviderKind {
+    /// The name written in documents.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Openai => "openai",
+            Self::Anthropic => "anthropic",
+            Self::Gemini => "gemini",
+        }
+    }
+
+    /// The kind of exactly this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Openai, Self::Anthropic, Self::Gemini].into_iter().find(|kind| kind.as_str() == name)
+    }
 }
 
 /// One model provider.
@@ -160,6 +248,19 @@ pub enum Rate {
     },
 }
 
+impl Rate {
+    /// Telegram's published bound for one chat.
+    pub const PER_CHAT_PER_S: f64 = 1.0;
+    /// Telegram's published bound for one bot.
+    pub const PER_ACCOUNT_PER_S: f64 = 30.0;
+}
+
+impl Default for Rate {
+    fn default() -> Self {
+        Self::Limited { per_chat_per_s: Self::PER_CHAT_PER_S, per_account_per_s: Self::PER_ACCOUNT_PER_S }
+    }
+}
+
 /// One signed HTTP source.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WebhookAccount {
@@ -201,4 +302,43 @@ pub struct Fault {
     pub path: String,
     /// What is wrong and what to write instead.
     pub message: String,
+}
+
+/// Something accepted that probably is not what its author meant; placed like a [`Fault`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warning {
+    /// 1-based line, 0 when unknown.
+    pub line: u32,
+    /// Path of the field.
+    pub path: String,
+    /// What it means.
+    pub message: String,
+}
+
+/// Path of an account in faults about a merged document and in changes.
+fn account_path(platform: &str, id: &str) -> String {
+    format!("platforms.{platform}.accounts[{id}]")
+}
+
+/// Text from outside as a message shows it: quoted, escaped, shortened.
+pub(crate) fn shown(text: &str) -> String {
+    let mut shown: String = text.chars().take(60).collect::<String>().escape_debug().collect();
+    if text.chars().nth(60).is_some() {
+        shown.push('…');
+    }
+    format!("\"{shown}\"")
+}
+
+/// The known word that was probably meant.
+pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    if word.is_empty() || word.len() > 60 {
+        return None;
+    }
+    let lower = word.to_lowercase().replace('-', "_");
+    known
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.replace('-', "_")), candidate))
+        .filter(|(distance, candidate)| *distance <= (candidate.len().min(word.len()) / 3).clamp(1, 3))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
 }

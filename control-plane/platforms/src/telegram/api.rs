@@ -78,7 +78,7 @@ impl Api {
                         copy it from @BotFather"
                 .to_owned());
         }
-        let url = call::base_url(base).map_err(|error| format!("api_base is {error}"))?;
+        let url = call::base_url(base).map_err(|error| format!("api_base is refused: {error}"))?;
         if url.query().is_some() || url.fragment().is_some() {
             return Err("api_base must end before any `?` or `#`".to_owned());
         }

@@ -21,6 +21,9 @@ use crate::{AccountState, ChatRef, InboundMessage, InboundSink, OutboundMessage,
 
 const POLL_SECONDS: u64 = 25;
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Telegram is asked again, and the sink offered again, after at most this long.
+const PLATFORM_BACKOFF: Duration = Duration::from_secs(30);
+const SINK_BACKOFF: Duration = Duration::from_secs(3);
 const POLL_LIMIT: usize = 100;
 /// A long poll that ends empty sooner than this did not wait as asked.
 const SHORT_POLL: Duration = Duration::from_millis(500);
@@ -86,7 +89,8 @@ impl Telegram {
 
     async fn poll(&self, sink: &dyn InboundSink, notices: mpsc::Sender<OutboundMessage>) {
         let mut reporter = Reporter { sink, account: &self.account, last: None };
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::up_to(PLATFORM_BACKOFF);
+        let mut sink_backoff = Backoff::up_to(SINK_BACKOFF);
         let Some(bot_id) = self.bot_id(&mut reporter, &mut backoff).await else { return };
         let mut offset = 0;
         // The first poll after a fault does not wait, so that the account's state is known soon.
@@ -106,18 +110,18 @@ impl Telegram {
                     continue;
                 }
             };
+            backoff.reset();
             if updates.is_empty() {
                 reporter.say(AccountState::Up);
-                backoff.reset();
                 if timeout > 0 && started.elapsed() < SHORT_POLL {
                     tokio::time::sleep(SHORT_POLL).await;
                 }
             } else if self.offer(updates, bot_id, sink, &notices, &mut offset).await {
                 reporter.say(AccountState::Up);
-                backoff.reset();
+                sink_backoff.reset();
             } else {
                 reporter.say(AccountState::Down("messages cannot be stored now, offering them again".to_owned()));
-                backoff.wait(None).await;
+                sink_backoff.wait(None).await;
             }
             timeout = POLL_SECONDS;
         }

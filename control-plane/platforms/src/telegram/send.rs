@@ -7,11 +7,11 @@
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::Telegram;
 use super::api::{CallError, Refusal};
 use super::pacing::Pacing;
-use super::wire::SentMessage;
 use crate::split::Unit;
 use crate::{ChatRef, OutboundMessage, SendError, Sent};
 
@@ -78,7 +78,10 @@ impl Telegram {
             _ => {}
         }
         match answer {
-            Ok(sent) => Ok(Sent { message_id: Some(sent.message_id.to_string()) }),
+            // `ok: true` is the whole answer; a message without an id is sent all the same.
+            Ok(sent) => {
+                Ok(Sent { message_id: sent.get("message_id").and_then(Value::as_i64).map(|id| id.to_string()) })
+            }
             Err(CallError::Fault(fault)) => Err(fault.into()),
             Err(CallError::Refused(refusal)) => {
                 if let Some(after) = refusal.retry_after {
@@ -89,7 +92,7 @@ impl Telegram {
         }
     }
 
-    async fn call_send(&self, chat_id: ChatId<'_>, thread: Option<i64>, text: &str) -> Result<SentMessage, CallError> {
+    async fn call_send(&self, chat_id: ChatId<'_>, thread: Option<i64>, text: &str) -> Result<Value, CallError> {
         let body = SendMessage { chat_id, message_thread_id: thread, text };
         self.api.call("sendMessage", &body, SEND_TIMEOUT).await
     }
@@ -113,7 +116,7 @@ impl Telegram {
             return;
         }
         let body = SendChatAction { chat_id: chat_id_of(&chat.chat_id), message_thread_id, action: "typing" };
-        match self.api.call::<bool>("sendChatAction", &body, TYPING_TIMEOUT).await {
+        match self.api.call::<Value>("sendChatAction", &body, TYPING_TIMEOUT).await {
             Ok(_) => {}
             Err(CallError::Refused(Refusal { retry_after: Some(after), .. })) => {
                 self.pacing.pause(&chat.chat_id, after, Instant::now());

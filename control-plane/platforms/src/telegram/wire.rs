@@ -65,12 +65,6 @@ pub(super) struct Chat {
     pub(super) is_forum: bool,
 }
 
-/// The answer to `sendMessage`.
-#[derive(Debug, Deserialize)]
-pub(super) struct SentMessage {
-    pub(super) message_id: i64,
-}
-
 /// The answer to `getMe`.
 #[derive(Debug, Deserialize)]
 pub(super) struct Me {

@@ -36,7 +36,7 @@ pub(super) struct Callback {
 impl Callback {
     /// Checks `url`; the error is a sentence for the operator.
     pub(super) fn new(url: &str, secret: SecretString) -> Result<Self, String> {
-        let url = call::base_url(url).map_err(|error| format!("the callback url is {error}"))?;
+        let url = call::base_url(url).map_err(|error| format!("the callback url is refused: {error}"))?;
         let client = call::client(&url).map_err(|error| format!("cannot make an HTTP client: {error}"))?;
         Ok(Self { url, secret, client })
     }

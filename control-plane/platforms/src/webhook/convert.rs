@@ -7,6 +7,7 @@ use hermes_core::Source;
 use serde::Deserialize;
 
 use super::signature::Signed;
+use crate::call::quoted;
 use crate::{InboundMessage, ReplyTarget};
 
 /// Platform name of every webhook source.
@@ -37,7 +38,8 @@ pub(super) fn inbound(
     if !body.trim_ascii_start().starts_with(b"{") {
         return Err("the body must be one JSON object".to_owned());
     }
-    let body: Body = serde_json::from_slice(body).map_err(|error| format!("the body is not as documented: {error}"))?;
+    let body: Body =
+        serde_json::from_slice(body).map_err(|error| quoted(&format!("the body is not as documented: {error}")))?;
     if body.text.is_empty() || body.chat_id.is_empty() {
         return Err("text and chat_id must not be empty".to_owned());
     }
@@ -124,6 +126,8 @@ mod tests {
         ] {
             assert!(!convert(body).unwrap_err().is_empty(), "{body}");
         }
+        let long = format!(r#"{{"{}":1}}"#, "x".repeat(1_000_000));
+        assert!(convert(&long).unwrap_err().len() < 1_000, "what a sender wrote comes back bounded");
         let signed = Signed { at: 5, digest: String::new() };
         assert!(inbound(b"{\"text\":\"\xff\xfe\",\"chat_id\":\"c\"}", &signed, "ci", None).is_err());
     }

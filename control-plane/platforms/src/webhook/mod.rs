@@ -14,6 +14,8 @@
 mod callback;
 mod convert;
 mod signature;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::Arc;

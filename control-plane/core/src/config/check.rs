@@ -1,0 +1,205 @@
+//! A document judged whole: references, and what is accepted but probably not meant.
+//!
+//! Called on the merged document by `apply`, `diff` and `--config`, after every change of the registry, and offline. Always
+//! true: it reads the document alone; whether a variable is set, a file exists or two homes are one after symlinks is found
+//! out where that is known.
+
+use std::collections::BTreeMap;
+
+use super::fields::{Faults, REPORT_LIMIT};
+use super::models::{Resolved, resolve_model, unserved_message};
+use super::{AgentSpec, Document, Fault, Positions, Warning, WebhookReply, account_path, nearest, shown, values};
+use crate::AgentId;
+use crate::reset::{ResetMode, ResetPolicy};
+use crate::routing::RouteTable;
+
+/// Judges references of a document; `positions` are those of the text it came from, or the default.
+///
+/// Faults refuse the change. Warnings: routes that can never win, models that no provider serves, reset fields without
+/// effect. At most 1,000 of each, and a count of the rest.
+pub fn check(document: &Document, positions: &Positions) -> (Vec<Fault>, Vec<Warning>) {
+    let table = RouteTable::compile(document.routes.as_slice().into());
+    check_compiled(document, &table, positions)
+}
+
+/// [`check`] with the document's routes already compiled.
+pub fn check_compiled(document: &Document, table: &RouteTable, positions: &Positions) -> (Vec<Fault>, Vec<Warning>) {
+    let mut faults = Faults::default();
+    check_agents(document, positions, &mut faults);
+    check_providers(document, positions, &mut faults);
+    check_targets(document, positions, &mut faults);
+    check_homes(document, positions, &mut faults);
+    let mut warnings = Warnings::default();
+    warn_models(document, positions, &mut warnings);
+    warn_reset(document, positions, &mut warnings);
+    for (shadowed, by) in table.shadows() {
+        let message = format!("can never win: route {by} covers it");
+        warnings.add(positions.route(shadowed), format!("routes[{shadowed}]"), message);
+    }
+    (faults.into_list(), warnings.into_list())
+}
+
+/// Judges the fields of one spec that did not come as text; paths begin with `agents.<id>`, lines are 0.
+pub fn check_spec(id: &AgentId, spec: &AgentSpec) -> Vec<Fault> {
+    let mut faults = Faults::default();
+    let mut judge = |field: &str, value: Option<&String>, judge: &dyn Fn(&str) -> Result<(), String>| {
+        if let Some(Err(message)) = value.map(|value| judge(value)) {
+            faults.push(Fault { line: 0, path: format!("agents.{id}.{field}"), message });
+        }
+    };
+    judge("model", spec.model.as_ref(), &values::model);
+    judge("provider", spec.provider.as_ref(), &|name| values::name(name, "a provider's name"));
+    judge("base_url", spec.base_url.as_ref(), &values::url);
+    judge("api_key_env", spec.api_key_env.as_ref(), &values::env_name);
+    judge("home_dir", spec.home_dir.as_ref(), &values::home_dir);
+    for (field, toolsets) in
+        [("enabled_toolsets", &spec.enabled_toolsets), ("disabled_toolsets", &spec.disabled_toolsets)]
+    {
+        for (index, toolset) in toolsets.iter().flatten().enumerate() {
+            judge(&format!("{field}[{index}]"), Some(toolset), &values::toolset);
+        }
+    }
+    faults.into_list()
+}
+
+/// The default document with a text applied and checked: what offline commands work on.
+///
+/// # Errors
+/// All faults of the text and of its references.
+pub fn load_offline(text: &str) -> Result<(Document, Vec<Warning>), Vec<Fault>> {
+    let patch = super::parse(text)?;
+    let document = Document::default().merged(&patch, false);
+    let (faults, warnings) = check(&document, &patch.positions);
+    if faults.is_empty() { Ok((document, warnings)) } else { Err(faults) }
+}
+
+fn not_registered(id: &AgentId, document: &Document) -> String {
+    match nearest(id.as_str(), document.agents.keys().map(AgentId::as_str)) {
+        Some(near) => format!("agent {id} is not registered; did you mean {near}?"),
+        None => format!("agent {id} is not registered; add it under agents or name another"),
+    }
+}
+
+fn check_agents(document: &Document, positions: &Positions, faults: &mut Faults) {
+    if !document.agents.contains_key(&document.default_agent) {
+        let path = "default_agent".to_owned();
+        let message = not_registered(&document.default_agent, document);
+        faults.push(Fault { line: positions.line(&path), path, message });
+    }
+    for (index, route) in document.routes.iter().enumerate() {
+        if !document.agents.contains_key(&route.agent) {
+            let message = not_registered(&route.agent, document);
+            faults.push(Fault { line: positions.route_agent(index), path: format!("routes[{index}].agent"), message });
+        }
+    }
+}
+
+fn check_providers(document: &Document, positions: &Positions, faults: &mut Faults) {
+    let mut known = |path: String, name: &String| {
+        if !document.providers.contains_key(name) {
+            let message = match nearest(name, document.providers.keys().map(String::as_str)) {
+                Some(near) => format!("provider {} does not exist; did you mean {near}?", shown(name)),
+                None => format!("provider {} does not exist; add it under providers", shown(name)),
+            };
+            faults.push(Fault { line: positions.line(&path), path, message });
+        }
+    };
+    if let Some(name) = &document.default_provider {
+        known("default_provider".to_owned(), name);
+    }
+    for (id, spec) in &document.agents {
+        if let Some(name) = &spec.provider {
+            known(format!("agents.{id}.provider"), name);
+        }
+    }
+}
+
+fn check_targets(document: &Document, positions: &Positions, faults: &mut Faults) {
+    for (id, account) in &document.platforms.webhook {
+        let WebhookReply::Chat { platform, account: target, .. } = &account.reply else { continue };
+        if platform != "telegram" || !document.platforms.telegram.contains_key(target) {
+            let path = format!("{}.deliver.account", account_path("webhook", id));
+            let message = format!("there is no {} account {}; add it under platforms", shown(platform), shown(target));
+            faults.push(Fault { line: positions.line(&path), path, message });
+        }
+    }
+}
+
+/// A home as text, without the differences that never name another directory.
+fn lexical(home: &str) -> String {
+    let parts: Vec<&str> = home.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    let root = if home.starts_with('/') { "/" } else { "" };
+    format!("{root}{}", parts.join("/"))
+}
+
+fn check_homes(document: &Document, positions: &Positions, faults: &mut Faults) {
+    let mut owners: BTreeMap<String, &AgentId> = BTreeMap::new();
+    for (id, spec) in &document.agents {
+        let Some(home) = &spec.home_dir else { continue };
+        if let Some(owner) = owners.get(&lexical(home)) {
+            let path = format!("agents.{id}.home_dir");
+            let message = format!("{} is the home of {owner}; two agents never share one", shown(home));
+            faults.push(Fault { line: positions.line(&path), path, message });
+        } else {
+            owners.insert(lexical(home), id);
+        }
+    }
+}
+
+#[derive(Default)]
+struct Warnings {
+    list: Vec<Warning>,
+    omitted: usize,
+}
+
+impl Warnings {
+    fn add(&mut self, line: u32, path: String, message: String) {
+        if self.list.len() < REPORT_LIMIT {
+            self.list.push(Warning { line, path, message });
+        } else {
+            self.omitted += 1;
+        }
+    }
+
+    fn into_list(mut self) -> Vec<Warning> {
+        if self.omitted > 0 {
+            let message = format!("{} more warnings are not listed", self.omitted);
+            self.list.push(Warning { line: 0, path: String::new(), message });
+        }
+        self.list
+    }
+}
+
+fn warn_models(document: &Document, positions: &Positions, warnings: &mut Warnings) {
+    for (id, spec) in &document.agents {
+        if resolve_model(document, spec) != Resolved::Unserved {
+            continue;
+        }
+        let path = format!("agents.{id}.model");
+        let line = match positions.line(&path) {
+            0 => positions.line("model"),
+            line => line,
+        };
+        warnings.add(line, path, unserved_message(spec.model.as_deref().unwrap_or(&document.model)));
+    }
+}
+
+fn warn_reset(document: &Document, positions: &Positions, warnings: &mut Warnings) {
+    let named = [("reset_by_type", &document.reset_by_type), ("reset_by_platform", &document.reset_by_platform)];
+    let overrides = named.iter().flat_map(|(section, all)| {
+        all.iter().map(move |(key, policy)| (format!("{section}.{}", super::export::scalar(key)), policy))
+    });
+    for (path, policy) in std::iter::once(("session_reset".to_owned(), &document.session_reset)).chain(overrides) {
+        let default = ResetPolicy::default();
+        let idle = policy.idle_minutes != default.idle_minutes;
+        let hour = policy.at_hour != default.at_hour;
+        let unused = match policy.mode {
+            ResetMode::None if idle => "idle_minutes",
+            ResetMode::None | ResetMode::Idle if hour => "at_hour",
+            ResetMode::Daily if idle => "idle_minutes",
+            _ => continue,
+        };
+        let message = format!("{unused} has no effect with mode {}", policy.mode.as_str());
+        warnings.add(positions.line(&path), path, message);
+    }
+}

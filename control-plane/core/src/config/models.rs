@@ -1,0 +1,81 @@
+//! Which provider answers for a model id.
+//!
+//! Called by the model broker for every turn and by [`super::check`] for its warnings, so that both always agree. It reads
+//! the document alone: the broker adds providers that the environment defines to the document before it asks. It
+//! deliberately reads no key, only its name.
+
+use super::{AgentSpec, Document, ECHO_MODEL, Provider, ProviderKind};
+
+/// Who answers for an agent's model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resolved {
+    /// The offline echo.
+    Echo,
+    /// A model server.
+    Endpoint(Endpoint),
+    /// Nobody; see [`unserved_message`].
+    Unserved,
+}
+
+/// A model server as a turn uses it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The configured provider; `None` for an agent's own `base_url` without one.
+    pub provider: Option<String>,
+    /// Wire protocol.
+    pub kind: ProviderKind,
+    /// Base URL; `None` means the kind's own.
+    pub base_url: Option<String>,
+    /// Name of the variable with the key; `None` means no key is sent.
+    pub api_key_env: Option<String>,
+    /// The model as that server calls it.
+    pub model: String,
+}
+
+/// Resolves the model of an agent: `builtin/echo` answers by itself; the agent's `provider` wins; else a provider named
+/// like the id's prefix takes the rest; else, for an agent with a `base_url` of its own, an OpenAI-compatible server; else
+/// `default_provider` takes the whole id. An agent's own `base_url` gets only the agent's own key, never a provider's.
+pub fn resolve_model(document: &Document, spec: &AgentSpec) -> Resolved {
+    let model = spec.model.as_deref().unwrap_or(&document.model);
+    if model == ECHO_MODEL {
+        return Resolved::Echo;
+    }
+    let prefix = model.split_once('/').filter(|(_, rest)| !rest.is_empty());
+    let by_name = |name: &str| document.providers.get_key_value(name);
+    let chosen = match &spec.provider {
+        Some(name) => match by_name(name) {
+            Some(found) => Some(found),
+            None => return Resolved::Unserved,
+        },
+        None => prefix.and_then(|(name, _)| by_name(name)),
+    };
+    let fallback = || document.default_provider.as_deref().and_then(by_name);
+    let chosen = if spec.base_url.is_some() { chosen } else { chosen.or_else(fallback) };
+    let named = match (prefix, chosen) {
+        (Some((name, rest)), Some((provider, _))) if name == provider => rest,
+        _ => model,
+    };
+    let endpoint = |provider: Option<(&String, &Provider)>, base_url, api_key_env| {
+        Resolved::Endpoint(Endpoint {
+            provider: provider.map(|(name, _)| name.clone()),
+            kind: provider.map_or(ProviderKind::Openai, |(_, provider)| provider.kind),
+            base_url,
+            api_key_env,
+            model: named.to_owned(),
+        })
+    };
+    match (&spec.base_url, chosen) {
+        (Some(own), chosen) => endpoint(chosen, Some(own.clone()), spec.api_key_env.clone()),
+        (None, Some((name, provider))) => {
+            let key = spec.api_key_env.clone().or_else(|| provider.api_key_env.clone());
+            endpoint(Some((name, provider)), provider.base_url.clone(), key)
+        }
+        (None, None) => Resolved::Unserved,
+    }
+}
+
+/// The one sentence about a model that nobody serves: in warnings, in lists and as the turn's failure.
+pub fn unserved_message(model: &str) -> String {
+    let prefix = model.split_once('/').map_or("<name>", |(prefix, _)| prefix);
+    format!("no provider is configured for {model}; set providers.{prefix} or default_provider")
+}

@@ -1,0 +1,185 @@
+//! Turns' ends, stored in batches: the connection that comes back is the clock, there is no linger.
+
+use std::time::Instant;
+
+use hermes_core::AgentId;
+use hermes_core::turn::TurnState;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::{Dispatcher, LEASE, Report};
+use crate::store::{self, BATCH_ROWS, Completion, CompletionOutcome, DueDelivery, Ended, NextTurn, TurnEnd};
+
+/// A report on its way into the store.
+pub(super) struct Pending {
+    completion: Completion,
+    /// Where it ran, when that is known here: the slot to free.
+    place: Option<Place>,
+    end: TurnEnd,
+    agent: AgentId,
+    since: Instant,
+    traceparent: Option<String>,
+    stored: oneshot::Sender<bool>,
+}
+
+struct Place {
+    worker: i64,
+    slot: i16,
+    agent_no: i32,
+    session_key: String,
+}
+
+/// Queues a report and waits for its commit.
+pub(super) async fn complete(dispatcher: &Dispatcher, worker: i64, agent: &AgentId, report: Report) -> bool {
+    let inner = &dispatcher.inner;
+    let mut report = report;
+    let (lane, revision, place, traceparent, since) = match inner.fleet.running(worker, report.turn, report.epoch) {
+        Some((slot, running)) => {
+            let Some(agent_no) = inner.fleet.agent_of(worker) else { return false };
+            // What the broker counted is the truth, not what the worker says.
+            report.usage = running.usage.unwrap_or_default();
+            let place = Place { worker, slot, agent_no, session_key: running.session_key };
+            (running.lane, running.revision, Some(place), running.traceparent, running.since)
+        }
+        // Resent after a reconnect. The fence decides whether it may still be written; whose turn it is must be asked.
+        None => match inner.store.turn_place(report.turn).await {
+            Ok((owner, lane)) if owner == agent.as_str() => (lane, 0, None, None, Instant::now()),
+            Ok(_) => {
+                tracing::warn!(worker, turn = %report.turn, %agent, "a worker reported a turn of another agent");
+                return false;
+            }
+            Err(error) => {
+                tracing::info!(worker, turn = %report.turn, %error, "a report of an unknown turn");
+                return false;
+            }
+        },
+    };
+    let state = match report.ended {
+        Ended::Succeeded => TurnState::Succeeded,
+        Ended::Failed => TurnState::Failed,
+        Ended::Cancelled => TurnState::Cancelled,
+        Ended::Dead => TurnState::Dead,
+    };
+    let mut usage = serde_json::to_value(&report.usage).unwrap_or_default();
+    if let Some(fields) = usage.as_object_mut() {
+        fields.insert("revision".to_owned(), revision.into());
+    }
+    let next = place.as_ref().is_some_and(|place| !inner.fleet.is_waiting(place.agent_no));
+    let completion = Completion {
+        turn: report.turn,
+        epoch: report.epoch,
+        ended: report.ended,
+        reply: report.reply.clone().into_bytes(),
+        usage,
+        lane,
+        send: lane.is_some() && inner.outbox.has_room(),
+        next,
+    };
+    let (stored, answer) = oneshot::channel();
+    let end = TurnEnd { state, reply: report.reply, usage: report.usage };
+    if inner
+        .completions
+        .send(Pending { completion, place, end, agent: agent.clone(), since, traceparent, stored })
+        .await
+        .is_err()
+    {
+        return false;
+    }
+    answer.await.unwrap_or(false)
+}
+
+/// The loop: takes what has gathered, stores it, acts on the answers.
+pub(super) async fn run(dispatcher: Dispatcher, mut pending: mpsc::Receiver<Pending>, stop: CancellationToken) {
+    let mut batch = Vec::with_capacity(BATCH_ROWS);
+    loop {
+        batch.clear();
+        tokio::select! {
+            () = stop.cancelled() => return,
+            taken = pending.recv_many(&mut batch, BATCH_ROWS) => if taken == 0 { return },
+        }
+        store_batch(&dispatcher, &mut batch, &stop).await;
+    }
+}
+
+async fn store_batch(dispatcher: &Dispatcher, batch: &mut Vec<Pending>, stop: &CancellationToken) {
+    let inner = &dispatcher.inner;
+    while !batch.is_empty() {
+        let rows: Vec<Completion> = batch.iter().map(|pending| pending.completion.clone()).collect();
+        let answers = inner.store.complete(inner.replica, &rows, LEASE).await;
+        let mut again = Vec::new();
+        for (mut pending, answer) in batch.drain(..).zip(answers) {
+            match answer {
+                Ok(outcome) => settle(dispatcher, pending, outcome),
+                // A repeat is answered as stored, so an answer that was lost does no harm.
+                Err(store::Error::Unavailable(_)) => again.push(pending),
+                Err(error) => {
+                    tracing::error!(turn = %pending.completion.turn, %error, "a turn's end was refused by the database");
+                    if pending.completion.ended == Ended::Failed {
+                        let _ = pending.stored.send(false);
+                        continue;
+                    }
+                    // The reply itself must be at fault; the chat is told instead of waiting for ever.
+                    pending.completion.ended = Ended::Failed;
+                    pending.completion.reply = b"My answer could not be stored, so I cannot show it.".to_vec();
+                    again.push(pending);
+                }
+            }
+        }
+        *batch = again;
+        if !batch.is_empty() {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(std::time::Duration::from_millis(200)) => {}
+            }
+        }
+    }
+}
+
+fn settle(dispatcher: &Dispatcher, pending: Pending, outcome: CompletionOutcome) {
+    let inner = &dispatcher.inner;
+    let Pending { completion, place, end, agent, since, traceparent, stored } = pending;
+    if outcome.stored {
+        inner.metrics.turn_ended(&agent, end.state.as_str(), since.elapsed());
+        if outcome.send
+            && let (Some(lane), Some(pos)) = (completion.lane, outcome.delivery)
+        {
+            let delivery = DueDelivery {
+                lane,
+                pos,
+                turn: completion.turn,
+                attempt: 1,
+                part: 0,
+                maybe_duplicate: false,
+                body: completion.reply,
+            };
+            inner.outbox.send(delivery, traceparent);
+        }
+        inner.live.end(completion.turn, end);
+    } else {
+        tracing::info!(turn = %completion.turn, epoch = completion.epoch, "a stale report was refused");
+        inner.live.forget(completion.turn);
+    }
+    if let Some(place) = place {
+        continue_session(dispatcher, place, completion.turn.session, outcome.next, outcome.waits);
+    }
+    let _ = stored.send(outcome.stored);
+}
+
+fn continue_session(
+    dispatcher: &Dispatcher,
+    place: Place,
+    session: store::SessionId,
+    next: Option<(i64, i64, NextTurn)>,
+    waits: bool,
+) {
+    let Place { worker, slot, agent_no, session_key } = place;
+    match next {
+        Some((epoch, seq, next)) => {
+            dispatcher.begin(worker, slot, store::TurnId { session, seq }, epoch, 0, session_key, next);
+        }
+        None => dispatcher.inner.fleet.release(worker, slot),
+    }
+    if waits || dispatcher.inner.fleet.is_waiting(agent_no) {
+        dispatcher.waits(agent_no);
+    }
+}

@@ -1,0 +1,149 @@
+//! The loops without input: claim what waits, one poll a second for everything else, typing signals.
+//!
+//! Always true: each tick may run at any time, twice, or after a crash; a nudge only makes it earlier.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{DEAD_NOTICE, Dispatcher, LEASE, MAX_CRASHES, REMOVED_NOTICE, STICKY};
+use crate::store::{self, BATCH_ROWS};
+
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Claims waiting sessions whenever a slot is free for them.
+pub(super) async fn run_claimer(dispatcher: Dispatcher, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = dispatcher.inner.claim.notified() => {}
+        }
+        while !stop.is_cancelled() && claim_once(&dispatcher).await {}
+    }
+}
+
+/// One claim; true when another may find more.
+async fn claim_once(dispatcher: &Dispatcher) -> bool {
+    let inner = &dispatcher.inner;
+    let waiting = inner.fleet.claimable();
+    if waiting.is_empty() {
+        return false;
+    }
+    let agents: Vec<i32> = waiting.iter().map(|(agent, _)| *agent).collect();
+    let slots = inner.fleet.reserve_all(&agents, BATCH_ROWS);
+    if slots.is_empty() {
+        return false;
+    }
+    let leased = match inner.store.claim(&slots, STICKY, LEASE).await {
+        Ok(leased) => leased,
+        Err(error) => {
+            // A lease whose answer was lost is found again when the worker's lease lapses.
+            tracing::warn!(%error, "could not claim waiting sessions");
+            for (worker, slot) in slots {
+                inner.fleet.release(worker, slot);
+            }
+            return false;
+        }
+    };
+    for (worker, slot) in &slots {
+        if !leased.iter().any(|lease| lease.worker == *worker && lease.slot == *slot) {
+            inner.fleet.release(*worker, *slot);
+        }
+    }
+    let full = leased.len() == slots.len();
+    for lease in leased {
+        dispatcher.begin(
+            lease.worker,
+            lease.slot,
+            lease.turn,
+            lease.epoch,
+            lease.crashes,
+            lease.session_key,
+            lease.next,
+        );
+    }
+    if !full {
+        // Nothing more is due for these agents now; the poll finds what becomes due later.
+        inner.fleet.clear_waiting(&waiting);
+    }
+    full
+}
+
+/// One statement a second answers for all loops of this replica.
+pub(super) async fn run_poller(dispatcher: Dispatcher, stop: CancellationToken) {
+    let inner = &dispatcher.inner;
+    let mut ticks = 0_u64;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = inner.poll.notified() => {}
+            () = tokio::time::sleep(PERIOD) => {}
+        }
+        if let Err(error) = poll_once(&dispatcher).await {
+            tracing::warn!(%error, "the poll failed");
+            inner.registry.set_database(Err(error.to_string()));
+        }
+        ticks += 1;
+        if ticks.is_multiple_of(300)
+            && let Err(error) = inner.store.workers_forget().await
+        {
+            tracing::debug!(%error, "could not forget old workers");
+        }
+    }
+}
+
+async fn poll_once(dispatcher: &Dispatcher) -> store::Result<()> {
+    let inner = &dispatcher.inner;
+    let heard = inner.fleet.take_heard();
+    let answer = inner.store.poll(inner.replica, &heard, LEASE).await?;
+    inner.clock.set(answer.now);
+    inner.registry.set_database(Ok(()));
+    let lapsed: Vec<i64> = heard.into_iter().filter(|worker| !answer.alive.contains(worker)).collect();
+    if !lapsed.is_empty() {
+        tracing::warn!(?lapsed, "the leases of connected workers have lapsed");
+        inner.fleet.lapse(&lapsed);
+    }
+    if answer.version != inner.registry.current().version {
+        inner.registry.reload().await?;
+    }
+    inner.registry.follow_homes(answer.homes).await?;
+    if answer.lost {
+        let reclaimed = inner.store.reclaim(MAX_CRASHES, DEAD_NOTICE).await?;
+        if !reclaimed.is_empty() {
+            // They wait now; look again at once instead of in a second.
+            inner.poll.notify_one();
+        }
+        for (turn, dead) in reclaimed {
+            inner.live.forget(turn);
+            if dead {
+                tracing::error!(%turn, "a turn was given up after it stopped its worker {MAX_CRASHES} times");
+            } else {
+                tracing::info!(%turn, "a turn was taken back from a lost worker");
+            }
+        }
+    }
+    if answer.removed {
+        let cancelled = inner.store.removed_cancel(REMOVED_NOTICE).await?;
+        tracing::info!(cancelled, "waiting turns of removed agents were cancelled");
+    }
+    for agent in &answer.ready {
+        dispatcher.waits(*agent);
+    }
+    if answer.outbox_due || answer.removed {
+        inner.outbox.nudge();
+    }
+    Ok(())
+}
+
+/// Shows in the chats of turns that take longer that an answer is on its way.
+pub(super) async fn run_typing(dispatcher: Dispatcher, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(PERIOD) => {}
+        }
+        for lane in dispatcher.inner.fleet.long_running(PERIOD) {
+            dispatcher.inner.outbox.typing(lane);
+        }
+    }
+}

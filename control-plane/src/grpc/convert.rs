@@ -1,0 +1,295 @@
+//! Between the wire and the domain: free functions, one direction each, errors name the field.
+
+use std::collections::BTreeMap;
+
+use hermes_core::config::{AgentSpec, Change, ChangeKind, Fault, Warning};
+use hermes_core::routing::{MatchKey, Route};
+use hermes_core::turn::{TurnState, Usage};
+use hermes_core::{AgentId, Source};
+use hermes_proto::v1;
+use tonic::Status;
+
+use super::status::{Reason, invalid, refuse};
+use crate::registry::{EditError, Registry, Snapshot};
+use crate::store::{self, TurnEnd};
+use crate::{intake, registry};
+
+const DEFAULT_PAGE: u32 = 100;
+const MAX_PAGE: u32 = 1000;
+
+/// Size and token of a page request.
+pub(super) fn page(request: Option<v1::PageRequest>) -> Result<(u32, String), Status> {
+    let request = request.unwrap_or_default();
+    match request.page_size {
+        0 => Ok((DEFAULT_PAGE, request.page_token)),
+        size if size <= MAX_PAGE => Ok((size, request.page_token)),
+        size => Err(invalid("page.page_size", format!("{size} is more than {MAX_PAGE}"))),
+    }
+}
+
+/// A page token that is a number; absent: `first`.
+pub(super) fn number_token(token: &str, first: i64) -> Result<i64, Status> {
+    if token.is_empty() {
+        return Ok(first);
+    }
+    token.parse().map_err(|_| invalid("page.page_token", "use the token of the previous answer"))
+}
+
+/// A slice of `all` behind the offset in `token`, and the next token.
+pub(super) fn slice<'a, T>(all: &'a [T], size: u32, token: &str) -> Result<(usize, &'a [T], String), Status> {
+    let start = usize::try_from(number_token(token, 0)?).unwrap_or(usize::MAX).min(all.len());
+    let end = start.saturating_add(size as usize).min(all.len());
+    let next = if end < all.len() { end.to_string() } else { String::new() };
+    Ok((start, all.get(start..end).unwrap_or_default(), next))
+}
+
+pub(super) fn agent_id(field: &str, text: &str) -> Result<AgentId, Status> {
+    AgentId::parse(text).map_err(|error| invalid(field, error.to_string()))
+}
+
+pub(super) fn spec_from(spec: v1::AgentSpec) -> AgentSpec {
+    AgentSpec {
+        model: spec.model,
+        provider: spec.provider,
+        base_url: spec.base_url,
+        api_key_env: spec.api_key_env,
+        home_dir: spec.home_dir,
+        enabled_toolsets: spec.enabled_toolsets.map(|list| list.values),
+        disabled_toolsets: spec.disabled_toolsets.map(|list| list.values),
+    }
+}
+
+pub(super) fn spec_to(spec: &AgentSpec) -> v1::AgentSpec {
+    let list = |values: &Option<Vec<String>>| values.clone().map(|values| v1::StringList { values });
+    v1::AgentSpec {
+        model: spec.model.clone(),
+        provider: spec.provider.clone(),
+        base_url: spec.base_url.clone(),
+        api_key_env: spec.api_key_env.clone(),
+        home_dir: spec.home_dir.clone(),
+        enabled_toolsets: list(&spec.enabled_toolsets),
+        disabled_toolsets: list(&spec.disabled_toolsets),
+    }
+}
+
+/// Lays the fields that are set over `base`.
+pub(super) fn spec_over(base: AgentSpec, over: AgentSpec) -> AgentSpec {
+    AgentSpec {
+        model: over.model.or(base.model),
+        provider: over.provider.or(base.provider),
+        base_url: over.base_url.or(base.base_url),
+        api_key_env: over.api_key_env.or(base.api_key_env),
+        home_dir: over.home_dir.or(base.home_dir),
+        enabled_toolsets: over.enabled_toolsets.or(base.enabled_toolsets),
+        disabled_toolsets: over.disabled_toolsets.or(base.disabled_toolsets),
+    }
+}
+
+/// Unsets the named fields.
+pub(super) fn spec_cleared(mut spec: AgentSpec, fields: &[String]) -> Result<AgentSpec, Status> {
+    for field in fields {
+        match field.as_str() {
+            "model" => spec.model = None,
+            "provider" => spec.provider = None,
+            "base_url" => spec.base_url = None,
+            "api_key_env" => spec.api_key_env = None,
+            "home_dir" => spec.home_dir = None,
+            "enabled_toolsets" => spec.enabled_toolsets = None,
+            "disabled_toolsets" => spec.disabled_toolsets = None,
+            _ => return Err(invalid("clear", format!("{field:?} is not a field of an agent"))),
+        }
+    }
+    Ok(spec)
+}
+
+pub(super) fn route_to(route: &Route) -> v1::Route {
+    let key =
+        |(key, value): &(MatchKey, String)| v1::route::Match { key: key.as_str().to_owned(), value: value.clone() };
+    v1::Route { r#match: route.keys.iter().map(key).collect(), agent: route.agent.to_string() }
+}
+
+pub(super) fn route_from(route: Option<v1::Route>) -> Result<Route, Status> {
+    let route = route.ok_or_else(|| invalid("route", "it is missing"))?;
+    let agent = agent_id("route.agent", &route.agent)?;
+    let keys = route.r#match.iter().map(|entry| (entry.key.as_str(), entry.value.as_str()));
+    Route::new(keys, agent.as_str()).map_err(|error| invalid("route.match", error.to_string()))
+}
+
+pub(super) fn source_from(source: Option<v1::Source>) -> Result<Source, Status> {
+    let source = source.ok_or_else(|| invalid("source", "it is missing"))?;
+    Ok(Source {
+        platform: source.platform,
+        account: source.account,
+        chat_id: source.chat_id,
+        chat_type: if source.chat_type.is_empty() { "dm".to_owned() } else { source.chat_type },
+        thread_id: source.thread_id,
+        parent_chat_id: source.parent_chat_id,
+        user_id: source.user_id,
+        user_id_alt: source.user_id_alt,
+        guild_id: source.guild_id,
+        user_name: source.user_name,
+        chat_name: source.chat_name,
+        message_id: source.message_id,
+    })
+}
+
+/// The routes that name each agent, in table order.
+pub(super) fn routes_by_agent(snapshot: &Snapshot) -> BTreeMap<&AgentId, Vec<&Route>> {
+    let mut by_agent: BTreeMap<&AgentId, Vec<&Route>> = BTreeMap::new();
+    for route in &snapshot.document.routes {
+        by_agent.entry(&route.agent).or_default().push(route);
+    }
+    by_agent
+}
+
+/// An agent as people see it, without its SOUL.
+pub(super) fn agent_to(
+    registry: &Registry,
+    snapshot: &Snapshot,
+    entry: &registry::AgentEntry,
+    routes: &[&Route],
+) -> v1::Agent {
+    let home = registry.home_of(&entry.id, entry.spec.home_dir.as_deref());
+    let [memory_path, skills_path, sessions_path] = registry::paths_under(&home);
+    let warnings = match hermes_core::config::resolve_model(&snapshot.document, &entry.spec) {
+        hermes_core::config::Resolved::Unserved => {
+            vec![hermes_core::config::unserved_message(snapshot.model_of(&entry.spec))]
+        }
+        _ => Vec::new(),
+    };
+    v1::Agent {
+        id: entry.id.to_string(),
+        spec: Some(spec_to(&entry.spec)),
+        revision: unsigned(entry.revision),
+        is_default: snapshot.document.default_agent == entry.id,
+        effective_model: snapshot.model_of(&entry.spec).to_owned(),
+        home: home.display().to_string(),
+        routes: routes.iter().take(100).map(|route| route_to(route)).collect(),
+        route_count: routes.len() as u64,
+        soul_preview: String::new(),
+        warnings,
+        created_at_ms: entry.created_at.as_millisecond(),
+        memory_path,
+        skills_path,
+        sessions_path,
+    }
+}
+
+pub(super) fn fault_to(fault: &Fault) -> v1::Fault {
+    v1::Fault { line: fault.line, path: fault.path.clone(), message: fault.message.clone() }
+}
+
+pub(super) fn warning_to(warning: &Warning) -> v1::Warning {
+    v1::Warning { line: warning.line, path: warning.path.clone(), message: warning.message.clone() }
+}
+
+pub(super) fn change_to(change: &Change) -> v1::Change {
+    let kind = match change.kind {
+        ChangeKind::Add => v1::ChangeKind::Add,
+        ChangeKind::Change => v1::ChangeKind::Change,
+        ChangeKind::Remove => v1::ChangeKind::Remove,
+    };
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    v1::Change {
+        kind: kind.into(),
+        path: change.path.clone(),
+        before: text(&change.before),
+        after: text(&change.after),
+    }
+}
+
+pub(super) fn turn_state_to(state: TurnState) -> v1::TurnState {
+    match state {
+        TurnState::Queued => v1::TurnState::Queued,
+        TurnState::Running => v1::TurnState::Running,
+        TurnState::Succeeded => v1::TurnState::Succeeded,
+        TurnState::Failed => v1::TurnState::Failed,
+        TurnState::Cancelled => v1::TurnState::Cancelled,
+        TurnState::Dead => v1::TurnState::Dead,
+    }
+}
+
+pub(super) fn end_to(end: TurnEnd) -> v1::TurnEnded {
+    v1::TurnEnded {
+        state: turn_state_to(end.state).into(),
+        reply: end.reply,
+        input_tokens: end.usage.input_tokens,
+        output_tokens: end.usage.output_tokens,
+        cached_tokens: end.usage.cached_tokens,
+        cost_usd: end.usage.cost_usd,
+        model: end.usage.model,
+    }
+}
+
+pub(super) fn usage_from(usage: Option<v1::Usage>) -> Usage {
+    let usage = usage.unwrap_or_default();
+    Usage {
+        input_tokens: usage.input_tokens,
+        output_tokens: usage.output_tokens,
+        cached_tokens: usage.cached_tokens,
+        cost_usd: usage.cost_usd,
+        model: usage.model,
+    }
+}
+
+pub(super) fn usage_to(usage: Usage) -> v1::Usage {
+    v1::Usage {
+        input_tokens: usage.input_tokens,
+        output_tokens: usage.output_tokens,
+        cached_tokens: usage.cached_tokens,
+        cost_usd: usage.cost_usd,
+        model: usage.model,
+    }
+}
+
+pub(super) fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+pub(super) fn signed(field: &str, number: u64) -> Result<i64, Status> {
+    i64::try_from(number).map_err(|_| invalid(field, "the number is too large"))
+}
+
+/// Log the cause, tell the caller what to do.
+pub(super) fn store_status(error: store::Error) -> Status {
+    match error {
+        store::Error::NotFound(message) => refuse(Reason::NotFound, message),
+        store::Error::Conflict(message) => refuse(Reason::Conflict, message),
+        store::Error::Unavailable(cause) => {
+            tracing::warn!(cause, "a call failed because the database is unavailable");
+            refuse(Reason::StoreUncertain, "the database is unavailable; try again")
+        }
+        store::Error::Schema(message) => refuse(Reason::Internal, message),
+        error @ store::Error::Refused { .. } => {
+            tracing::error!(%error, "the database refused a statement");
+            refuse(Reason::Internal, "the control plane could not do this; its log says why")
+        }
+    }
+}
+
+pub(super) fn edit_status(error: EditError) -> Status {
+    match error {
+        EditError::Faults(faults) => {
+            super::status::invalid_all(faults.into_iter().map(|fault| (fault.path, fault.message)).collect())
+        }
+        EditError::NotFound(message) => refuse(Reason::NotFound, message),
+        EditError::Exists(message) => refuse(Reason::AlreadyExists, message),
+        EditError::Precondition(message) => refuse(Reason::Conflict, message),
+        EditError::Invalid(message) => invalid("request", message),
+        EditError::Store(error) => store_status(error),
+    }
+}
+
+pub(super) fn intake_status(error: intake::Error) -> Status {
+    match &error {
+        intake::Error::TooLarge { .. } => refuse(Reason::TooLarge, error.to_string()),
+        intake::Error::UnknownAgent(_) => refuse(Reason::NotFound, error.to_string()),
+        intake::Error::Invalid { field, message } => invalid(field, message.clone()),
+        intake::Error::Conflict => refuse(Reason::AlreadyExists, error.to_string()),
+        intake::Error::Overloaded => refuse(Reason::Overloaded, error.to_string()),
+        intake::Error::Unavailable(cause) => {
+            tracing::warn!(cause, "a message could not be stored");
+            refuse(Reason::StoreUncertain, "the message could not be stored; send it again with the same key")
+        }
+    }
+}

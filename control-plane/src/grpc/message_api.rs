@@ -1,0 +1,186 @@
+//! MessageService: the way in for external gateways and hermesctl.
+
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use hermes_core::turn::TurnState;
+use hermes_proto::v1;
+use hermes_proto::v1::message_service_server::{MessageService, MessageServiceServer};
+use hermes_proto::v1::turn_event::Event;
+use sha2::{Digest as _, Sha256};
+use tonic::{Request, Response, Status};
+
+use super::convert::{self, agent_id, end_to, intake_status, source_from, store_status, turn_state_to};
+use super::layers::principal;
+use super::status::{Reason, invalid, refuse};
+use crate::dispatch::TurnEvent;
+use crate::identity::Principal;
+use crate::intake::{Accepted, Dedupe, Intake, Message};
+use crate::outbox::Adapters;
+use crate::store::{LaneKey, Store, TurnId};
+
+/// The service.
+#[derive(Clone)]
+pub struct MessageApi {
+    intake: Intake,
+    adapters: Adapters,
+    store: Store,
+}
+
+impl std::fmt::Debug for MessageApi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MessageApi")
+    }
+}
+
+impl MessageApi {
+    /// As a tonic service.
+    pub fn server(intake: Intake, adapters: Adapters, store: Store) -> MessageServiceServer<Self> {
+        // Larger than a message may be, so that a long one is refused with its limit.
+        MessageServiceServer::new(Self { intake, adapters, store })
+            .max_decoding_message_size(8 * hermes_proto::MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(hermes_proto::MAX_MESSAGE_BYTES)
+    }
+
+    async fn accept(
+        &self,
+        caller: &Principal,
+        request: v1::SubmitRequest,
+    ) -> Result<(Accepted, v1::SubmitResponse), Status> {
+        let source = source_from(request.source)?;
+        let preset = request.agent.as_deref().map(|id| agent_id("agent", id)).transpose()?;
+        let reply_to = if request.deliver { Some(self.target(&source)?) } else { None };
+        let given = request.dedupe_key.filter(|key| !key.is_empty());
+        // The key belongs to its caller: two gateways never collide. A message id belongs to its chat.
+        let dedupe = match (given, &source.message_id) {
+            (Some(key), _) => Dedupe::Key {
+                key: format!("api:{}:{key}", caller_of(caller)),
+                event_time: None,
+                body_hash: Some(body_hash(&source, &request.text)),
+            },
+            (None, Some(message)) => Dedupe::Key {
+                key: format!(
+                    "msg:{}:{}:{}:{}:{message}",
+                    source.platform,
+                    source.account.as_deref().unwrap_or_default(),
+                    source.chat_id,
+                    source.thread_id.as_deref().unwrap_or_default()
+                ),
+                event_time: None,
+                body_hash: Some(body_hash(&source, &request.text)),
+            },
+            (None, None) => Dedupe::New,
+        };
+        let message = Message { source, text: request.text, history: None, preset, dedupe, reply_to };
+        let accepted = self.intake.submit(message).await.map_err(intake_status)?;
+        let state = if accepted.duplicate {
+            self.store.turn_get(accepted.turn).await.map_err(store_status)?.state()
+        } else if accepted.running {
+            TurnState::Running
+        } else {
+            TurnState::Queued
+        };
+        let response = v1::SubmitResponse {
+            agent: accepted.agent.to_string(),
+            session_key: accepted.session_key.clone(),
+            session_id: accepted.turn.session.to_string(),
+            turn: accepted.turn.to_string(),
+            duplicate: accepted.duplicate,
+            state: turn_state_to(state).into(),
+        };
+        Ok((accepted, response))
+    }
+
+    fn target(&self, source: &hermes_core::Source) -> Result<LaneKey, Status> {
+        let account = source.account.as_deref().unwrap_or_default();
+        if self.adapters.get(&source.platform, account).is_none() {
+            return Err(refuse(
+                Reason::NotFound,
+                format!(
+                    "the reply cannot be delivered: there is no {} account {account:?}; send without deliver, or configure it",
+                    source.platform
+                ),
+            ));
+        }
+        Ok(LaneKey {
+            platform: source.platform.clone(),
+            account: account.to_owned(),
+            chat_id: source.chat_id.clone(),
+            thread_id: source.thread_id.clone().unwrap_or_default(),
+        })
+    }
+}
+
+fn caller_of(principal: &Principal) -> String {
+    match principal {
+        Principal::Operator { token_id } | Principal::Viewer { token_id } | Principal::Api { token_id } => {
+            token_id.to_string()
+        }
+        other => other.kind().to_owned(),
+    }
+}
+
+fn body_hash(source: &hermes_core::Source, text: &str) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in [&source.platform, &source.chat_id, text] as [&str; 3] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.finalize().into()
+}
+
+fn turn_id(text: &str) -> Result<TurnId, Status> {
+    text.parse().map_err(|error: crate::store::Error| invalid("turn", error.to_string()))
+}
+
+#[tonic::async_trait]
+impl MessageService for MessageApi {
+    async fn submit(&self, request: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitResponse>, Status> {
+        let caller = principal(&request).clone();
+        let (_, response) = self.accept(&caller, request.into_inner()).await?;
+        Ok(Response::new(response))
+    }
+
+    type SubmitAndStreamStream = BoxStream<'static, Result<v1::TurnEvent, Status>>;
+
+    async fn submit_and_stream(
+        &self,
+        request: Request<v1::SubmitRequest>,
+    ) -> Result<Response<Self::SubmitAndStreamStream>, Status> {
+        let caller = principal(&request).clone();
+        let (accepted, response) = self.accept(&caller, request.into_inner()).await?;
+        let first = v1::TurnEvent { event: Some(Event::Accepted(response)) };
+        let events = self.intake.dispatcher().live().follow(self.store.clone(), accepted.turn).map(|event| {
+            Ok(v1::TurnEvent {
+                event: Some(match event {
+                    TurnEvent::Delta(text) => Event::TextDelta(text),
+                    TurnEvent::Ended(end) => Event::Ended(end_to(end)),
+                }),
+            })
+        });
+        Ok(Response::new(futures_util::stream::once(async { Ok(first) }).chain(events).boxed()))
+    }
+
+    async fn get_turn(&self, request: Request<v1::GetTurnRequest>) -> Result<Response<v1::GetTurnResponse>, Status> {
+        let request = request.into_inner();
+        let id = turn_id(&request.turn)?;
+        let mut row = self.store.turn_get(id).await.map_err(store_status)?;
+        if request.wait && row.ended.is_none() {
+            let mut events = self.intake.dispatcher().live().follow(self.store.clone(), id);
+            while let Some(event) = events.next().await {
+                if matches!(event, TurnEvent::Ended(_)) {
+                    break;
+                }
+            }
+            row = self.store.turn_get(id).await.map_err(store_status)?;
+        }
+        let accepted = v1::SubmitResponse {
+            agent: row.agent_id.clone(),
+            session_key: row.session_key.clone(),
+            session_id: row.id.session.to_string(),
+            turn: row.id.to_string(),
+            duplicate: false,
+            state: turn_state_to(row.state()).into(),
+        };
+        Ok(Response::new(v1::GetTurnResponse { accepted: Some(accepted), ended: row.end().map(convert::end_to) }))
+    }
+}

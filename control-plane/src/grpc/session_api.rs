@@ -1,0 +1,124 @@
+//! SessionService: looking at sessions and their turns.
+
+use hermes_core::turn::{TurnInput, TurnState, Usage};
+use hermes_proto::v1;
+use hermes_proto::v1::session_service_server::{SessionService, SessionServiceServer};
+use tonic::{Request, Response, Status};
+
+use super::convert::{self, agent_id, store_status, unsigned};
+use super::status::invalid;
+use crate::registry::Registry;
+use crate::store::{SessionId, SessionRow, TurnRow};
+
+/// The service.
+#[derive(Clone, Debug)]
+pub struct SessionApi {
+    registry: Registry,
+}
+
+impl SessionApi {
+    /// As a tonic service.
+    pub fn server(registry: Registry) -> SessionServiceServer<Self> {
+        SessionServiceServer::new(Self { registry })
+            .max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(4 * hermes_proto::MAX_MESSAGE_BYTES)
+    }
+}
+
+/// Bytes of turns in one answer; longer pages end early.
+const PAGE_BYTES: usize = 2 << 20;
+
+#[tonic::async_trait]
+impl SessionService for SessionApi {
+    async fn list_sessions(
+        &self,
+        request: Request<v1::ListSessionsRequest>,
+    ) -> Result<Response<v1::ListSessionsResponse>, Status> {
+        let request = request.into_inner();
+        let (size, token) = convert::page(request.page)?;
+        let before = convert::number_token(&token, i64::MAX)?;
+        let agent = request.agent.as_deref().map(|id| agent_id("agent", id)).transpose()?;
+        let agent = agent.as_ref().map(hermes_core::AgentId::as_str);
+        let rows = self
+            .registry
+            .store()
+            .session_list(agent, request.include_ended, before, i64::from(size))
+            .await
+            .map_err(store_status)?;
+        let next_page_token = match rows.last() {
+            Some(last) if rows.len() == size as usize => last.id.0.to_string(),
+            _ => String::new(),
+        };
+        Ok(Response::new(v1::ListSessionsResponse { sessions: rows.iter().map(session_to).collect(), next_page_token }))
+    }
+
+    async fn get_session(
+        &self,
+        request: Request<v1::GetSessionRequest>,
+    ) -> Result<Response<v1::GetSessionResponse>, Status> {
+        let request = request.into_inner();
+        let id: SessionId = request
+            .session_id
+            .parse()
+            .map_err(|error: crate::store::Error| invalid("session_id", error.to_string()))?;
+        let (size, token) = convert::page(request.page)?;
+        let after = convert::number_token(&token, 0)?;
+        let session = self.registry.store().session_get(id).await.map_err(store_status)?;
+        let rows = self.registry.store().session_turns(id, after, i64::from(size)).await.map_err(store_status)?;
+        let mut bytes = 0;
+        let mut turns = Vec::new();
+        let mut last = None;
+        for row in &rows {
+            bytes += row.payload.len() + row.reply.len();
+            if bytes > PAGE_BYTES && last.is_some() {
+                break;
+            }
+            last = Some(row.id.seq);
+            turns.push(turn_to(row));
+        }
+        let cut = turns.len() < rows.len() || rows.len() == size as usize;
+        let next_page_token = last.filter(|_| cut).map(|seq| seq.to_string()).unwrap_or_default();
+        Ok(Response::new(v1::GetSessionResponse { session: Some(session_to(&session)), turns, next_page_token }))
+    }
+}
+
+fn session_to(row: &SessionRow) -> v1::Session {
+    let state = match row.state {
+        0 => v1::SessionState::Idle,
+        1 => v1::SessionState::Queued,
+        2 => v1::SessionState::Running,
+        _ => v1::SessionState::Blocked,
+    };
+    v1::Session {
+        session_id: row.id.to_string(),
+        agent: row.agent_id.clone(),
+        session_key: row.session_key.clone(),
+        state: state.into(),
+        turns: unsigned(row.accepted),
+        queued: unsigned(row.open),
+        created_at_ms: row.created_at.as_millisecond(),
+        updated_at_ms: row.updated_at.as_millisecond(),
+        ended_at_ms: row.ended_at.map(|at| at.as_millisecond()),
+        end_reason: row.end_reason.clone().unwrap_or_default(),
+    }
+}
+
+fn turn_to(row: &TurnRow) -> v1::TranscriptTurn {
+    let input: TurnInput = serde_json::from_slice(&row.payload).unwrap_or_default();
+    let end = row.end();
+    let state = row.state();
+    let usage = end.as_ref().map(|end| end.usage.clone()).unwrap_or_else(Usage::default);
+    v1::TranscriptTurn {
+        turn: row.id.to_string(),
+        state: TurnState::as_str(state).to_owned(),
+        input: input.text,
+        reply: end.map(|end| end.reply).unwrap_or_default(),
+        accepted_at_ms: row.accepted_at.as_millisecond(),
+        ended_at_ms: row.ended_at.map(|at| at.as_millisecond()),
+        input_tokens: usage.input_tokens,
+        output_tokens: usage.output_tokens,
+        cached_tokens: usage.cached_tokens,
+        cost_usd: usage.cost_usd,
+        model: usage.model,
+    }
+}

@@ -1,0 +1,213 @@
+//! SystemService: the document as a whole, and what runs.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use hermes_core::config::{parse, to_yaml};
+use hermes_platforms::AccountState;
+use hermes_proto::v1::system_service_server::{SystemService, SystemServiceServer};
+use hermes_proto::{CHUNK_BYTES, v1};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::convert::{self, change_to, edit_status, fault_to, store_status, unsigned, warning_to};
+use super::status::{Reason, refuse};
+use crate::dispatch::Dispatcher;
+use crate::outbox::Adapters;
+use crate::registry::{Edit, EditError, Edited, Registry, Snapshot};
+
+/// Largest document, bytes.
+const MAX_DOCUMENT: usize = 64 << 20;
+
+/// Where this process listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// Operators and clients.
+    pub grpc: SocketAddr,
+    /// HTTP.
+    pub http: SocketAddr,
+    /// Workers.
+    pub worker: SocketAddr,
+}
+
+/// The service.
+#[derive(Clone)]
+pub struct SystemApi {
+    parts: Arc<Parts>,
+}
+
+struct Parts {
+    registry: Registry,
+    dispatcher: Dispatcher,
+    adapters: Adapters,
+    addresses: Addresses,
+    database: String,
+    started: Instant,
+}
+
+impl std::fmt::Debug for SystemApi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SystemApi")
+    }
+}
+
+impl SystemApi {
+    /// As a tonic service.
+    pub fn server(
+        registry: Registry,
+        dispatcher: Dispatcher,
+        adapters: Adapters,
+        addresses: Addresses,
+        database: String,
+    ) -> SystemServiceServer<Self> {
+        let parts = Parts { registry, dispatcher, adapters, addresses, database, started: Instant::now() };
+        SystemServiceServer::new(Self { parts: Arc::new(parts) })
+            .max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(8 * hermes_proto::MAX_MESSAGE_BYTES)
+    }
+}
+
+/// A text as an edit of the document.
+pub(crate) fn apply_text(
+    text: &str,
+    prune: bool,
+) -> Result<impl Fn(&Snapshot, &mut Edit) -> Result<(), EditError>, EditError> {
+    let patch = parse(text).map_err(EditError::Faults)?;
+    Ok(move |_: &Snapshot, edit: &mut Edit| {
+        edit.document = edit.document.merged(&patch, prune);
+        edit.positions = patch.positions.clone();
+        Ok(())
+    })
+}
+
+/// The chunks of a document put together.
+async fn gather<T>(mut parts: Streaming<T>, part: impl Fn(T) -> (String, bool)) -> Result<(String, bool), Status> {
+    let (mut text, mut prune, mut first) = (String::new(), false, true);
+    while let Some(message) = parts.message().await? {
+        let (chunk, flag) = part(message);
+        if first {
+            prune = flag;
+            first = false;
+        }
+        if text.len() + chunk.len() > MAX_DOCUMENT {
+            return Err(refuse(Reason::TooLarge, format!("the document is larger than {MAX_DOCUMENT} bytes")));
+        }
+        text.push_str(&chunk);
+    }
+    Ok((text, prune))
+}
+
+#[tonic::async_trait]
+impl SystemService for SystemApi {
+    async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Result<Response<v1::GetStatusResponse>, Status> {
+        let parts = &self.parts;
+        let counts = parts.registry.store().counts().await.map_err(store_status)?;
+        let snapshot = parts.registry.current();
+        let views = parts.dispatcher.fleet().views();
+        let accounts = parts.adapters.states().into_iter().map(|(platform, account, state)| {
+            let (state, detail) = match state {
+                AccountState::Up => ("up", String::new()),
+                AccountState::Down(why) => ("down", why),
+                AccountState::Failed(why) => ("failed", why),
+            };
+            v1::AccountStatus { platform, account, state: state.to_owned(), detail }
+        });
+        let warnings = parts.registry.warnings().into_iter().take(20).map(|w| format!("{}: {}", w.path, w.message));
+        Ok(Response::new(v1::GetStatusResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            document_version: unsigned(snapshot.version),
+            agents: snapshot.agents().len() as u64,
+            routes: snapshot.document.routes.len() as u64,
+            workers: views.len() as u64,
+            sessions: unsigned(counts.sessions),
+            queued_turns: unsigned(counts.waiting),
+            running_turns: views.iter().map(|view| u64::from(view.running)).sum(),
+            pending_deliveries: unsigned(counts.deliveries),
+            database: parts.database.clone(),
+            accounts: accounts.collect(),
+            warnings: warnings.collect(),
+            uptime_ms: u64::try_from(parts.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            grpc_addr: parts.addresses.grpc.to_string(),
+            http_addr: parts.addresses.http.to_string(),
+            worker_addr: parts.addresses.worker.to_string(),
+        }))
+    }
+
+    async fn apply(
+        &self,
+        request: Request<Streaming<v1::ApplyRequest>>,
+    ) -> Result<Response<v1::ApplyResponse>, Status> {
+        let (text, prune) = gather(request.into_inner(), |part| (part.text, part.prune)).await?;
+        let edited = match apply_text(&text, prune) {
+            Ok(edit) => self.parts.registry.edit("apply", edit).await,
+            Err(error) => Err(error),
+        };
+        Ok(Response::new(match edited {
+            Ok(Edited { version, changes, warnings, .. }) => v1::ApplyResponse {
+                faults: Vec::new(),
+                warnings: warnings.iter().map(warning_to).collect(),
+                changes: changes.iter().take(1000).map(change_to).collect(),
+                version: unsigned(version),
+            },
+            Err(EditError::Faults(faults)) => v1::ApplyResponse {
+                faults: faults.iter().map(fault_to).collect(),
+                version: unsigned(self.parts.registry.current().version),
+                ..v1::ApplyResponse::default()
+            },
+            Err(error) => return Err(edit_status(error)),
+        }))
+    }
+
+    async fn diff(&self, request: Request<Streaming<v1::DiffRequest>>) -> Result<Response<v1::DiffResponse>, Status> {
+        let (text, prune) = gather(request.into_inner(), |part| (part.text, part.prune)).await?;
+        let edited = apply_text(&text, prune).and_then(|edit| self.parts.registry.edit_dry(edit));
+        Ok(Response::new(match edited {
+            Ok(Edited { changes, warnings, .. }) => v1::DiffResponse {
+                faults: Vec::new(),
+                warnings: warnings.iter().map(warning_to).collect(),
+                changes: changes.iter().take(1000).map(change_to).collect(),
+            },
+            Err(EditError::Faults(faults)) => {
+                v1::DiffResponse { faults: faults.iter().map(fault_to).collect(), ..v1::DiffResponse::default() }
+            }
+            Err(error) => return Err(edit_status(error)),
+        }))
+    }
+
+    type ExportStream = BoxStream<'static, Result<v1::ExportChunk, Status>>;
+
+    async fn export(&self, _: Request<v1::ExportRequest>) -> Result<Response<Self::ExportStream>, Status> {
+        let text = to_yaml(&self.parts.registry.current().document);
+        let mut chunks = Vec::new();
+        let mut rest = text.as_str();
+        while !rest.is_empty() {
+            let (chunk, after) = rest.split_at(rest.floor_char_boundary(CHUNK_BYTES));
+            chunks.push(Ok(v1::ExportChunk { text: chunk.to_owned() }));
+            rest = after;
+        }
+        Ok(Response::new(futures_util::stream::iter(chunks).boxed()))
+    }
+
+    async fn list_workers(
+        &self,
+        request: Request<v1::ListWorkersRequest>,
+    ) -> Result<Response<v1::ListWorkersResponse>, Status> {
+        let (size, token) = convert::page(request.into_inner().page)?;
+        let all = self.parts.dispatcher.fleet().views();
+        let (_, page, next_page_token) = convert::slice(&all, size, &token)?;
+        let workers = page.iter().map(|view| v1::Worker {
+            worker_id: unsigned(view.worker_id),
+            agent: view.agent.to_string(),
+            pid: view.pid,
+            home: view.home.clone(),
+            state: view.state.to_owned(),
+            slots: view.slots,
+            running: view.running,
+            connected_at_ms: view.connected_at.as_millisecond(),
+            build: view.build.clone(),
+        });
+        Ok(Response::new(v1::ListWorkersResponse { workers: workers.collect(), next_page_token }))
+    }
+}

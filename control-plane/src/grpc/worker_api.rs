@@ -1,0 +1,465 @@
+//! WorkerService: one stream per worker, its session transcripts and its home documents.
+//!
+//! Always true: the caller's agent and worker id come from its certificate; a session or document is given out only to the
+//! worker that runs a turn of it, or whose agent it belongs to; a stream that does not begin with Register ends.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{BoxStream, FuturesUnordered};
+use hermes_core::AgentId;
+use hermes_core::turn::TurnInput;
+use hermes_proto::v1::control_message::Message as ToWire;
+use hermes_proto::v1::worker_message::Message as FromWire;
+use hermes_proto::v1::worker_service_server::{WorkerService, WorkerServiceServer};
+use hermes_proto::{CHUNK_BYTES, WORKER_PROTOCOL_VERSION, v1};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+use uuid::Uuid;
+
+use super::convert::{self, signed, store_status, unsigned};
+use super::layers::principal;
+use super::status::{Reason, invalid, refuse};
+use crate::dispatch::{Arrival, Assignment, Dispatcher, HEARTBEAT, LEASE, Report, Running, ToWorker};
+use crate::identity::Principal;
+use crate::registry::Registry;
+use crate::store::{Ended, HomeDocumentInfo, SessionId, TurnId};
+use crate::tasks::Tasks;
+
+/// Slots a worker may offer.
+const MAX_SLOTS: u32 = 1024;
+/// Largest home document, bytes.
+const MAX_DOCUMENT: usize = 1 << 20;
+/// Most documents of a home.
+const MAX_DOCUMENTS: usize = 10_000;
+
+/// The service.
+#[derive(Clone, Debug)]
+pub struct WorkerApi {
+    registry: Registry,
+    dispatcher: Dispatcher,
+    tasks: Tasks,
+}
+
+/// Who calls, from the certificate.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    pub(super) agent: AgentId,
+    pub(super) worker: Uuid,
+}
+
+pub(super) fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+    match principal(request) {
+        Principal::Worker { agent, worker, .. } => Ok(Caller { agent: agent.clone(), worker: *worker }),
+        _ => Err(refuse(Reason::Unauthenticated, "a worker certificate is needed")),
+    }
+}
+
+pub(super) fn turn_ref(turn: Option<&v1::TurnRef>) -> Result<(TurnId, i64), Status> {
+    let turn = turn.ok_or_else(|| invalid("turn", "it is missing"))?;
+    let id =
+        TurnId { session: SessionId(signed("turn.session_id", turn.session_id)?), seq: signed("turn.seq", turn.seq)? };
+    Ok((id, signed("turn.epoch", turn.epoch)?))
+}
+
+fn turn_to(turn: TurnId, epoch: i64) -> Option<v1::TurnRef> {
+    Some(v1::TurnRef { session_id: unsigned(turn.session.0), seq: unsigned(turn.seq), epoch: unsigned(epoch) })
+}
+
+impl WorkerApi {
+    /// As a tonic service.
+    pub fn server(registry: Registry, dispatcher: Dispatcher, tasks: Tasks) -> WorkerServiceServer<Self> {
+        WorkerServiceServer::new(Self { registry, dispatcher, tasks })
+            .max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(2 * hermes_proto::MAX_MESSAGE_BYTES)
+    }
+
+    /// The turn that this worker runs under that fence.
+    fn running(&self, caller: &Caller, turn: Option<&v1::TurnRef>) -> Result<(TurnId, Running), Status> {
+        let (id, epoch) = turn_ref(turn)?;
+        let running = self.dispatcher.fleet().running_by(caller.worker, id, epoch);
+        running
+            .map(|running| (id, running))
+            .ok_or_else(|| refuse(Reason::StaleEpoch, "this worker does not run that turn"))
+    }
+
+    fn agent_no(&self, caller: &Caller) -> Result<i32, Status> {
+        let snapshot = self.registry.current();
+        let entry = snapshot.agent(&caller.agent);
+        entry.map(|entry| entry.no).ok_or_else(|| refuse(Reason::NotFound, "the agent is not registered (any more)"))
+    }
+}
+
+#[tonic::async_trait]
+impl WorkerService for WorkerApi {
+    type AttachStream = BoxStream<'static, Result<v1::ControlMessage, Status>>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<v1::WorkerMessage>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let caller = caller(&request)?;
+        let mut incoming = request.into_inner();
+        let first = tokio::time::timeout(Duration::from_secs(10), incoming.message()).await;
+        let first = first.map_err(|_| refuse(Reason::TimeLimit, "no Register came within 10 s"))??;
+        let Some(FromWire::Register(register)) = first.and_then(|message| message.message) else {
+            return Err(invalid("message", "the first message must be Register"));
+        };
+        if register.protocol_version != WORKER_PROTOCOL_VERSION {
+            let reason = format!(
+                "this control plane speaks worker protocol {WORKER_PROTOCOL_VERSION}, the worker {}; upgrade the older one",
+                register.protocol_version
+            );
+            return Ok(Response::new(refused(reason, false)));
+        }
+        if register.slots == 0 || register.slots > MAX_SLOTS {
+            return Ok(Response::new(refused(format!("slots must be 1 to {MAX_SLOTS}"), false)));
+        }
+        let arrival = Arrival {
+            agent: caller.agent.clone(),
+            identity: caller.worker,
+            pid: register.pid,
+            home: shown(&register.home),
+            build: shown(&register.build),
+            slots: register.slots,
+        };
+        let attached = match self.dispatcher.attach(arrival).await {
+            Ok(attached) => attached,
+            Err(crate::store::Error::NotFound(reason)) => return Ok(Response::new(refused(reason, false))),
+            Err(error) => return Err(store_status(error)),
+        };
+        let welcome = v1::Welcome {
+            worker_id: unsigned(attached.worker_id),
+            heartbeat_ms: u32::try_from(HEARTBEAT.as_millis()).unwrap_or(u32::MAX),
+            lease_ms: u32::try_from(LEASE.as_millis()).unwrap_or(u32::MAX),
+            agent: caller.agent.to_string(),
+        };
+        let link = Link { dispatcher: self.dispatcher.clone(), worker_id: attached.worker_id, agent: caller.agent };
+        let stop = self.tasks.stopping();
+        self.tasks.spawn("worker link", link.run(incoming, attached.hang_up, stop));
+        let first = futures_util::stream::once(async move { Ok(wire(ToWire::Welcome(welcome))) });
+        let rest = ReceiverStream::new(attached.incoming).map(|message| Ok(wire(message_to(message))));
+        Ok(Response::new(first.chain(rest).boxed()))
+    }
+
+    type FetchTranscriptStream = BoxStream<'static, Result<v1::TranscriptChunk, Status>>;
+
+    async fn fetch_transcript(
+        &self,
+        request: Request<v1::FetchTranscriptRequest>,
+    ) -> Result<Response<Self::FetchTranscriptStream>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let (id, _) = self.running(&caller, request.turn.as_ref())?;
+        let after = signed("after_seq", request.after_seq)?;
+        let limit = i64::try_from(self.registry.current().document.limits.history_bytes).unwrap_or(i64::MAX);
+        // The stored input carries its source too, so allow for more bytes than the text alone has.
+        let rows = self
+            .registry
+            .store()
+            .transcript(id.session, after, id.seq, limit.saturating_mul(2))
+            .await
+            .map_err(store_status)?;
+        let mut chunks = Vec::new();
+        for row in rows {
+            let input: TurnInput = serde_json::from_slice(&row.payload).unwrap_or_default();
+            push_chunks(&mut chunks, row.seq, v1::TranscriptRole::User, input.text.as_bytes());
+            push_chunks(&mut chunks, row.seq, v1::TranscriptRole::Assistant, &row.reply);
+        }
+        Ok(Response::new(futures_util::stream::iter(chunks.into_iter().map(Ok)).boxed()))
+    }
+
+    type FetchHomeStream = BoxStream<'static, Result<v1::HomeChunk, Status>>;
+
+    async fn fetch_home(
+        &self,
+        request: Request<v1::FetchHomeRequest>,
+    ) -> Result<Response<Self::FetchHomeStream>, Status> {
+        let caller = caller(&request)?;
+        let agent_no = self.agent_no(&caller)?;
+        let have = request.into_inner().have;
+        let store = self.registry.store().clone();
+        let (home_version, documents) = store.home_manifest(agent_no).await.map_err(store_status)?;
+        let wanted: Vec<HomeDocumentInfo> = documents
+            .iter()
+            .filter(|document| {
+                let same = |mine: &&v1::DocumentVersion| {
+                    mine.path == document.path && mine.version == unsigned(document.version)
+                };
+                !document.deleted && !have.iter().any(|mine| same(&mine))
+            })
+            .cloned()
+            .collect();
+        let manifests = manifest_chunks(home_version, &documents);
+        let bodies = futures_util::stream::iter(wanted).then(move |document| {
+            let store = store.clone();
+            async move { store.home_document(agent_no, &document.path).await.map_err(store_status) }
+        });
+        let bodies = bodies.flat_map(|found| {
+            let chunks: Vec<Result<v1::HomeChunk, Status>> = match found {
+                Ok(None) => Vec::new(),
+                Ok(Some(document)) => {
+                    let head = v1::home_chunk::Chunk::Document(document_to(&document.info));
+                    let body = document.body.chunks(CHUNK_BYTES).map(|part| v1::home_chunk::Chunk::Body(part.to_vec()));
+                    std::iter::once(head).chain(body).map(|chunk| Ok(v1::HomeChunk { chunk: Some(chunk) })).collect()
+                }
+                Err(status) => vec![Err(status)],
+            };
+            futures_util::stream::iter(chunks)
+        });
+        Ok(Response::new(futures_util::stream::iter(manifests.into_iter().map(Ok)).chain(bodies).boxed()))
+    }
+
+    async fn push_document(
+        &self,
+        request: Request<Streaming<v1::PushDocumentRequest>>,
+    ) -> Result<Response<v1::PushDocumentResponse>, Status> {
+        use v1::push_document_request::Part;
+        let caller = caller(&request)?;
+        let agent_no = self.agent_no(&caller)?;
+        let mut parts = request.into_inner();
+        let Some(Part::Header(header)) = parts.message().await?.and_then(|part| part.part) else {
+            return Err(invalid("part", "the first message must be the header"));
+        };
+        check_path(&header.path)?;
+        let mut body = Vec::new();
+        while let Some(part) = parts.message().await? {
+            let Some(Part::Body(bytes)) = part.part else {
+                return Err(invalid("part", "only body chunks follow the header"));
+            };
+            if body.len() + bytes.len() > MAX_DOCUMENT {
+                return Err(refuse(Reason::TooLarge, format!("{} is larger than {MAX_DOCUMENT} bytes", header.path)));
+            }
+            body.extend_from_slice(&bytes);
+        }
+        let base = signed("base_version", header.base_version)?;
+        if base == 0 {
+            let (_, documents) = self.registry.store().home_manifest(agent_no).await.map_err(store_status)?;
+            if documents.len() >= MAX_DOCUMENTS {
+                return Err(refuse(Reason::TooLarge, format!("the home has {MAX_DOCUMENTS} documents already")));
+            }
+        }
+        let outcome = self
+            .registry
+            .store()
+            .home_push(agent_no, &header.path, base, &body, header.deleted)
+            .await
+            .map_err(store_status)?;
+        self.registry.home_moved(agent_no, outcome.home_version);
+        Ok(Response::new(v1::PushDocumentResponse {
+            stored: outcome.stored,
+            version: unsigned(outcome.version),
+            home_version: unsigned(outcome.home_version),
+        }))
+    }
+}
+
+/// One worker's connection.
+struct Link {
+    dispatcher: Dispatcher,
+    worker_id: i64,
+    agent: AgentId,
+}
+
+impl Link {
+    async fn run(
+        self,
+        mut incoming: Streaming<v1::WorkerMessage>,
+        hang_up: CancellationToken,
+        stop: CancellationToken,
+    ) {
+        let mut leaving = false;
+        let mut storing: FuturesUnordered<BoxFuture<'static, ToWorker>> = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                () = hang_up.cancelled() => break,
+                () = stop.cancelled() => break,
+                Some(ack) = storing.next() => {
+                    self.dispatcher.fleet().send(self.worker_id, ack);
+                }
+                message = incoming.message() => match message {
+                    Ok(Some(message)) => match self.handle(message, &mut storing) {
+                        Ok(went) => leaving |= went,
+                        Err(status) => {
+                            tracing::warn!(worker = self.worker_id, reason = status.message(), "a worker broke the protocol");
+                            break;
+                        }
+                    },
+                    Ok(None) => break,
+                    Err(status) => {
+                        tracing::info!(worker = self.worker_id, code = ?status.code(), "a worker's stream broke");
+                        leaving = false;
+                        break;
+                    }
+                }
+            }
+        }
+        // What was reported is stored even though nobody waits for the answer.
+        while storing.next().await.is_some() {}
+        self.dispatcher.detach(self.worker_id, leaving).await;
+    }
+
+    /// True: the worker said that it is leaving.
+    fn handle(
+        &self,
+        message: v1::WorkerMessage,
+        storing: &mut FuturesUnordered<BoxFuture<'static, ToWorker>>,
+    ) -> Result<bool, Status> {
+        match message.message {
+            Some(FromWire::Heartbeat(heartbeat)) => {
+                self.dispatcher.fleet().heard(self.worker_id);
+                let ack = ToWorker::HeartbeatAck { sequence: heartbeat.sequence, lease_lost: false };
+                self.dispatcher.fleet().send(self.worker_id, ack);
+            }
+            Some(FromWire::Accepted(accepted)) => {
+                let (turn, epoch) = turn_ref(accepted.turn.as_ref())?;
+                tracing::debug!(worker = self.worker_id, %turn, epoch, "turn accepted");
+            }
+            Some(FromWire::Progress(progress)) => {
+                let (turn, epoch) = turn_ref(progress.turn.as_ref())?;
+                if self.dispatcher.fleet().running(self.worker_id, turn, epoch).is_some() {
+                    self.dispatcher.live().append(turn, &progress.text_delta);
+                }
+            }
+            Some(FromWire::Completed(completed)) => storing.push(self.completed(completed)?),
+            Some(FromWire::GoingAway(going)) => {
+                tracing::info!(worker = self.worker_id, reason = shown(&going.reason), "a worker is leaving");
+                let worker_id = self.worker_id;
+                let dispatcher = self.dispatcher.clone();
+                storing.push(Box::pin(async move {
+                    dispatcher.drain(|worker| worker.worker_id == worker_id).await;
+                    ToWorker::Drain
+                }));
+                return Ok(true);
+            }
+            Some(FromWire::Register(_)) => return Err(invalid("message", "Register comes once")),
+            None => return Err(invalid("message", "it is empty or of a kind this build does not know")),
+        }
+        Ok(false)
+    }
+
+    fn completed(&self, completed: v1::Completed) -> Result<BoxFuture<'static, ToWorker>, Status> {
+        let (turn, epoch) = turn_ref(completed.turn.as_ref())?;
+        let ended = match completed.outcome() {
+            v1::Outcome::Succeeded => Ended::Succeeded,
+            v1::Outcome::Failed => Ended::Failed,
+            v1::Outcome::Cancelled => Ended::Cancelled,
+            v1::Outcome::Unspecified => return Err(invalid("outcome", "it is missing")),
+        };
+        let report = Report {
+            turn,
+            epoch,
+            ended,
+            reply: String::from_utf8_lossy(&completed.reply).into_owned(),
+            usage: convert::usage_from(completed.usage),
+        };
+        let (dispatcher, worker_id, agent) = (self.dispatcher.clone(), self.worker_id, self.agent.clone());
+        Ok(Box::pin(async move {
+            let stored = dispatcher.complete(worker_id, &agent, report).await;
+            ToWorker::CompletedAck { turn, epoch, stored }
+        }))
+    }
+}
+
+fn wire(message: ToWire) -> v1::ControlMessage {
+    v1::ControlMessage { message: Some(message) }
+}
+
+fn refused(reason: String, retry: bool) -> BoxStream<'static, Result<v1::ControlMessage, Status>> {
+    tracing::warn!(reason, "a worker was refused");
+    futures_util::stream::once(async move { Ok(wire(ToWire::Refused(v1::Refused { reason, retry }))) }).boxed()
+}
+
+fn message_to(message: ToWorker) -> ToWire {
+    match message {
+        ToWorker::Assign(assignment) => ToWire::Assignment(assignment_to(*assignment)),
+        ToWorker::CompletedAck { turn, epoch, stored } => {
+            ToWire::CompletedAck(v1::CompletedAck { turn: turn_to(turn, epoch), stored })
+        }
+        ToWorker::HeartbeatAck { sequence, lease_lost } => {
+            ToWire::HeartbeatAck(v1::HeartbeatAck { sequence, lease_lost })
+        }
+        ToWorker::Drain => ToWire::Drain(v1::Drain { grace_ms: 30_000 }),
+    }
+}
+
+fn assignment_to(assignment: Assignment) -> v1::Assignment {
+    let toolsets_set = assignment.enabled_toolsets.is_some();
+    v1::Assignment {
+        turn: turn_to(assignment.turn, assignment.epoch),
+        profile: Some(v1::ProfileRevision {
+            revision: unsigned(assignment.revision),
+            model: assignment.model,
+            enabled_toolsets: assignment.enabled_toolsets.unwrap_or_default(),
+            disabled_toolsets: assignment.disabled_toolsets,
+            toolsets_set,
+        }),
+        input: assignment.input,
+        transcript_version: unsigned(assignment.turn.seq - 1),
+        session_key: assignment.session_key,
+        traceparent: assignment.traceparent,
+        accepted_at_ms: assignment.accepted_at.as_millisecond(),
+        attempt: assignment.attempt,
+        history_bytes: u32::try_from(assignment.history_bytes).unwrap_or(u32::MAX),
+        home_version: unsigned(assignment.home_version),
+    }
+}
+
+fn push_chunks(chunks: &mut Vec<v1::TranscriptChunk>, seq: i64, role: v1::TranscriptRole, text: &[u8]) {
+    let mut parts = text.chunks(CHUNK_BYTES).peekable();
+    if parts.peek().is_none() {
+        chunks.push(v1::TranscriptChunk { seq: unsigned(seq), role: role.into(), text: Vec::new(), more: false });
+    }
+    while let Some(part) = parts.next() {
+        let more = parts.peek().is_some();
+        chunks.push(v1::TranscriptChunk { seq: unsigned(seq), role: role.into(), text: part.to_vec(), more });
+    }
+}
+
+fn document_to(info: &HomeDocumentInfo) -> v1::DocumentVersion {
+    v1::DocumentVersion {
+        path: info.path.clone(),
+        version: unsigned(info.version),
+        sha256: info.sha256.clone(),
+        deleted: info.deleted,
+    }
+}
+
+fn manifest_chunks(home_version: i64, documents: &[HomeDocumentInfo]) -> Vec<v1::HomeChunk> {
+    let manifest = |documents: &[HomeDocumentInfo], more| v1::HomeChunk {
+        chunk: Some(v1::home_chunk::Chunk::Manifest(v1::HomeManifest {
+            home_version: unsigned(home_version),
+            documents: documents.iter().map(document_to).collect(),
+            more,
+        })),
+    };
+    let mut pages = documents.chunks(500).peekable();
+    if pages.peek().is_none() {
+        return vec![manifest(&[], false)];
+    }
+    let mut chunks = Vec::new();
+    while let Some(page) = pages.next() {
+        chunks.push(manifest(page, pages.peek().is_some()));
+    }
+    chunks
+}
+
+/// A document's path: SOUL.md, or a file below memories/ or skills/, without anything that could leave the home.
+fn check_path(path: &str) -> Result<(), Status> {
+    let plain = |part: &str| {
+        !part.is_empty() && part != "." && part != ".." && !part.chars().any(|c| c.is_control() || c == '\\')
+    };
+    let known = path == "SOUL.md" || path.starts_with("memories/") || path.starts_with("skills/");
+    if known && path.len() <= 512 && path.split('/').all(plain) {
+        Ok(())
+    } else {
+        Err(invalid("header.path", "documents are SOUL.md and files below memories/ and skills/"))
+    }
+}
+
+/// What a worker says of itself is shown to people: shortened, one line.
+fn shown(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(1024).collect()
+}

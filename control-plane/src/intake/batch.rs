@@ -1,0 +1,90 @@
+//! The commit that many messages share: the connection that comes back is the clock, there is no linger.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::dispatch::{Dispatcher, LEASE};
+use crate::store::{BATCH_ROWS, DatabaseClock, Ingest, Ingested, NextTurn, Result, TurnId};
+
+/// A message ready for its commit.
+pub(super) struct Prepared {
+    pub(super) row: Ingest,
+    pub(super) answer: oneshot::Sender<Result<Kept>>,
+}
+
+/// A message after its commit.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kept {
+    pub(super) turn: TurnId,
+    pub(super) duplicate: bool,
+    pub(super) conflict: bool,
+    pub(super) running: bool,
+}
+
+pub(super) async fn run(
+    dispatcher: Dispatcher,
+    clock: Arc<DatabaseClock>,
+    mut offered: mpsc::Receiver<Prepared>,
+    stop: CancellationToken,
+) {
+    let mut batch = Vec::with_capacity(BATCH_ROWS);
+    loop {
+        batch.clear();
+        tokio::select! {
+            () = stop.cancelled() => return,
+            taken = offered.recv_many(&mut batch, BATCH_ROWS) => if taken == 0 { return },
+        }
+        commit(&dispatcher, &clock, &mut batch).await;
+    }
+}
+
+async fn commit(dispatcher: &Dispatcher, clock: &DatabaseClock, batch: &mut Vec<Prepared>) {
+    let (mut rows, answers): (Vec<Ingest>, Vec<_>) =
+        batch.drain(..).map(|prepared| (prepared.row, prepared.answer)).unzip();
+    for row in &mut rows {
+        row.reserved = dispatcher.fleet().reserve(row.agent_no, &row.session_key);
+    }
+    let outcomes = dispatcher.store().ingest(&rows, LEASE).await;
+    for ((row, answer), outcome) in rows.into_iter().zip(answers).zip(outcomes) {
+        let kept = match outcome {
+            Ok(ingested) => {
+                let kept = Kept {
+                    turn: ingested.turn,
+                    duplicate: ingested.duplicate,
+                    conflict: ingested.conflict,
+                    running: ingested.epoch.is_some(),
+                };
+                begin(dispatcher, clock, row, ingested);
+                Ok(kept)
+            }
+            Err(error) => {
+                if let Some((worker, slot)) = row.reserved {
+                    dispatcher.fleet().release(worker, slot);
+                }
+                Err(error)
+            }
+        };
+        let _ = answer.send(kept);
+    }
+}
+
+fn begin(dispatcher: &Dispatcher, clock: &DatabaseClock, row: Ingest, ingested: Ingested) {
+    match (row.reserved, ingested.epoch) {
+        (Some((worker, slot)), Some(epoch)) => {
+            let next = NextTurn {
+                lane: row.lane,
+                payload: row.payload,
+                traceparent: row.traceparent,
+                accepted_at: clock.now(),
+            };
+            dispatcher.begin(worker, slot, ingested.turn, epoch, 0, row.session_key, next);
+        }
+        (Some((worker, slot)), None) => dispatcher.fleet().release(worker, slot),
+        (None, _) => {}
+    }
+    if ingested.waits {
+        dispatcher.waits(row.agent_no);
+    }
+}

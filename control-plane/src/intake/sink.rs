@@ -1,0 +1,83 @@
+//! The way in for platform adapters.
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use hermes_platforms::{AccountState, InboundMessage, InboundSink, Receipt};
+
+use super::{Dedupe, Error, Intake, Message};
+use crate::outbox::Adapters;
+use crate::store::LaneKey;
+
+/// Joins adapters and intake.
+#[derive(Clone)]
+pub struct Sink {
+    intake: Intake,
+    adapters: Adapters,
+}
+
+impl Sink {
+    /// The sink of this replica.
+    pub fn new(intake: Intake, adapters: Adapters) -> Self {
+        Self { intake, adapters }
+    }
+}
+
+impl InboundSink for Sink {
+    fn accept(&self, messages: Vec<InboundMessage>) -> BoxFuture<'_, Vec<Receipt>> {
+        async move {
+            // Offered one after another, so that one session's messages keep their order; committed together.
+            let mut offered = Vec::with_capacity(messages.len());
+            for message in messages {
+                offered.push(self.intake.offer(message_of(message)).await);
+            }
+            let mut receipts = Vec::with_capacity(offered.len());
+            for offer in offered {
+                let result = match offer {
+                    Ok(offer) => self.intake.settle(offer).await,
+                    Err(error) => Err(error),
+                };
+                receipts.push(receipt_of(result.map(|accepted| accepted.duplicate)));
+            }
+            receipts
+        }
+        .boxed()
+    }
+
+    fn report(&self, platform: &str, account: &str, state: AccountState) {
+        self.adapters.report(platform, account, state);
+    }
+}
+
+fn message_of(message: InboundMessage) -> Message {
+    let InboundMessage { source, text, dedupe_key, event_time, reply_to } = message;
+    let reply_to = match reply_to {
+        Some(target) => LaneKey {
+            platform: target.platform,
+            account: target.account,
+            chat_id: target.chat.chat_id,
+            thread_id: target.chat.thread_id.unwrap_or_default(),
+        },
+        None => LaneKey {
+            platform: source.platform.clone(),
+            account: source.account.clone().unwrap_or_default(),
+            chat_id: source.chat_id.clone(),
+            thread_id: source.thread_id.clone().unwrap_or_default(),
+        },
+    };
+    Message {
+        source,
+        text,
+        history: None,
+        preset: None,
+        dedupe: Dedupe::Key { key: dedupe_key, event_time, body_hash: None },
+        reply_to: Some(reply_to),
+    }
+}
+
+fn receipt_of(result: Result<bool, Error>) -> Receipt {
+    match result {
+        Ok(duplicate) => Receipt::Accepted { duplicate },
+        Err(Error::Overloaded | Error::Unavailable(_)) => Receipt::Unavailable,
+        Err(error) => Receipt::Refused { reason: format!("I cannot take this message: {error}.") },
+    }
+}

@@ -1,0 +1,60 @@
+//! The platform accounts of this replica, by platform and account id.
+//!
+//! Filled by the composition root from the document and its secrets; read by deliveries and the HTTP surface.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use hermes_platforms::{AccountState, Adapter};
+
+type Key = (String, String);
+
+/// Handle to the accounts; cheap to clone.
+#[derive(Clone, Default)]
+pub struct Adapters {
+    accounts: Arc<RwLock<HashMap<Key, Arc<dyn Adapter>>>>,
+    states: Arc<RwLock<HashMap<Key, AccountState>>>,
+}
+
+impl Adapters {
+    /// The account, if it is configured here.
+    pub fn get(&self, platform: &str, account: &str) -> Option<Arc<dyn Adapter>> {
+        let accounts = self.accounts.read().unwrap_or_else(PoisonError::into_inner);
+        accounts.get(&(platform.to_owned(), account.to_owned())).cloned()
+    }
+
+    /// Adds or replaces an account.
+    pub fn insert(&self, adapter: Arc<dyn Adapter>) {
+        let key = (adapter.platform().to_owned(), adapter.account().to_owned());
+        self.accounts.write().unwrap_or_else(PoisonError::into_inner).insert(key, adapter);
+    }
+
+    /// Removes an account.
+    pub fn remove(&self, platform: &str, account: &str) {
+        let key = (platform.to_owned(), account.to_owned());
+        self.accounts.write().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        self.states.write().unwrap_or_else(PoisonError::into_inner).remove(&key);
+    }
+
+    /// How an account stands.
+    pub fn report(&self, platform: &str, account: &str, state: AccountState) {
+        let key = (platform.to_owned(), account.to_owned());
+        let mut states = self.states.write().unwrap_or_else(PoisonError::into_inner);
+        if states.get(&key) != Some(&state) {
+            match &state {
+                AccountState::Up => tracing::info!(platform, account, "account is up"),
+                AccountState::Down(why) => tracing::warn!(platform, account, why, "account is down"),
+                AccountState::Failed(why) => tracing::error!(platform, account, why, "account needs a person"),
+            }
+            states.insert(key, state);
+        }
+    }
+
+    /// All accounts and how they stand, in order.
+    pub fn states(&self) -> Vec<(String, String, AccountState)> {
+        let states = self.states.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> = states.iter().map(|((p, a), state)| (p.clone(), a.clone(), state.clone())).collect();
+        all.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+        all
+    }
+}

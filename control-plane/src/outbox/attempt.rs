@@ -1,0 +1,117 @@
+//! One attempt at one delivery: its parts in order, each outcome committed.
+
+use std::time::Duration;
+
+use hermes_platforms::{OutboundMessage, SendError};
+use tracing::Instrument as _;
+
+use super::Outbox;
+use crate::store::{DeliveryOutcome, DueDelivery, SendResult};
+use crate::telemetry::{self, TRACE};
+
+/// Waits before the second, third … attempt (the schedule of a well-known webhook sender, with two quick tries in front);
+/// after the last one the delivery is dead.
+const SCHEDULE: [Duration; 9] = [
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+    Duration::from_secs(30),
+    Duration::from_secs(5 * 60),
+    Duration::from_secs(30 * 60),
+    Duration::from_secs(2 * 3600),
+    Duration::from_secs(5 * 3600),
+    Duration::from_secs(10 * 3600),
+    Duration::from_secs(10 * 3600),
+];
+
+pub(super) async fn run(outbox: &Outbox, delivery: DueDelivery, traceparent: Option<String>) {
+    let span = tracing::info_span!(target: TRACE, "delivery", turn = %delivery.turn, lane = delivery.lane, attempt = delivery.attempt);
+    let span = telemetry::child_of(traceparent.as_deref().unwrap_or_default(), span);
+    send(outbox, delivery).instrument(span).await;
+}
+
+async fn send(outbox: &Outbox, mut delivery: DueDelivery) {
+    let (adapter, chat) = match outbox.route(delivery.lane).await {
+        Ok(found) => found,
+        Err(cause) => return settle(outbox, "none", &delivery, retry(&delivery, None, false, &cause)).await,
+    };
+    let parts = adapter.split(&String::from_utf8_lossy(&delivery.body));
+    let first = usize::try_from(delivery.part).unwrap_or(0);
+    let mut message_id = None;
+    for (index, text) in parts.iter().enumerate().skip(first) {
+        let message = OutboundMessage {
+            chat: chat.clone(),
+            text: text.clone(),
+            maybe_duplicate: delivery.maybe_duplicate && index == first,
+            idempotency_key: format!("{}-{}-{index}", delivery.lane, delivery.pos),
+        };
+        match adapter.send(message).await {
+            Ok(sent) => message_id = message_id.or(sent.message_id),
+            Err(error) => {
+                let outcome = match error {
+                    SendError::RetryAfter { after, ref cause } => retry(&delivery, Some(after), false, cause),
+                    SendError::Retry(ref cause) => retry(&delivery, None, false, cause),
+                    SendError::Ambiguous(ref cause) => retry(&delivery, None, true, cause),
+                    SendError::ChatGone(reason) | SendError::Refused(reason) => SendResult::Dead { reason },
+                };
+                return settle(outbox, adapter.platform(), &delivery, outcome).await;
+            }
+        }
+        delivery.part = i32::try_from(index + 1).unwrap_or(i32::MAX);
+        if index + 1 < parts.len() && !settle_progress(outbox, &delivery).await {
+            return;
+        }
+    }
+    settle(outbox, adapter.platform(), &delivery, SendResult::Delivered { message_id }).await;
+}
+
+fn retry(delivery: &DueDelivery, after: Option<Duration>, ambiguous: bool, cause: &str) -> SendResult {
+    let tried = usize::try_from(delivery.attempt).unwrap_or(1);
+    let Some(planned) = tried.checked_sub(1).and_then(|index| SCHEDULE.get(index)) else {
+        return SendResult::Dead { reason: format!("given up after {tried} attempts: {cause}") };
+    };
+    tracing::info!(cause, "a delivery will be tried again");
+    let jittered = planned.mul_f64(rand::random_range(0.5..=1.0));
+    // What the platform asks for is honoured to the letter, with a little room.
+    let after = after.map_or(jittered, |after| after + Duration::from_millis(50));
+    // Parts of this attempt that arrived are committed already; a mark of an earlier attempt for the same part stays.
+    SendResult::Retry { after, maybe_duplicate: ambiguous || delivery.maybe_duplicate }
+}
+
+async fn settle_progress(outbox: &Outbox, delivery: &DueDelivery) -> bool {
+    let outcome = outcome_of(delivery, SendResult::Progress);
+    outbox.record(outcome).await
+}
+
+async fn settle(outbox: &Outbox, platform: &'static str, delivery: &DueDelivery, result: SendResult) {
+    match &result {
+        SendResult::Dead { reason } => tracing::warn!(reason, "a delivery was given up"),
+        SendResult::Retry { after, .. } => {
+            // The second is the truth; this only makes a short wait exact.
+            let (outbox, after) = (outbox.clone(), *after);
+            let tasks = outbox.inner.tasks.clone();
+            if after < Duration::from_secs(60) {
+                tasks.clone().spawn("retry timer", async move {
+                    tokio::select! {
+                        () = tasks.stopping().cancelled_owned() => {}
+                        () = tokio::time::sleep(after + Duration::from_millis(5)) => outbox.nudge(),
+                    }
+                });
+            }
+        }
+        SendResult::Delivered { .. } | SendResult::Progress => {}
+    }
+    let kind = match &result {
+        SendResult::Delivered { .. } => "delivered",
+        SendResult::Dead { .. } => "dead",
+        SendResult::Retry { .. } => "retry",
+        SendResult::Progress => "progress",
+    };
+    outbox.inner.metrics.delivery(platform, kind);
+    if !outbox.record(outcome_of(delivery, result)).await {
+        tracing::info!(lane = delivery.lane, pos = delivery.pos, "a delivery was taken over by another replica");
+    }
+}
+
+fn outcome_of(delivery: &DueDelivery, result: SendResult) -> DeliveryOutcome {
+    DeliveryOutcome { lane: delivery.lane, pos: delivery.pos, attempt: delivery.attempt, part: delivery.part, result }
+}

@@ -1,0 +1,173 @@
+//! The one way the registry changes: a closure edits a copy of the document, `hermes-core` judges the result, the store
+//! compares and swaps.
+
+use hermes_core::config::{Change, Document, Fault, Warning, check, diff};
+use serde_json::Value;
+
+use super::snapshot::settings_of;
+use super::{Registry, Snapshot};
+use crate::store::{self, RegistryChange};
+
+/// What goes along with a change of the document, in the same transaction.
+#[derive(Clone, Debug, Default)]
+pub struct Edit {
+    /// The document to change.
+    pub document: Document,
+    /// Copy SOUL, memories and skills: from, to.
+    pub home_copy: Option<(String, String)>,
+    /// Home documents to set: agent id, path, body.
+    pub home_documents: Vec<(String, String, Vec<u8>)>,
+    /// Give these agents a new revision even when their spec is the same.
+    pub touch: Vec<String>,
+    /// Where fields stand in the text this came from.
+    pub positions: hermes_core::config::Positions,
+}
+
+/// Why a change was refused. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum EditError {
+    /// The result would be invalid.
+    #[error("{}", first_of(.0))]
+    Faults(Vec<Fault>),
+    /// There is no such thing.
+    #[error("{0}")]
+    NotFound(String),
+    /// It exists already.
+    #[error("{0}")]
+    Exists(String),
+    /// Something else must be done or said first.
+    #[error("{0}")]
+    Precondition(String),
+    /// What was asked is malformed.
+    #[error("{0}")]
+    Invalid(String),
+    /// The store did not do it.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+fn first_of(faults: &[Fault]) -> String {
+    let rest = faults.len().saturating_sub(1);
+    match faults.first() {
+        Some(fault) if rest == 0 => format!("{}: {}", fault.path, fault.message),
+        Some(fault) => format!("{}: {} (and {rest} more)", fault.path, fault.message),
+        None => "refused".to_owned(),
+    }
+}
+
+/// A change that was carried out (or, for a dry run, would be).
+#[derive(Clone, Debug)]
+pub struct Edited<T> {
+    /// What the closure answered.
+    pub answer: T,
+    /// Version afterwards.
+    pub version: i64,
+    /// What changed.
+    pub changes: Vec<Change>,
+    /// Accepted, but probably not meant.
+    pub warnings: Vec<Warning>,
+}
+
+impl Registry {
+    /// Changes the registry. `edit` may run more than once and must be free of outside effects.
+    ///
+    /// # Errors
+    /// [`EditError`]; nothing was changed then.
+    pub async fn edit<T>(
+        &self,
+        by: &str,
+        edit: impl Fn(&Snapshot, &mut Edit) -> Result<T, EditError>,
+    ) -> Result<Edited<T>, EditError> {
+        for _ in 0..8 {
+            let snapshot = self.current();
+            let (answer, result, warnings) = self.decide(&snapshot, &edit)?;
+            let changes = diff(&snapshot.document, &result.document);
+            let change = change_of(&snapshot, &result, by)?;
+            let Some(change) = change else {
+                return Ok(Edited { answer, version: snapshot.version, changes, warnings });
+            };
+            match self.inner.store.registry_change(snapshot.version, &change).await {
+                Ok(version) => {
+                    self.reload().await?;
+                    return Ok(Edited { answer, version, changes, warnings });
+                }
+                Err(store::Error::Conflict(_)) => self.reload().await?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(EditError::Store(store::Error::Conflict(
+            "others keep changing the configuration; nothing was changed, try again".to_owned(),
+        )))
+    }
+
+    /// What [`Registry::edit`] would do.
+    ///
+    /// # Errors
+    /// [`EditError`].
+    pub fn edit_dry<T>(
+        &self,
+        edit: impl Fn(&Snapshot, &mut Edit) -> Result<T, EditError>,
+    ) -> Result<Edited<T>, EditError> {
+        let snapshot = self.current();
+        let (answer, result, warnings) = self.decide(&snapshot, &edit)?;
+        let changes = diff(&snapshot.document, &result.document);
+        Ok(Edited { answer, version: snapshot.version, changes, warnings })
+    }
+
+    fn decide<T>(
+        &self,
+        snapshot: &Snapshot,
+        edit: &impl Fn(&Snapshot, &mut Edit) -> Result<T, EditError>,
+    ) -> Result<(T, Edit, Vec<Warning>), EditError> {
+        let mut result = Edit { document: snapshot.document.clone(), ..Edit::default() };
+        let answer = edit(snapshot, &mut result)?;
+        let (mut faults, warnings) = check(&result.document, &result.positions);
+        if faults.is_empty() {
+            faults = self.inner.homes.check(&result.document);
+        }
+        if faults.is_empty() { Ok((answer, result, warnings)) } else { Err(EditError::Faults(faults)) }
+    }
+}
+
+/// The rows that differ; `None` when nothing does.
+fn change_of(snapshot: &Snapshot, result: &Edit, by: &str) -> Result<Option<RegistryChange>, EditError> {
+    let json = |error: serde_json::Error| EditError::Invalid(format!("the document cannot be stored: {error}"));
+    let (old, new) = (&snapshot.document, &result.document);
+    let mut revised = Vec::new();
+    for (id, spec) in &new.agents {
+        let same = snapshot.agent(id).is_some_and(|entry| entry.spec == *spec);
+        if !same || result.touch.iter().any(|touched| touched == id.as_str()) {
+            revised.push((id.to_string(), serde_json::to_value(spec).map_err(json)?));
+        }
+    }
+    let removed: Vec<String> = snapshot
+        .agents()
+        .iter()
+        .filter(|entry| !new.agents.contains_key(&entry.id))
+        .map(|entry| entry.id.to_string())
+        .collect();
+    let routes = if old.routes == new.routes {
+        None
+    } else {
+        let row = |route: &hermes_core::routing::Route| -> Result<(Value, String), EditError> {
+            Ok((serde_json::to_value(&route.keys).map_err(json)?, route.agent.to_string()))
+        };
+        Some(new.routes.iter().map(row).collect::<Result<_, _>>()?)
+    };
+    let settings = settings_of(new).map_err(json)?;
+    let quiet = revised.is_empty()
+        && removed.is_empty()
+        && routes.is_none()
+        && result.home_copy.is_none()
+        && result.home_documents.is_empty()
+        && settings_of(old).map_err(json)? == settings;
+    Ok((!quiet).then(|| RegistryChange {
+        settings,
+        revised,
+        removed,
+        routes,
+        home_copy: result.home_copy.clone(),
+        home_documents: result.home_documents.clone(),
+        by: by.to_owned(),
+    }))
+}

@@ -1,0 +1,241 @@
+//! The registry: agents with immutable revisions, the route table and the document's settings, under one version.
+//!
+//! Every change is one transaction that compares and swaps the version, so decisions can be made on a snapshot without
+//! holding a lock.
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::{Error, Result, Store};
+
+/// A registered agent, removed ones included.
+#[derive(Clone, Debug)]
+pub struct AgentRow {
+    /// Its number, for ever.
+    pub agent_no: i32,
+    /// Its id.
+    pub agent_id: String,
+    /// Current profile revision.
+    pub revision: i64,
+    /// Moves with every change of its home documents.
+    pub home_version: i64,
+    /// Its spec as JSON.
+    pub spec: Value,
+    /// When it was first added.
+    pub created_at: Timestamp,
+    /// When it was removed.
+    pub removed_at: Option<Timestamp>,
+}
+
+/// Everything a replica serves from memory.
+#[derive(Clone, Debug)]
+pub struct RegistryRows {
+    /// Version of document, agents and routes.
+    pub version: i64,
+    /// The document without agents and routes.
+    pub settings: Value,
+    /// All agents.
+    pub agents: Vec<AgentRow>,
+    /// Routes in order: keys as JSON, agent number.
+    pub routes: Vec<(Value, i32)>,
+}
+
+/// One change of the registry.
+#[derive(Clone, Debug, Default)]
+pub struct RegistryChange {
+    /// The document without agents and routes.
+    pub settings: Value,
+    /// Agents that get a new revision (or are new): id and spec.
+    pub revised: Vec<(String, Value)>,
+    /// Agents that become tombstones.
+    pub removed: Vec<String>,
+    /// The whole new route table, when it changed: keys and agent id.
+    pub routes: Option<Vec<(Value, String)>>,
+    /// Copy memories, skills and SOUL.md: from, to.
+    pub home_copy: Option<(String, String)>,
+    /// Home documents to set: agent id, path, body.
+    pub home_documents: Vec<(String, String, Vec<u8>)>,
+    /// Who did it, for the history.
+    pub by: String,
+}
+
+/// One profile revision.
+#[derive(Clone, Debug)]
+pub struct RevisionRow {
+    /// Its number.
+    pub revision: i64,
+    /// Its spec as JSON.
+    pub spec: Value,
+    /// When.
+    pub created_at: Timestamp,
+    /// By whom.
+    pub created_by: String,
+}
+
+impl Store {
+    /// The registry as one consistent snapshot.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn registry_load(&self) -> Result<RegistryRows> {
+        let mut client = self.client().await?;
+        let transaction =
+            client.build_transaction().isolation_level(tokio_postgres::IsolationLevel::RepeatableRead).read_only(true);
+        let transaction = transaction.start().await?;
+        let head = transaction.query_one("SELECT version, settings FROM documents", &[]).await?;
+        let agents = transaction
+            .query(
+                "SELECT a.agent_no, a.agent_id, a.revision, a.home_version, r.spec, a.created_at, a.removed_at \
+                 FROM agents a JOIN agent_revisions r USING (agent_no, revision) ORDER BY a.agent_no",
+                &[],
+            )
+            .await?;
+        let routes = transaction.query("SELECT keys, agent_no FROM routes ORDER BY position", &[]).await?;
+        transaction.commit().await?;
+        Ok(RegistryRows {
+            version: head.get(0),
+            settings: head.get(1),
+            agents: agents
+                .iter()
+                .map(|row| AgentRow {
+                    agent_no: row.get(0),
+                    agent_id: row.get(1),
+                    revision: row.get(2),
+                    home_version: row.get(3),
+                    spec: row.get(4),
+                    created_at: row.get(5),
+                    removed_at: row.get(6),
+                })
+                .collect(),
+            routes: routes.iter().map(|row| (row.get(0), row.get(1))).collect(),
+        })
+    }
+
+    /// Carries out a change that was decided on version `expected`; answers the new version.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when the registry has moved on: load it again and decide again.
+    pub async fn registry_change(&self, expected: i64, change: &RegistryChange) -> Result<i64> {
+        let mut client = self.client().await?;
+        let tx = client.transaction().await?;
+        let moved = tx
+            .query_opt(
+                "UPDATE documents SET version = version + 1, settings = $2, updated_at = now() WHERE version = $1 RETURNING version",
+                &[&expected, &change.settings],
+            )
+            .await?;
+        let Some(moved) = moved else {
+            return Err(Error::Conflict(
+                "somebody else changed the configuration at the same time; try again".to_owned(),
+            ));
+        };
+        for (agent, spec) in &change.revised {
+            let row = tx
+                .query_one(
+                    "INSERT INTO agents(agent_id, revision) VALUES ($1, 1) \
+                     ON CONFLICT (agent_id) DO UPDATE SET revision = agents.revision + 1, removed_at = NULL RETURNING agent_no, revision",
+                    &[agent],
+                )
+                .await?;
+            let (agent_no, revision): (i32, i64) = (row.get(0), row.get(1));
+            tx.execute(
+                "INSERT INTO agent_revisions(agent_no, revision, spec, created_by) VALUES ($1,$2,$3,$4)",
+                &[&agent_no, &revision, spec, &change.by],
+            )
+            .await?;
+        }
+        if !change.removed.is_empty() {
+            let sql =
+                "UPDATE agents SET removed_at = clock_timestamp() WHERE agent_id = ANY($1) AND removed_at IS NULL";
+            tx.execute(sql, &[&change.removed]).await?;
+        }
+        if let Some(routes) = &change.routes {
+            let keys: Vec<&Value> = routes.iter().map(|(keys, _)| keys).collect();
+            let agents: Vec<&str> = routes.iter().map(|(_, agent)| agent.as_str()).collect();
+            tx.execute("DELETE FROM routes", &[]).await?;
+            let stored = tx
+                .execute(
+                    "INSERT INTO routes(position, keys, agent_no) SELECT i.ord, i.keys, a.agent_no \
+                     FROM unnest($1::jsonb[], $2::text[]) WITH ORDINALITY i(keys, agent, ord) JOIN agents a ON a.agent_id = i.agent",
+                    &[&keys, &agents],
+                )
+                .await?;
+            if stored != routes.len() as u64 {
+                return Err(Error::Conflict("a route names an agent that is not registered".to_owned()));
+            }
+        }
+        if let Some((from, to)) = &change.home_copy {
+            tx.execute(
+                "WITH t AS (UPDATE agents SET home_version = home_version + 1 WHERE agent_id = $2 RETURNING agent_no, home_version) \
+                 INSERT INTO home_documents(agent_no, path, version, home_version, sha256, body) \
+                 SELECT t.agent_no, d.path, 1, t.home_version, d.sha256, d.body FROM t, home_documents d JOIN agents f USING (agent_no) \
+                  WHERE f.agent_id = $1 AND NOT d.deleted \
+                 ON CONFLICT (agent_no, path) DO UPDATE SET version = home_documents.version + 1, home_version = excluded.home_version, \
+                    deleted = false, sha256 = excluded.sha256, body = excluded.body, updated_at = now()",
+                &[from, to],
+            )
+            .await?;
+        }
+        for (agent, path, body) in &change.home_documents {
+            tx.execute(
+                "WITH t AS (UPDATE agents SET home_version = home_version + 1 WHERE agent_id = $1 RETURNING agent_no, home_version) \
+                 INSERT INTO home_documents(agent_no, path, version, home_version, sha256, body) \
+                 SELECT t.agent_no, $2, 1, t.home_version, sha256($3), $3 FROM t \
+                 ON CONFLICT (agent_no, path) DO UPDATE SET version = home_documents.version + 1, home_version = excluded.home_version, \
+                    deleted = false, sha256 = excluded.sha256, body = excluded.body, updated_at = now()",
+                &[agent, path, body],
+            )
+            .await?;
+        }
+        tx.commit().await?;
+        Ok(moved.get(0))
+    }
+
+    /// Profile revisions of an agent, newest first, below `before`.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn agent_revisions(&self, agent_no: i32, before: i64, limit: i64) -> Result<Vec<RevisionRow>> {
+        let sql = "SELECT revision, spec, created_at, created_by FROM agent_revisions \
+                   WHERE agent_no = $1 AND revision < $2 ORDER BY revision DESC LIMIT $3";
+        let rows = self.query(sql, &[&agent_no, &before, &limit]).await?;
+        Ok(rows
+            .iter()
+            .map(|row| RevisionRow {
+                revision: row.get(0),
+                spec: row.get(1),
+                created_at: row.get(2),
+                created_by: row.get(3),
+            })
+            .collect())
+    }
+
+    /// Deletes home documents, sessions and turns of a removed agent. Dedupe keys stay, so that a redelivery stays known.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] while one of its turns runs or waits.
+    pub async fn agent_purge(&self, agent_no: i32) -> Result<()> {
+        let mut client = self.client().await?;
+        let tx = client.transaction().await?;
+        let sql = "SELECT count(*) FROM (SELECT 1 FROM sessions WHERE agent_no = $1 AND state <> 0 FOR UPDATE) x";
+        let busy: i64 = tx.query_one(sql, &[&agent_no]).await?.get(0);
+        if busy > 0 {
+            return Err(Error::Conflict(format!(
+                "{busy} of its sessions still run or wait; try again when they have ended"
+            )));
+        }
+        for sql in [
+            "DELETE FROM turn_steps t USING sessions s WHERE s.agent_no = $1 AND t.session_id = s.session_id",
+            "DELETE FROM turns t USING sessions s WHERE s.agent_no = $1 AND t.session_id = s.session_id",
+            "DELETE FROM dead_turns t USING sessions s WHERE s.agent_no = $1 AND t.session_id = s.session_id",
+            "DELETE FROM session_keys WHERE agent_no = $1",
+            "DELETE FROM sessions WHERE agent_no = $1",
+            "DELETE FROM home_documents WHERE agent_no = $1",
+        ] {
+            tx.execute(sql, &[&agent_no]).await?;
+        }
+        tx.execute("UPDATE agents SET home_version = home_version + 1 WHERE agent_no = $1", &[&agent_no]).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+}

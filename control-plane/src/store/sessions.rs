@@ -1,0 +1,240 @@
+//! Reading sessions, turns and transcripts, for people and for workers.
+
+use hermes_core::turn::{TurnState, Usage};
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio_postgres::Row;
+
+use super::transitions::Ended;
+use super::{Error, Result, SessionId, Store, TurnId};
+
+/// A session as people see it.
+#[derive(Clone, Debug)]
+pub struct SessionRow {
+    /// Its id.
+    pub id: SessionId,
+    /// Its agent.
+    pub agent_id: String,
+    /// Its key.
+    pub session_key: String,
+    /// 0 idle, 1 waits, 2 runs, 3 waits for the session it replaced.
+    pub state: i16,
+    /// Turns accepted.
+    pub accepted: i64,
+    /// Turns accepted and not ended.
+    pub open: i64,
+    /// First message.
+    pub created_at: Timestamp,
+    /// Last use.
+    pub updated_at: Timestamp,
+    /// When a reset ended it.
+    pub ended_at: Option<Timestamp>,
+    /// Why.
+    pub end_reason: Option<String>,
+}
+
+/// How a turn ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TurnEnd {
+    /// One of the ended states.
+    pub state: TurnState,
+    /// The whole reply.
+    pub reply: String,
+    /// What it used.
+    pub usage: Usage,
+}
+
+/// How a turn stands.
+#[derive(Clone, Debug)]
+pub struct TurnRow {
+    /// The turn.
+    pub id: TurnId,
+    /// Its agent.
+    pub agent_id: String,
+    /// Its session's key.
+    pub session_key: String,
+    /// How it ended, if it did.
+    pub ended: Option<Ended>,
+    /// A worker has it now.
+    pub running: bool,
+    /// The reply, once ended.
+    pub reply: Vec<u8>,
+    /// JSON of `Usage`, once ended.
+    pub usage: Option<Value>,
+    /// JSON of `TurnInput`.
+    pub payload: Vec<u8>,
+    /// When it was accepted.
+    pub accepted_at: Timestamp,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+}
+
+impl TurnRow {
+    /// How it ended, if it did.
+    pub fn end(&self) -> Option<TurnEnd> {
+        let state = match self.ended? {
+            Ended::Succeeded => TurnState::Succeeded,
+            Ended::Failed => TurnState::Failed,
+            Ended::Dead => TurnState::Dead,
+            Ended::Cancelled => TurnState::Cancelled,
+        };
+        let usage = self.usage.clone().and_then(|usage| serde_json::from_value(usage).ok()).unwrap_or_default();
+        Some(TurnEnd { state, reply: String::from_utf8_lossy(&self.reply).into_owned(), usage })
+    }
+
+    /// How it stands.
+    pub fn state(&self) -> TurnState {
+        match self.end() {
+            Some(end) => end.state,
+            None if self.running => TurnState::Running,
+            None => TurnState::Queued,
+        }
+    }
+}
+
+/// One answered turn for a worker's history.
+#[derive(Clone, Debug)]
+pub struct TranscriptRow {
+    /// Turn number.
+    pub seq: i64,
+    /// JSON of `TurnInput`.
+    pub payload: Vec<u8>,
+    /// The reply.
+    pub reply: Vec<u8>,
+}
+
+/// Counts for `status`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StatusCounts {
+    /// All sessions.
+    pub sessions: i64,
+    /// Sessions that wait.
+    pub waiting: i64,
+    /// Deliveries not yet ended.
+    pub deliveries: i64,
+}
+
+const SESSION: &str = "s.session_id, a.agent_id, s.session_key, s.state, s.tail_seq, s.tail_seq - s.head_seq + 1 AS open, \
+     s.created_at, s.updated_at, s.ended_at, s.end_reason FROM sessions s JOIN agents a USING (agent_no)";
+const TURN: &str = "t.session_id, t.seq, a.agent_id, s.session_key, t.ended, (s.state = 2 AND s.head_seq = t.seq) AS running, \
+     t.reply, t.usage, t.payload, t.created_at, t.ended_at \
+     FROM transcripts t JOIN sessions s USING (session_id) JOIN agents a USING (agent_no)";
+
+impl Store {
+    /// Sessions, newest number first, below `before`.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn session_list(
+        &self,
+        agent: Option<&str>,
+        ended: bool,
+        before: i64,
+        limit: i64,
+    ) -> Result<Vec<SessionRow>> {
+        let sql = format!(
+            "SELECT {SESSION} WHERE s.session_id < $1 AND ($2::text IS NULL OR a.agent_id = $2) AND ($3 OR s.ended_at IS NULL) \
+             ORDER BY s.session_id DESC LIMIT $4"
+        );
+        Ok(self.query(&sql, &[&before, &agent, &ended, &limit]).await?.iter().map(session_row).collect())
+    }
+
+    /// One session.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Unavailable`].
+    pub async fn session_get(&self, id: SessionId) -> Result<SessionRow> {
+        let sql = format!("SELECT {SESSION} WHERE s.session_id = $1");
+        let row = self.query_opt(&sql, &[&id.0]).await?;
+        row.as_ref().map(session_row).ok_or_else(|| Error::NotFound(format!("there is no session {id}")))
+    }
+
+    /// Turns of a session in order, after turn number `after`.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn session_turns(&self, id: SessionId, after: i64, limit: i64) -> Result<Vec<TurnRow>> {
+        let sql = format!("SELECT {TURN} WHERE t.session_id = $1 AND t.seq > $2 ORDER BY t.seq LIMIT $3");
+        Ok(self.query(&sql, &[&id.0, &after, &limit]).await?.iter().map(turn_row).collect())
+    }
+
+    /// One turn.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Unavailable`].
+    pub async fn turn_get(&self, id: TurnId) -> Result<TurnRow> {
+        let sql = format!("SELECT {TURN} WHERE t.session_id = $1 AND t.seq = $2");
+        let row = self.query_opt(&sql, &[&id.session.0, &id.seq]).await?;
+        row.as_ref().map(turn_row).ok_or_else(|| Error::NotFound(format!("there is no turn {id}")))
+    }
+
+    /// Whose turn it is and where its reply goes.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Unavailable`].
+    pub async fn turn_place(&self, id: TurnId) -> Result<(String, Option<i64>)> {
+        let sql = "SELECT a.agent_id, t.lane_id FROM turns t JOIN sessions s USING (session_id) JOIN agents a USING (agent_no) \
+                   WHERE t.session_id = $1 AND t.seq = $2";
+        let row = self.query_opt(sql, &[&id.session.0, &id.seq]).await?;
+        row.map(|row| (row.get(0), row.get(1))).ok_or_else(|| Error::NotFound(format!("there is no turn {id}")))
+    }
+
+    /// The answered turns of a session between `after` and `before` (both excluded), oldest first: the newest of them that
+    /// together hold at most `bytes`.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn transcript(&self, id: SessionId, after: i64, before: i64, bytes: i64) -> Result<Vec<TranscriptRow>> {
+        let sql = "SELECT seq, payload, reply FROM (\
+                     SELECT seq, payload, reply, sum(octet_length(payload) + octet_length(reply)) OVER (ORDER BY seq DESC) AS total \
+                       FROM transcripts WHERE session_id = $1 AND seq > $2 AND seq < $3 AND ended = 2) x \
+                    WHERE total <= $4 ORDER BY seq";
+        let rows = self.query(sql, &[&id.0, &after, &before, &bytes]).await?;
+        Ok(rows.iter().map(|row| TranscriptRow { seq: row.get(0), payload: row.get(1), reply: row.get(2) }).collect())
+    }
+
+    /// Counts for `status`.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn counts(&self) -> Result<StatusCounts> {
+        let sql =
+            "SELECT (SELECT count(*) FROM session_keys), (SELECT count(*) FROM ready), (SELECT count(*) FROM outbox)";
+        let row = self.query_opt(sql, &[]).await?;
+        Ok(row.map_or_else(StatusCounts::default, |row| StatusCounts {
+            sessions: row.get(0),
+            waiting: row.get(1),
+            deliveries: row.get(2),
+        }))
+    }
+}
+
+fn session_row(row: &Row) -> SessionRow {
+    SessionRow {
+        id: SessionId(row.get(0)),
+        agent_id: row.get(1),
+        session_key: row.get(2),
+        state: row.get(3),
+        accepted: row.get(4),
+        open: row.get(5),
+        created_at: row.get(6),
+        updated_at: row.get(7),
+        ended_at: row.get(8),
+        end_reason: row.get(9),
+    }
+}
+
+fn turn_row(row: &Row) -> TurnRow {
+    TurnRow {
+        id: TurnId { session: SessionId(row.get(0)), seq: row.get(1) },
+        agent_id: row.get(2),
+        session_key: row.get(3),
+        ended: row.get::<_, Option<i16>>(4).map(Ended::from_code),
+        running: row.get(5),
+        reply: row.get::<_, Option<Vec<u8>>>(6).unwrap_or_default(),
+        usage: row.get(7),
+        payload: row.get(8),
+        accepted_at: row.get(9),
+        ended_at: row.get(10),
+    }
+}

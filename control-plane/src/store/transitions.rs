@@ -1,0 +1,483 @@
+//! The hot path: intake, claim, completion and delivery, many rows a call. The SQL is in `migrations/V2__transitions.sql`.
+//!
+//! Always true: answers are in input order; a batch that met a concurrent writer is repeated whole; a batch that one bad
+//! row poisons is repeated row by row, so that one message never blocks another.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio_postgres::Row;
+
+use super::{Error, Result, SessionId, Store, TurnId, millis};
+
+/// One accepted message on its way in.
+#[derive(Clone, Debug)]
+pub struct Ingest {
+    /// 16 bytes: four of the event's own time (or zero), twelve of hash.
+    pub dedupe_key: Vec<u8>,
+    /// Hash of the body where the caller chose the key: the same key with another body is a conflict.
+    pub body_hash: Option<Vec<u8>>,
+    /// The agent.
+    pub agent_no: i32,
+    /// The session key.
+    pub session_key: String,
+    /// Where the reply goes.
+    pub lane: Option<i64>,
+    /// JSON of `TurnInput`.
+    pub payload: Vec<u8>,
+    /// W3C trace context of the intake span.
+    pub traceparent: Option<String>,
+    /// A reserved slot of a worker connected here.
+    pub reserved: Option<(i64, i16)>,
+    /// The session expires as idle when last used before this.
+    pub idle_before: Option<Timestamp>,
+    /// The session expires as daily when last used before this.
+    pub daily_before: Option<Timestamp>,
+}
+
+/// What became of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Ingested {
+    /// Its turn, or the first one's when it is a duplicate.
+    pub turn: TurnId,
+    /// It was known.
+    pub duplicate: bool,
+    /// It was known with another body.
+    pub conflict: bool,
+    /// It runs on the reserved slot under this epoch.
+    pub epoch: Option<i64>,
+    /// Its session now waits for a slot.
+    pub waits: bool,
+}
+
+/// A turn leased to a worker.
+#[derive(Clone, Debug)]
+pub struct Leased {
+    /// The worker that holds it.
+    pub worker: i64,
+    /// Its slot.
+    pub slot: i16,
+    /// The turn.
+    pub turn: TurnId,
+    /// The fence.
+    pub epoch: i64,
+    /// How often this turn lost its worker.
+    pub crashes: i16,
+    /// The session's key.
+    pub session_key: String,
+    /// What it is about.
+    pub next: NextTurn,
+}
+
+/// What a worker needs of a turn.
+#[derive(Clone, Debug)]
+pub struct NextTurn {
+    /// Where the reply goes.
+    pub lane: Option<i64>,
+    /// JSON of `TurnInput`.
+    pub payload: Vec<u8>,
+    /// Trace context of its intake.
+    pub traceparent: Option<String>,
+    /// When it was accepted.
+    pub accepted_at: Timestamp,
+}
+
+/// How a turn ended, as stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Answered.
+    Succeeded,
+    /// The reply is an honest sentence about a failure.
+    Failed,
+    /// Given up after repeated crashes.
+    Dead,
+    /// Cancelled.
+    Cancelled,
+}
+
+impl Ended {
+    pub(super) fn code(self) -> i16 {
+        match self {
+            Self::Succeeded => 2,
+            Self::Failed => 3,
+            Self::Dead => 4,
+            Self::Cancelled => 5,
+        }
+    }
+
+    pub(super) fn from_code(code: i16) -> Self {
+        match code {
+            2 => Self::Succeeded,
+            3 => Self::Failed,
+            4 => Self::Dead,
+            _ => Self::Cancelled,
+        }
+    }
+}
+
+/// A worker's report that a turn ended.
+#[derive(Clone, Debug)]
+pub struct Completion {
+    /// The turn.
+    pub turn: TurnId,
+    /// The fence it ran under.
+    pub epoch: i64,
+    /// How.
+    pub ended: Ended,
+    /// Text for the chat.
+    pub reply: Vec<u8>,
+    /// JSON of `Usage` and the profile revision.
+    pub usage: serde_json::Value,
+    /// Where the reply goes.
+    pub lane: Option<i64>,
+    /// The caller will send the delivery itself when this call returns.
+    pub send: bool,
+    /// Keep the slot for the session's next turn.
+    pub next: bool,
+}
+
+/// What became of the report.
+#[derive(Clone, Debug)]
+pub struct CompletionOutcome {
+    /// False: fenced, nothing was written.
+    pub stored: bool,
+    /// The delivery of the reply, if it has one.
+    pub delivery: Option<i64>,
+    /// The delivery is `attempting` in this replica's name: send it now.
+    pub send: bool,
+    /// The session's next turn, already leased to the same slot: epoch, number and content.
+    pub next: Option<(i64, i64, NextTurn)>,
+    /// Some session waits in `ready` now.
+    pub waits: bool,
+}
+
+/// A delivery in this replica's hands.
+#[derive(Clone, Debug)]
+pub struct DueDelivery {
+    /// Its lane.
+    pub lane: i64,
+    /// Its place in the order of all deliveries.
+    pub pos: i64,
+    /// The turn it belongs to.
+    pub turn: TurnId,
+    /// The fence of this attempt.
+    pub attempt: i32,
+    /// Parts that certainly arrived.
+    pub part: i32,
+    /// A copy of the next part may have arrived already.
+    pub maybe_duplicate: bool,
+    /// The whole text.
+    pub body: Vec<u8>,
+}
+
+/// How an attempt went.
+#[derive(Clone, Debug)]
+pub enum SendResult {
+    /// All parts arrived.
+    Delivered {
+        /// The platform's id of the first part sent in this attempt.
+        message_id: Option<String>,
+    },
+    /// It will never arrive.
+    Dead {
+        /// For people.
+        reason: String,
+    },
+    /// Try again.
+    Retry {
+        /// After this long.
+        after: Duration,
+        /// The next part may have arrived.
+        maybe_duplicate: bool,
+    },
+    /// Parts up to `DeliveryOutcome::part` arrived and the attempt goes on.
+    Progress,
+}
+
+/// The report of one attempt.
+#[derive(Clone, Debug)]
+pub struct DeliveryOutcome {
+    /// Its lane.
+    pub lane: i64,
+    /// Its place.
+    pub pos: i64,
+    /// The fence.
+    pub attempt: i32,
+    /// Parts that certainly arrived.
+    pub part: i32,
+    /// How it went.
+    pub result: SendResult,
+}
+
+/// The ordered deliveries of one chat.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LaneKey {
+    /// Platform name.
+    pub platform: String,
+    /// Account id.
+    pub account: String,
+    /// Chat id.
+    pub chat_id: String,
+    /// Topic, empty for none.
+    pub thread_id: String,
+}
+
+const INGEST: &str = "SELECT o_session, o_seq, o_dup, o_conflict, o_epoch, o_waits \
+     FROM ingest_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12) ORDER BY o_ord";
+const COMPLETE: &str = "SELECT o_ok, o_pos, o_send, o_epoch, o_seq, o_lane, o_payload, o_trace, o_created, o_ready \
+     FROM complete_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11) ORDER BY o_ord";
+
+impl Store {
+    /// Accepts messages: dedupe, session, turn and, where a slot was reserved, its lease. Answers per row; a row that only it
+    /// can have spoilt fails alone.
+    ///
+    /// # Errors
+    /// Per row: [`Error::Unavailable`] (repeat with the same key) or [`Error::Refused`].
+    pub async fn ingest(&self, rows: &[Ingest], ttl: Duration) -> Vec<Result<Ingested>> {
+        match self.ingest_once(rows, ttl).await {
+            Ok(answers) => answers.into_iter().map(Ok).collect(),
+            Err(Error::Unavailable(why)) => rows.iter().map(|_| Err(Error::Unavailable(why.clone()))).collect(),
+            Err(error) if rows.len() == 1 => vec![Err(error)],
+            Err(_) => {
+                let mut answers = Vec::with_capacity(rows.len());
+                for row in rows {
+                    answers.push(self.ingest_once(std::slice::from_ref(row), ttl).await.map(|mut one| one.remove(0)));
+                }
+                answers
+            }
+        }
+    }
+
+    async fn ingest_once(&self, rows: &[Ingest], ttl: Duration) -> Result<Vec<Ingested>> {
+        let keys: Vec<&[u8]> = rows.iter().map(|row| row.dedupe_key.as_slice()).collect();
+        let hashes: Vec<Option<&[u8]>> = rows.iter().map(|row| row.body_hash.as_deref()).collect();
+        let agents: Vec<i32> = rows.iter().map(|row| row.agent_no).collect();
+        let session_keys: Vec<&str> = rows.iter().map(|row| row.session_key.as_str()).collect();
+        let lanes: Vec<Option<i64>> = rows.iter().map(|row| row.lane).collect();
+        let payloads: Vec<&[u8]> = rows.iter().map(|row| row.payload.as_slice()).collect();
+        let traces: Vec<Option<&str>> = rows.iter().map(|row| row.traceparent.as_deref()).collect();
+        let workers: Vec<Option<i64>> = rows.iter().map(|row| row.reserved.map(|(worker, _)| worker)).collect();
+        let slots: Vec<Option<i16>> = rows.iter().map(|row| row.reserved.map(|(_, slot)| slot)).collect();
+        let idle: Vec<Option<Timestamp>> = rows.iter().map(|row| row.idle_before).collect();
+        let daily: Vec<Option<Timestamp>> = rows.iter().map(|row| row.daily_before).collect();
+        let answers = self
+            .query_retrying(
+                INGEST,
+                &[
+                    &keys,
+                    &hashes,
+                    &agents,
+                    &session_keys,
+                    &lanes,
+                    &payloads,
+                    &traces,
+                    &workers,
+                    &slots,
+                    &idle,
+                    &daily,
+                    &millis(ttl),
+                ],
+            )
+            .await?;
+        Ok(answers.iter().map(ingested).collect())
+    }
+
+    /// Leases waiting sessions to free slots (worker, slot), at most one each; `sticky` is how long a session waits for the
+    /// worker it was last on.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: what was leased is found by [`Store::assigned`].
+    pub async fn claim(&self, free: &[(i64, i16)], sticky: Duration, ttl: Duration) -> Result<Vec<Leased>> {
+        let workers: Vec<i64> = free.iter().map(|(worker, _)| *worker).collect();
+        let slots: Vec<i16> = free.iter().map(|(_, slot)| *slot).collect();
+        let sql = "SELECT * FROM claim_batch($1,$2,$3,$4)";
+        let rows = self.query_retrying(sql, &[&workers, &slots, &millis(sticky), &millis(ttl)]).await?;
+        Ok(rows.iter().map(leased).collect())
+    }
+
+    /// What these workers hold, for a lease whose answer was lost.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn assigned(&self, workers: &[i64]) -> Result<Vec<Leased>> {
+        Ok(self.query("SELECT * FROM assigned($1)", &[&workers]).await?.iter().map(leased).collect())
+    }
+
+    /// Ends turns: one fenced transaction with the reply, the session's advance and the delivery. Answers per row.
+    ///
+    /// # Errors
+    /// Per row: [`Error::Unavailable`] (repeat; a repeat is answered as stored) or [`Error::Refused`].
+    pub async fn complete(&self, replica: i64, rows: &[Completion], ttl: Duration) -> Vec<Result<CompletionOutcome>> {
+        match self.complete_once(replica, rows, ttl).await {
+            Ok(answers) => answers.into_iter().map(Ok).collect(),
+            Err(Error::Unavailable(why)) => rows.iter().map(|_| Err(Error::Unavailable(why.clone()))).collect(),
+            Err(error) if rows.len() == 1 => vec![Err(error)],
+            Err(_) => {
+                let mut answers = Vec::with_capacity(rows.len());
+                for row in rows {
+                    let one = self.complete_once(replica, std::slice::from_ref(row), ttl).await;
+                    answers.push(one.map(|mut one| one.remove(0)));
+                }
+                answers
+            }
+        }
+    }
+
+    async fn complete_once(&self, replica: i64, rows: &[Completion], ttl: Duration) -> Result<Vec<CompletionOutcome>> {
+        let sessions: Vec<i64> = rows.iter().map(|row| row.turn.session.0).collect();
+        let epochs: Vec<i64> = rows.iter().map(|row| row.epoch).collect();
+        let seqs: Vec<i64> = rows.iter().map(|row| row.turn.seq).collect();
+        let ended: Vec<i16> = rows.iter().map(|row| row.ended.code()).collect();
+        let replies: Vec<&[u8]> = rows.iter().map(|row| row.reply.as_slice()).collect();
+        let usages: Vec<&serde_json::Value> = rows.iter().map(|row| &row.usage).collect();
+        let lanes: Vec<Option<i64>> = rows.iter().map(|row| row.lane).collect();
+        let sends: Vec<bool> = rows.iter().map(|row| row.send).collect();
+        let nexts: Vec<bool> = rows.iter().map(|row| row.next).collect();
+        let answers = self
+            .query_retrying(
+                COMPLETE,
+                &[&replica, &sessions, &epochs, &seqs, &ended, &replies, &usages, &lanes, &sends, &nexts, &millis(ttl)],
+            )
+            .await?;
+        Ok(answers.iter().map(completion_outcome).collect())
+    }
+
+    /// Records how attempts went. Answers per row whether the fence held, and the next deliveries of the lanes, already
+    /// `attempting` in this replica's name.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: the attempts stay `attempting`; repeat the call.
+    pub async fn deliver(&self, replica: i64, rows: &[DeliveryOutcome]) -> Result<(Vec<bool>, Vec<DueDelivery>)> {
+        let lanes: Vec<i64> = rows.iter().map(|row| row.lane).collect();
+        let positions: Vec<i64> = rows.iter().map(|row| row.pos).collect();
+        let attempts: Vec<i32> = rows.iter().map(|row| row.attempt).collect();
+        let parts: Vec<i32> = rows.iter().map(|row| row.part).collect();
+        let mut results = Vec::with_capacity(rows.len());
+        let mut messages = Vec::with_capacity(rows.len());
+        let mut reasons = Vec::with_capacity(rows.len());
+        let mut duplicates = Vec::with_capacity(rows.len());
+        let mut delays = Vec::with_capacity(rows.len());
+        for row in rows {
+            let (result, message, reason, duplicate, delay) = match &row.result {
+                SendResult::Delivered { message_id } => (2_i16, message_id.as_deref(), None, false, 0),
+                SendResult::Dead { reason } => (4, None, Some(reason.as_str()), false, 0),
+                SendResult::Retry { after, maybe_duplicate } => (3, None, None, *maybe_duplicate, millis(*after)),
+                SendResult::Progress => (5, None, None, false, 0),
+            };
+            results.push(result);
+            messages.push(message);
+            reasons.push(reason);
+            duplicates.push(duplicate);
+            delays.push(delay);
+        }
+        let answers = self
+            .query_retrying(
+                "SELECT * FROM deliver_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10)",
+                &[&replica, &lanes, &positions, &attempts, &results, &parts, &messages, &reasons, &duplicates, &delays],
+            )
+            .await?;
+        let (mut held, mut next) = (Vec::with_capacity(rows.len()), Vec::new());
+        for row in &answers {
+            match row.get::<_, Option<bool>>("o_ok") {
+                Some(ok) => held.push(ok),
+                None => next.push(due_delivery(row)),
+            }
+        }
+        Ok((held, next))
+    }
+
+    /// Takes deliveries that are due again, and those whose sender died.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn outbox_claim(&self, replica: i64, limit: i32) -> Result<Vec<DueDelivery>> {
+        let rows = self.query_retrying("SELECT * FROM claim_outbox($1,$2)", &[&replica, &limit]).await?;
+        Ok(rows.iter().map(due_delivery).collect())
+    }
+
+    /// The lane of a chat, made when it is new.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn lane_ensure(&self, lane: &LaneKey) -> Result<i64> {
+        let find = "SELECT lane_id FROM lanes WHERE platform = $1 AND account = $2 AND chat_id = $3 AND thread_id = $4";
+        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
+            [&lane.platform, &lane.account, &lane.chat_id, &lane.thread_id];
+        if let Some(row) = self.query_opt(find, &params).await? {
+            return Ok(row.get(0));
+        }
+        let make = "INSERT INTO lanes(platform, account, chat_id, thread_id) VALUES ($1,$2,$3,$4) \
+                    ON CONFLICT (platform, account, chat_id, thread_id) DO UPDATE SET platform = excluded.platform RETURNING lane_id";
+        let row = self.query_opt(make, &params).await?;
+        row.map(|row| row.get(0)).ok_or_else(|| Error::NotFound("the lane was not made".to_owned()))
+    }
+
+    /// The chat of a lane.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] or [`Error::Unavailable`].
+    pub async fn lane_get(&self, lane: i64) -> Result<LaneKey> {
+        let sql = "SELECT platform, account, chat_id, thread_id FROM lanes WHERE lane_id = $1";
+        let row = self.query_opt(sql, &[&lane]).await?;
+        row.map(|row| LaneKey { platform: row.get(0), account: row.get(1), chat_id: row.get(2), thread_id: row.get(3) })
+            .ok_or_else(|| Error::NotFound(format!("there is no lane {lane}")))
+    }
+}
+
+fn ingested(row: &Row) -> Ingested {
+    Ingested {
+        turn: TurnId { session: SessionId(row.get("o_session")), seq: row.get("o_seq") },
+        duplicate: row.get("o_dup"),
+        conflict: row.get("o_conflict"),
+        epoch: row.get("o_epoch"),
+        waits: row.get("o_waits"),
+    }
+}
+
+fn leased(row: &Row) -> Leased {
+    Leased {
+        worker: row.get("o_worker"),
+        slot: row.get("o_slot"),
+        turn: TurnId { session: SessionId(row.get("o_session")), seq: row.get("o_seq") },
+        epoch: row.get("o_epoch"),
+        crashes: row.get("o_crashes"),
+        session_key: row.get("o_key"),
+        next: next_turn(row),
+    }
+}
+
+fn next_turn(row: &Row) -> NextTurn {
+    NextTurn {
+        lane: row.get("o_lane"),
+        payload: row.get("o_payload"),
+        traceparent: row.get("o_trace"),
+        accepted_at: row.get("o_created"),
+    }
+}
+
+fn completion_outcome(row: &Row) -> CompletionOutcome {
+    let epoch: Option<i64> = row.get("o_epoch");
+    let payload: Option<Vec<u8>> = row.get("o_payload");
+    CompletionOutcome {
+        stored: row.get("o_ok"),
+        delivery: row.get("o_pos"),
+        send: row.get("o_send"),
+        next: match (epoch, payload) {
+            (Some(epoch), Some(_)) => Some((epoch, row.get("o_seq"), next_turn(row))),
+            _ => None,
+        },
+        waits: row.get("o_ready"),
+    }
+}
+
+fn due_delivery(row: &Row) -> DueDelivery {
+    DueDelivery {
+        lane: row.get("o_lane"),
+        pos: row.get("o_pos"),
+        turn: TurnId { session: SessionId(row.get("o_session")), seq: row.get("o_seq") },
+        attempt: row.get("o_attempt"),
+        part: row.get("o_part"),
+        maybe_duplicate: row.get("o_dup"),
+        body: row.get::<_, Option<Vec<u8>>>("o_body").unwrap_or_default(),
+    }
+}

@@ -1,0 +1,164 @@
+//! Leases of workers and replicas, and the one statement that an idle replica sends.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::{Error, Result, SessionId, Store, TurnId, millis};
+
+/// A worker process that asks to be given turns.
+#[derive(Clone, Debug)]
+pub struct WorkerRegistration {
+    /// Its agent.
+    pub agent_no: i32,
+    /// The uuid of its certificate.
+    pub identity: String,
+    /// The host's pid, as it says.
+    pub pid: i64,
+    /// Its home, as it says; for people only.
+    pub home: String,
+    /// Concurrent sessions.
+    pub slots: i32,
+}
+
+/// What one poll found.
+#[derive(Clone, Debug)]
+pub struct PollAnswer {
+    /// The database's clock.
+    pub now: Timestamp,
+    /// Version of document, agents and routes.
+    pub version: i64,
+    /// Those of the workers asked for whose lease holds.
+    pub alive: Vec<i64>,
+    /// Agents with a session that waits.
+    pub ready: Vec<i32>,
+    /// Some delivery is due.
+    pub outbox_due: bool,
+    /// Some worker was lost lately.
+    pub lost: bool,
+    /// A removed agent has waiting turns.
+    pub removed: bool,
+    /// Sum of all home versions: moves when any home document changes.
+    pub homes: i64,
+}
+
+impl Store {
+    /// A new replica number.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn replica_register(&self) -> Result<i64> {
+        let row = self.query_opt("SELECT nextval('replica_ids')", &[]).await?;
+        row.map(|row| row.get(0)).ok_or_else(|| Error::Unavailable("no number".to_owned()))
+    }
+
+    /// Renews this replica's lease and those of `workers` that were heard of, and answers for all loops.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn poll(&self, replica: i64, workers: &[i64], ttl: Duration) -> Result<PollAnswer> {
+        let rows = self.query_retrying("SELECT * FROM poll($1,$2,$3)", &[&replica, &workers, &millis(ttl)]).await?;
+        let row = rows.first().ok_or_else(|| Error::Unavailable("no answer".to_owned()))?;
+        Ok(PollAnswer {
+            now: row.get("o_now"),
+            version: row.get("o_version"),
+            alive: row.get("o_alive"),
+            ready: row.get("o_ready"),
+            outbox_due: row.get("o_outbox"),
+            lost: row.get("o_lost"),
+            removed: row.get("o_removed"),
+            homes: row.get("o_homes"),
+        })
+    }
+
+    /// This replica leaves in order: nothing of it is in doubt any more.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn replica_leave(&self, replica: i64) -> Result<()> {
+        let sql = "UPDATE replicas SET lost_at = clock_timestamp() WHERE replica_id = $1";
+        self.execute(sql, &[&replica]).await.map(|_| ())
+    }
+
+    /// Registers a worker under a new number, with its slots.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn worker_register(&self, replica: i64, worker: &WorkerRegistration, ttl: Duration) -> Result<i64> {
+        let row = self
+            .query_opt(
+                "SELECT register_worker($1,$2,$3,$4,$5,$6,$7)",
+                &[&worker.agent_no, &replica, &worker.identity, &worker.pid, &worker.home, &worker.slots, &millis(ttl)],
+            )
+            .await?;
+        row.map(|row| row.get(0)).ok_or_else(|| Error::Unavailable("no number".to_owned()))
+    }
+
+    /// No new leases for these workers.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn workers_drain(&self, workers: &[i64]) -> Result<()> {
+        let sql = "UPDATE workers SET draining = true WHERE worker_id = ANY($1)";
+        self.execute(sql, &[&workers]).await.map(|_| ())
+    }
+
+    /// These workers are known to be gone: the next reclaim takes back what they hold.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn workers_lose(&self, workers: &[i64]) -> Result<()> {
+        let sql = "UPDATE workers SET lost = true, lost_at = clock_timestamp() WHERE worker_id = ANY($1) AND NOT lost";
+        self.execute(sql, &[&workers]).await.map(|_| ())
+    }
+
+    /// The live registrations of a process that this replica launched.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn workers_of_process(&self, agent: &str, pid: i64, replica: i64) -> Result<Vec<i64>> {
+        let sql = "SELECT w.worker_id FROM workers w JOIN agents a USING (agent_no) \
+                   WHERE a.agent_id = $1 AND w.pid = $2 AND w.replica_id = $3 AND NOT w.lost";
+        Ok(self.query(sql, &[&agent, &pid, &replica]).await?.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Every worker and replica of an earlier run is gone. Only for the sole owner of a database (`dev` mode), whose lock on
+    /// the data directory proves it.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn everybody_else_lose(&self, replica: i64) -> Result<()> {
+        let sql = "UPDATE workers SET lost = true, lost_at = clock_timestamp() WHERE NOT lost AND replica_id <> $1";
+        self.execute(sql, &[&replica]).await?;
+        let sql = "UPDATE replicas SET lost_at = clock_timestamp() WHERE lost_at IS NULL AND replica_id <> $1";
+        self.execute(sql, &[&replica]).await.map(|_| ())
+    }
+
+    /// Takes back what lost workers hold. Answers the turns, and whether each was given up.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn reclaim(&self, max_crashes: i32, notice: &str) -> Result<Vec<(TurnId, bool)>> {
+        let rows = self.query_retrying("SELECT * FROM reclaim($1,$2)", &[&max_crashes, &notice.as_bytes()]).await?;
+        Ok(rows.iter().map(|row| (TurnId { session: SessionId(row.get(0)), seq: row.get(1) }, row.get(2))).collect())
+    }
+
+    /// Ends waiting turns of removed agents with `notice`; answers how many.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn removed_cancel(&self, notice: &str) -> Result<i64> {
+        let rows = self.query_retrying("SELECT cancel_removed($1)", &[&notice.as_bytes()]).await?;
+        Ok(rows.first().map_or(0, |row| row.get(0)))
+    }
+
+    /// Forgets workers that were lost more than ten minutes ago, with their slots.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn workers_forget(&self) -> Result<u64> {
+        let sql = "WITH w AS (DELETE FROM workers WHERE lost AND lost_at < clock_timestamp() - interval '15 minutes' RETURNING worker_id) \
+                   DELETE FROM slots s USING w WHERE s.worker_id = w.worker_id";
+        self.execute(sql, &[]).await
+    }
+}
