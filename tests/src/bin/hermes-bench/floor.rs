@@ -175,3 +175,48 @@ async fn settings(client: &Client) -> anyhow::Result<Settings> {
         max_connections: text(5)?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use hermes_tests::postgres::TestPostgres;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_floor_is_measured_on_a_real_server_and_leaves_nothing_behind() {
+        let database = TestPostgres::empty().unwrap();
+        let floor = measure(database.url(), Duration::from_millis(300)).await.unwrap();
+        assert!(floor.per_s > 0.0);
+        assert_eq!(floor.settings.fsync, "off");
+        let mut connections = JoinSet::new();
+        let client = connect(database.url(), &mut connections).await.unwrap();
+        let left = "SELECT count(*) FROM pg_namespace WHERE nspname = 'hermes_bench_floor'";
+        assert_eq!(client.query_one(left, &[]).await.unwrap().get::<_, i64>(0), 0);
+    }
+
+    /// Were a transition to change nothing, the floor would be that of an empty statement.
+    #[tokio::test]
+    async fn a_turn_goes_through_all_its_states() {
+        let database = TestPostgres::empty().unwrap();
+        let mut connections = JoinSet::new();
+        let client = connect(database.url(), &mut connections).await.unwrap();
+        client.batch_execute(CREATE).await.unwrap();
+        let mut statements = Vec::new();
+        for text in TRANSITIONS {
+            statements.push(client.prepare(text).await.unwrap());
+        }
+        let turns = looping(&client, 7, &statements, Instant::now() + Duration::from_millis(50)).await.unwrap();
+        let ended = "SELECT count(*), bool_and(t.state = 3 AND d.state = 2 AND reply IS NOT NULL)
+                       FROM hermes_bench_floor.turns t
+                       JOIN hermes_bench_floor.inbound i USING (session_id, seq)
+                       JOIN hermes_bench_floor.deliveries d ON d.lane_id = t.session_id AND d.pos = t.seq";
+        let row = client.query_one(ended, &[]).await.unwrap();
+        assert_eq!((row.get::<_, i64>(0), row.get::<_, bool>(1)), (i64::from(turns), true));
+        let head = "SELECT head_seq, tail_seq, epoch, state FROM hermes_bench_floor.sessions WHERE session_id = 7";
+        let row = client.query_one(head, &[]).await.unwrap();
+        let turns = i64::from(turns);
+        assert_eq!((row.get(0), row.get(1), row.get(2), row.get(3)), (turns + 1, turns, turns, 0_i16));
+        // The fence: a turn that is not the session's next changes nothing and is noticed.
+        assert_eq!(client.execute(&statements[1], &[&7_i64, &1_i64]).await.unwrap(), 0);
+    }
+}

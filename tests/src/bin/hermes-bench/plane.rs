@@ -233,19 +233,23 @@ async fn end(child: &mut Child, pid: i32, seen: &[Process]) -> usize {
         let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
     }
     let ended = timeout(STOP_WITHIN, child.wait()).await.is_ok();
-    // They are not our children, so there is nothing to wait on but /proc.
-    let deadline = Instant::now() + if ended { CHILDREN_END_WITHIN } else { Duration::ZERO };
+    let patience = if ended { CHILDREN_END_WITHIN } else { Duration::ZERO };
+    let left = still_running(seen, patience).await;
+    for process in &left {
+        let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+    }
+    let _ = timeout(STOP_WITHIN, child.wait()).await;
+    still_running(seen, CHILDREN_END_WITHIN).await;
+    left.len()
+}
+
+/// Who of `seen` runs after all had `patience` to end. Most are not our children: there is nothing to wait on but /proc.
+async fn still_running(seen: &[Process], patience: Duration) -> Vec<&Process> {
+    let deadline = Instant::now() + patience;
     loop {
         let left: Vec<&Process> = seen.iter().filter(|process| usage::is_running(process)).collect();
-        if left.is_empty() {
-            return 0;
-        }
-        if Instant::now() >= deadline {
-            for process in &left {
-                let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
-            }
-            let _ = timeout(STOP_WITHIN, child.wait()).await;
-            return left.len();
+        if left.is_empty() || Instant::now() >= deadline {
+            return left;
         }
         sleep(Duration::from_millis(20)).await;
     }
