@@ -1,0 +1,112 @@
+//! The configurations under `deploy/` are read by the same reader as a user's.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use hermes_core::config::{
+    AgentSpec, Document, Limits, Platforms, Provider, Rate, SecretRef, TelegramAccount, WebhookAccount, WebhookReply,
+    load_offline,
+};
+use hermes_core::reset::{ResetMode, ResetPolicy};
+
+fn deploy() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
+}
+
+fn configurations(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            configurations(&path, found);
+        } else if path.file_name().is_some_and(|name| {
+            let name = name.to_string_lossy();
+            name.starts_with("hermes") && name.ends_with(".yaml")
+        }) {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_configuration_is_accepted_without_a_warning() {
+    let mut found = Vec::new();
+    configurations(&deploy(), &mut found);
+    assert!(found.len() >= 4, "{found:?}");
+    for path in found {
+        let (_, warnings) = load_offline(&fs::read_to_string(&path).unwrap())
+            .unwrap_or_else(|faults| panic!("{} is refused: {faults:?}", path.display()));
+        assert!(warnings.is_empty(), "{}: {warnings:?}", path.display());
+    }
+}
+
+/// Taken apart without `..`: a new field does not compile until it stands here, and then has to stand in the example.
+#[test]
+fn the_example_sets_every_key() {
+    let text = fs::read_to_string(deploy().join("config/hermes.example.yaml")).unwrap();
+    let (document, _) = load_offline(&text).unwrap();
+    let Document {
+        default_agent: _,
+        model,
+        timezone,
+        group_sessions_per_user: _,
+        thread_sessions_per_user: _,
+        session_reset: ResetPolicy { mode, at_hour: _, idle_minutes: _ },
+        reset_by_type,
+        reset_by_platform,
+        limits: Limits { message_bytes: _, history_bytes: _ },
+        providers,
+        default_provider,
+        platforms: Platforms { telegram, webhook },
+        agents,
+        routes,
+    } = document;
+    assert!(model != "builtin/echo" && timezone != "UTC" && mode != ResetMode::None);
+    assert!(!reset_by_type.is_empty() && !reset_by_platform.is_empty() && !routes.is_empty());
+    assert!(default_provider.is_some());
+    // Keys whose value may be their default are looked for in the text.
+    for key in [
+        "default_agent",
+        "group_sessions_per_user",
+        "thread_sessions_per_user",
+        "at_hour",
+        "idle_minutes",
+        "message_bytes",
+        "history_bytes",
+        "kind",
+    ] {
+        let written = |line: &str| line.trim_start().starts_with(&format!("{key}:"));
+        assert!(text.lines().any(written), "{key} is not in the example");
+    }
+    assert!(
+        providers
+            .values()
+            .any(|Provider { kind: _, base_url, api_key_env }| base_url.is_some() && api_key_env.is_some())
+    );
+    let field = |get: fn(&AgentSpec) -> bool| agents.values().any(get);
+    let AgentSpec {
+        model: _,
+        provider: _,
+        base_url: _,
+        api_key_env: _,
+        home_dir: _,
+        enabled_toolsets: _,
+        disabled_toolsets: _,
+    } = AgentSpec::default();
+    assert!(field(|agent| agent.model.is_some()) && field(|agent| agent.provider.is_some()));
+    assert!(field(|agent| agent.base_url.is_some()) && field(|agent| agent.api_key_env.is_some()));
+    assert!(field(|agent| agent.home_dir.is_some()));
+    assert!(field(|agent| agent.enabled_toolsets.is_some()) && field(|agent| agent.disabled_toolsets.is_some()));
+    let bot = |get: fn(&TelegramAccount) -> bool| telegram.values().any(get);
+    let TelegramAccount { token: _, api_base: _, allow_users: _, allow_chats: _, allow_all: _, rate: _ } = &telegram[0];
+    assert!(bot(|bot| matches!(bot.token, SecretRef::Env(_))) && bot(|bot| matches!(bot.token, SecretRef::File(_))));
+    assert!(bot(|bot| bot.api_base.is_some()) && bot(|bot| bot.allow_all));
+    assert!(bot(|bot| !bot.allow_users.is_empty()) && bot(|bot| !bot.allow_chats.is_empty()));
+    assert!(bot(|bot| bot.rate == Rate::Off) && bot(|bot| matches!(bot.rate, Rate::Limited { .. })));
+    let WebhookAccount { secret: _, reply: _ } = &webhook[0];
+    let hook = |get: fn(&WebhookAccount) -> bool| webhook.values().any(get);
+    assert!(
+        hook(|hook| matches!(hook.secret, SecretRef::Env(_))) && hook(|hook| matches!(hook.secret, SecretRef::File(_)))
+    );
+    assert!(hook(|hook| matches!(hook.reply, WebhookReply::Callback { .. })));
+    assert!(hook(|hook| matches!(hook.reply, WebhookReply::Chat { thread_id: Some(_), .. })));
+}
