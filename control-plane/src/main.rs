@@ -20,7 +20,11 @@ fn main() -> ExitCode {
 async fn run(options: Options, surroundings: Surroundings) -> ExitCode {
     let settings = telemetry::Options {
         filter: options.log.clone(),
-        format: if options.log_format == LogFormat::Json { telemetry::LogFormat::Json } else { telemetry::LogFormat::Text },
+        format: if options.log_format == LogFormat::Json {
+            telemetry::LogFormat::Json
+        } else {
+            telemetry::LogFormat::Text
+        },
         otlp_endpoint: options.otlp_endpoint.clone().filter(|endpoint| !endpoint.is_empty()),
     };
     let telemetry = match telemetry::Telemetry::start(&settings) {

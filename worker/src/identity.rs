@@ -131,7 +131,8 @@ impl Identity {
         let Some(present) = self.credential() else {
             return Ok(());
         };
-        let retry = Instant::now() + (present.expires.saturating_duration_since(Instant::now()) / 10).max(EXPIRY_MARGIN);
+        let retry =
+            Instant::now() + (present.expires.saturating_duration_since(Instant::now()) / 10).max(EXPIRY_MARGIN);
         let renewed = self.renewed(channel, present.agent.clone()).await;
         let (next, answer) = match renewed {
             Ok(credential) => (credential, Ok(())),
@@ -198,11 +199,7 @@ impl Identity {
         })
     }
 
-    async fn dial(
-        &self,
-        authority_pem: &str,
-        identity: Option<tonic::transport::Identity>,
-    ) -> Result<Channel, Error> {
+    async fn dial(&self, authority_pem: &str, identity: Option<tonic::transport::Identity>) -> Result<Channel, Error> {
         let unreachable = |error: tonic::transport::Error| Error::Unreachable(Box::new(error));
         let mut tls =
             ClientTlsConfig::new().domain_name(SERVER_NAME).ca_certificate(Certificate::from_pem(authority_pem));

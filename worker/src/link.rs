@@ -264,7 +264,12 @@ impl Link {
             }
             Some(Message::Cancel(cancel)) => {
                 if let Some(turn) = cancel.turn {
-                    tracing::info!(session = turn.session_id, turn = turn.seq, reason = cancel.reason, "asked to cancel");
+                    tracing::info!(
+                        session = turn.session_id,
+                        turn = turn.seq,
+                        reason = cancel.reason,
+                        "asked to cancel"
+                    );
                     self.turns.cancel(&turn);
                 }
             }
@@ -322,7 +327,10 @@ impl Link {
         let shared = Arc::clone(&self.shared);
         self.background.spawn(async move {
             if let Err(error) = shared.documents.refresh(&channel, 0).await {
-                tracing::warn!(error = chain(&error), "the home's documents are not in step yet; the next turn tries again");
+                tracing::warn!(
+                    error = chain(&error),
+                    "the home's documents are not in step yet; the next turn tries again"
+                );
             }
         });
     }

@@ -49,8 +49,16 @@ fn follow(
     sink: &Sink,
     tasks: &Tasks,
 ) {
-    let telegram = document.platforms.telegram.iter().map(|(id, account)| (("telegram".to_owned(), id.clone()), Wanted::Telegram(account.clone())));
-    let webhook = document.platforms.webhook.iter().map(|(id, account)| (("webhook".to_owned(), id.clone()), Wanted::Webhook(account.clone())));
+    let telegram = document
+        .platforms
+        .telegram
+        .iter()
+        .map(|(id, account)| (("telegram".to_owned(), id.clone()), Wanted::Telegram(account.clone())));
+    let webhook = document
+        .platforms
+        .webhook
+        .iter()
+        .map(|(id, account)| (("webhook".to_owned(), id.clone()), Wanted::Webhook(account.clone())));
     let wanted: HashMap<(String, String), Wanted> = telegram.chain(webhook).collect();
     running.retain(|key, account| {
         let stays = wanted.get(key) == Some(&account.wanted);
@@ -101,7 +109,8 @@ fn build(id: &str, wanted: &Wanted) -> Result<Arc<dyn Adapter>, String> {
                     chat: ChatRef { chat_id: chat_id.clone(), thread_id: thread_id.clone() },
                 }),
             };
-            let settings = webhook::Settings { account: id.to_owned(), secret: secrets::resolve(&account.secret)?, reply };
+            let settings =
+                webhook::Settings { account: id.to_owned(), secret: secrets::resolve(&account.secret)?, reply };
             let clock: webhook::Clock = Arc::new(|| u64::try_from(super::wall_clock().as_second()).unwrap_or(0));
             Ok(Arc::new(Webhook::new(settings, clock).map_err(|error| error.to_string())?))
         }

@@ -55,7 +55,9 @@ impl Turns for Api {
         events
             .map(|event| match event {
                 dispatch::TurnEvent::Delta(text) => TurnEvent::Delta(text),
-                dispatch::TurnEvent::Ended(end) => TurnEvent::Ended { state: end.state, reply: end.reply, usage: end.usage },
+                dispatch::TurnEvent::Ended(end) => {
+                    TurnEvent::Ended { state: end.state, reply: end.reply, usage: end.usage }
+                }
             })
             .boxed()
     }

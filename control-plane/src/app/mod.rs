@@ -104,8 +104,15 @@ impl Replica {
         }
         let adapters = Adapters::default();
         let outbox = Outbox::start(store.clone(), adapters.clone(), replica, metrics.clone(), &tasks);
-        let dispatcher =
-            Dispatcher::start(store.clone(), registry.clone(), outbox.clone(), clock.clone(), replica, metrics.clone(), &tasks);
+        let dispatcher = Dispatcher::start(
+            store.clone(),
+            registry.clone(),
+            outbox.clone(),
+            clock.clone(),
+            replica,
+            metrics.clone(),
+            &tasks,
+        );
         let intake =
             Intake::start(registry.clone(), dispatcher.clone(), outbox.clone(), clock, metrics.clone(), &tasks);
         let broker = Broker::new(models::Settings::default(), secrets::for_models()).context("set up model calls")?;
@@ -173,9 +180,15 @@ impl Replica {
             .add_service(identity.into_server());
         let stop = self.tasks.stopping();
         let incoming = TcpIncoming::from(sockets.grpc).with_nodelay(Some(true));
-        self.tasks.spawn("operator listener", ended("operator", operator.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned())));
+        self.tasks.spawn(
+            "operator listener",
+            ended("operator", operator.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned())),
+        );
         let incoming = TcpIncoming::from(sockets.worker).with_nodelay(Some(true));
-        self.tasks.spawn("worker listener", ended("worker", workers.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned())));
+        self.tasks.spawn(
+            "worker listener",
+            ended("worker", workers.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned())),
+        );
         let router = http::router(self.http_parts(intake, sink, telemetry));
         let http = axum::serve(sockets.http, router).with_graceful_shutdown(stop.cancelled_owned());
         self.tasks.spawn("http listener", ended("http", http.into_future()));
@@ -270,6 +283,6 @@ fn local(address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], address.port())) } else { address }
 }
 
-fn display(path: &Path) -> String {
+fn named(path: &Path) -> String {
     path.display().to_string()
 }

@@ -36,7 +36,9 @@ pub enum LogFormat {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run one replica on an existing Postgres; workers are started by somebody else
-    #[command(after_help = "Example:\n  hermes-control-plane serve --database-url-file /run/secrets/db --config hermes.yaml")]
+    #[command(
+        after_help = "Example:\n  hermes-control-plane serve --database-url-file /run/secrets/db --config hermes.yaml"
+    )]
     Serve(Box<Serve>),
     /// Run everything on this machine: Postgres, control plane and a worker process per agent (`hermesctl up`)
     #[command(after_help = "Example:\n  hermes-control-plane dev --data-dir ./data --config hermes.yaml")]

@@ -17,15 +17,15 @@ use uuid::Uuid;
 
 use super::homes::{ExternalHomes, LocalHomes};
 use super::options::{Database, Dev, Serve, Surroundings};
-use super::{CONNECTIONS, Plan, Replica, Sockets, display, local, wall_clock};
+use super::{CONNECTIONS, Plan, Replica, Sockets, local, named, wall_clock};
 use crate::grpc::system_api::{Addresses, apply_text};
 use crate::identity::{Authority, NewToken, Role, Token, TokenStore as _, Tokens, mint, mint_join, parse_bearer};
 use crate::local::data_dir::{self, DataDir, Endpoint};
+use crate::local::homes;
 use crate::local::launcher::{self, LaunchSpec, Launcher};
 use crate::local::listeners::{self, Listeners};
 use crate::local::postgres::{self, Postgres};
 use crate::local::spawn::Spawner;
-use crate::local::homes;
 use crate::registry::{EditError, Registry};
 use crate::store::{LAUNCH_TTL, Store};
 use crate::telemetry::Telemetry;
@@ -38,7 +38,8 @@ pub(super) fn database_url(database: &Database) -> anyhow::Result<SecretString> 
     match (&database.database_url, &database.database_url_file) {
         (Some(url), _) => Ok(SecretString::from(url.clone())),
         (None, Some(file)) => {
-            let text = std::fs::read_to_string(file).with_context(|| format!("read the database URL from {}", display(file)))?;
+            let text =
+                std::fs::read_to_string(file).with_context(|| format!("read the database URL from {}", named(file)))?;
             Ok(SecretString::from(text.trim().to_owned()))
         }
         (None, None) => bail!("say where Postgres is: --database-url-file FILE, or DATABASE_URL"),
@@ -78,7 +79,7 @@ pub(super) async fn serve(serve: Serve, telemetry: &Telemetry) -> anyhow::Result
 /// Postgres, control plane and workers on this machine.
 pub(super) async fn dev(dev: Dev, surroundings: Surroundings, telemetry: &Telemetry) -> anyhow::Result<()> {
     let path = match &dev.data_dir {
-        Some(path) => std::path::absolute(path).with_context(|| format!("find {}", display(path)))?,
+        Some(path) => std::path::absolute(path).with_context(|| format!("find {}", named(path)))?,
         None => data_dir::default_path(
             nix::unistd::geteuid().is_root(),
             surroundings.xdg_data_home.as_deref(),
@@ -104,12 +105,14 @@ pub(super) async fn dev(dev: Dev, surroundings: Surroundings, telemetry: &Teleme
             (Some(server), url)
         }
     };
-    let started = start_dev(&dev, &data, &surroundings, &url, listeners, telemetry, spawner, worker_binary, postgres.is_some()).await;
+    let started =
+        start_dev(&dev, &data, &surroundings, &url, listeners, telemetry, spawner, worker_binary, postgres.is_some())
+            .await;
     let result = match started {
         Ok((replica, launcher)) => {
             let reason = tokio::select! {
                 reason = replica.until_stop() => reason,
-                status = postgres_ended(&mut postgres) => Err(anyhow::anyhow!("Postgres ended by itself ({status}); its log is in {}", display(&data.logs()))),
+                status = postgres_ended(&mut postgres) => Err(anyhow::anyhow!("Postgres ended by itself ({status}); its log is in {}", named(&data.logs()))),
             };
             if let Err(error) = data.remove_endpoint() {
                 tracing::warn!(%error, "could not remove the endpoint file");
@@ -133,7 +136,10 @@ async fn postgres_ended(postgres: &mut Option<Postgres>) -> std::process::ExitSt
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "the steps of one start, split off so that Postgres is stopped whatever fails")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the steps of one start, split off so that Postgres is stopped whatever fails"
+)]
 async fn start_dev(
     dev: &Dev,
     data: &DataDir,
@@ -216,7 +222,9 @@ fn launch(replica: &Replica, spawner: Spawner, worker_binary: PathBuf, addresses
     let launcher = Launcher::new(config, spawner, replica.tasks.clone());
     let (demanded, attached) = (launcher.clone(), launcher.clone());
     replica.dispatcher.on_demand(move |agent| demanded.demand(agent), move |agent| attached.attached(agent));
-    replica.tasks.spawn("launcher", follow_agents(launcher.clone(), replica.registry.clone(), replica.tasks.stopping()));
+    replica
+        .tasks
+        .spawn("launcher", follow_agents(launcher.clone(), replica.registry.clone(), replica.tasks.stopping()));
     launcher
 }
 
@@ -249,10 +257,9 @@ fn worker_binary() -> anyhow::Result<PathBuf> {
         return Ok(beside);
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .map(|dir| dir.join("hermes-worker"))
-        .find(|file| file.is_file())
-        .with_context(|| format!("hermes-worker is neither beside {} nor on PATH; build it with `cargo build --release`", display(&own)))
+    std::env::split_paths(&path).map(|dir| dir.join("hermes-worker")).find(|file| file.is_file()).with_context(|| {
+        format!("hermes-worker is neither beside {} nor on PATH; build it with `cargo build --release`", named(&own))
+    })
 }
 
 fn sockets(listeners: Listeners) -> anyhow::Result<Sockets> {
@@ -294,11 +301,12 @@ async fn ensure_operator_token(store: &Store, data: &DataDir) -> anyhow::Result<
 
 /// Registers the operator token of a file, once.
 async fn accept_operator_token(store: &Store, file: &Path) -> anyhow::Result<()> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("read the operator token from {}", display(file)))?;
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("read the operator token from {}", named(file)))?;
     let Some((Role::Operator, hash)) = parse_bearer(text.trim()) else {
         bail!(
             "{} holds no operator token: write hermes.v1.operator. and 43 characters of base64url (32 random bytes)",
-            display(file)
+            named(file)
         );
     };
     if store.find_by_hash(hash.clone()).await?.is_none() {
@@ -335,10 +343,10 @@ pub(super) async fn touch_tokens(tokens: Tokens, stop: CancellationToken) {
 
 /// Applies `--config` unless the last start applied the very same bytes, so that a restart never undoes a later change.
 pub(super) async fn apply_config(registry: &Registry, file: &Path) -> anyhow::Result<()> {
-    let bytes = std::fs::read(file).with_context(|| format!("read {}", display(file)))?;
+    let bytes = std::fs::read(file).with_context(|| format!("read {}", named(file)))?;
     let hash = Sha256::digest(&bytes).to_vec();
     if registry.store().config_file_hash().await? == Some(hash.clone()) {
-        tracing::info!(file = display(file), "unchanged since the last start, not applied again");
+        tracing::info!(file = named(file), "unchanged since the last start, not applied again");
         return Ok(());
     }
     let text = utf8(file, bytes)?;
@@ -349,7 +357,7 @@ pub(super) async fn apply_config(registry: &Registry, file: &Path) -> anyhow::Re
     match applied {
         Ok(edited) => {
             registry.store().config_file_hash_set(&hash).await?;
-            tracing::info!(file = display(file), changes = edited.changes.len(), "applied");
+            tracing::info!(file = named(file), changes = edited.changes.len(), "applied");
             Ok(())
         }
         Err(EditError::Faults(faults)) => bail!(faults_text(file, &faults)),
@@ -361,26 +369,26 @@ fn utf8(file: &Path, bytes: Vec<u8>) -> anyhow::Result<String> {
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let line = error.as_bytes().iter().take(valid).filter(|byte| **byte == b'\n').count() + 1;
-        anyhow::anyhow!("{}:{line}: this is not UTF-8 text", display(file))
+        anyhow::anyhow!("{}:{line}: this is not UTF-8 text", named(file))
     })
 }
 
 fn faults_text(file: &Path, faults: &[Fault]) -> String {
-    let mut text = format!("{} is refused, nothing was changed:", display(file));
+    let mut text = format!("{} is refused, nothing was changed:", named(file));
     for fault in faults {
-        text.push_str(&format!("\n{}:{}: {}: {}", display(file), fault.line, fault.path, fault.message));
+        text.push_str(&format!("\n{}:{}: {}: {}", named(file), fault.line, fault.path, fault.message));
     }
     text
 }
 
 /// Judges a document without a database.
 pub(super) fn check_config(file: &Path) -> anyhow::Result<()> {
-    let bytes = std::fs::read(file).with_context(|| format!("read {}", display(file)))?;
+    let bytes = std::fs::read(file).with_context(|| format!("read {}", named(file)))?;
     let text = utf8(file, bytes)?;
     match hermes_core::config::load_offline(&text) {
         Ok((_, warnings)) => {
             for Warning { line, path, message } in warnings {
-                tracing::warn!("{}:{line}: {path}: {message}", display(file));
+                tracing::warn!("{}:{line}: {path}: {message}", named(file));
             }
             Ok(())
         }
@@ -393,7 +401,10 @@ fn announce(registry: &Registry) {
     let snapshot = registry.current();
     let fallback = registry.fallback_in_use();
     if !fallback.is_empty() {
-        tracing::info!(providers = fallback.join(", "), "the document has no providers: using the keys found in the environment");
+        tracing::info!(
+            providers = fallback.join(", "),
+            "the document has no providers: using the keys found in the environment"
+        );
     }
     if snapshot.document.model == hermes_core::config::ECHO_MODEL {
         tracing::info!(

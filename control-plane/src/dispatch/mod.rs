@@ -296,7 +296,7 @@ impl Dispatcher {
         // Room for an assignment and an acknowledgement per slot: a worker that reads never fills it.
         let (outgoing, incoming) = mpsc::channel(arrival.slots as usize * 3 + 64);
         let hang_up = CancellationToken::new();
-        let about = fleet::Connected {
+        let about = Connected {
             worker_id,
             agent_no: agent.no,
             agent: arrival.agent.clone(),
@@ -351,7 +351,7 @@ impl Dispatcher {
     }
 
     /// The workers of removed or replaced agents finish what they run and leave.
-    pub async fn drain(&self, which: impl Fn(&fleet::Connected) -> bool) {
+    pub async fn drain(&self, which: impl Fn(&Connected) -> bool) {
         let drained = self.inner.fleet.drain(which);
         if !drained.is_empty()
             && let Err(error) = self.inner.store.workers_drain(&drained).await

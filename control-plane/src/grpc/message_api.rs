@@ -9,7 +9,7 @@ use hermes_proto::v1::turn_event::Event;
 use sha2::{Digest as _, Sha256};
 use tonic::{Request, Response, Status};
 
-use super::convert::{self, agent_id, end_to, intake_status, source_from, store_status, turn_state_to};
+use super::convert::{agent_id, end_to, intake_status, source_from, store_status, turn_state_to};
 use super::layers::principal;
 use super::status::{Reason, invalid, refuse};
 use crate::dispatch::TurnEvent;
@@ -181,6 +181,6 @@ impl MessageService for MessageApi {
             duplicate: false,
             state: turn_state_to(row.state()).into(),
         };
-        Ok(Response::new(v1::GetTurnResponse { accepted: Some(accepted), ended: row.end().map(convert::end_to) }))
+        Ok(Response::new(v1::GetTurnResponse { accepted: Some(accepted), ended: row.end().map(end_to) }))
     }
 }

@@ -161,7 +161,7 @@ impl DataDir {
     pub fn write_endpoint(&self, endpoint: &Endpoint) -> Result<(), Error> {
         let path = self.endpoint_path();
         let text = serde_json::to_vec(endpoint).map_err(|error| io_error("write", &path)(error.into()))?;
-        replace(&path, &text, 0o644)
+        replace(&path, &text, 0o600)
     }
 
     /// Takes the endpoint back; fine if there is none. Call first when stopping.
@@ -324,11 +324,18 @@ mod tests {
         assert_eq!(mode(&dir.path().join("operator.token")), 0o600);
 
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let endpoint = Endpoint { grpc: address(1), http: address(2), worker: address(3), pid: 4 };
+        let endpoint = Endpoint {
+            grpc: address(1),
+            http: address(2),
+            worker: address(3),
+            pid: 4,
+            database_url: "postgres:///".to_owned(),
+        };
         dir.write_endpoint(&endpoint).unwrap();
         let path = dir.path().join("endpoint.json");
         let text = fs::read_to_string(&path).unwrap();
-        assert_eq!(text, r#"{"grpc":"127.0.0.1:1","http":"127.0.0.1:2","worker":"127.0.0.1:3","pid":4}"#);
+        let told = r#"{"grpc":"127.0.0.1:1","http":"127.0.0.1:2","worker":"127.0.0.1:3","pid":4,"database_url":"postgres:///"}"#;
+        assert_eq!(text, told);
         let root = dir.path().to_owned();
         drop(dir);
         // As after a kill: the file is still there, and the next holder takes it away before it is ready.

@@ -45,7 +45,9 @@ impl Error {
     /// The agent that is refused.
     pub fn agent(&self) -> &AgentId {
         match self {
-            Self::NotAbsolute { agent, .. } | Self::NoUserHome { agent, .. } | Self::Shared { second: agent, .. } => agent,
+            Self::NotAbsolute { agent, .. } | Self::NoUserHome { agent, .. } | Self::Shared { second: agent, .. } => {
+                agent
+            }
         }
     }
 }

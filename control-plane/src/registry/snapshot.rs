@@ -116,7 +116,16 @@ impl Snapshot {
         document.agents.entry(AgentId::main()).or_default();
         document.routes = routes.to_vec();
         let zone = TimeZone::get(&document.timezone).map_err(|error| unreadable("time zone", &error))?;
-        Ok(Self { version: rows.version, table: RouteTable::compile(routes), zone, models, document, agents, by_no, removed })
+        Ok(Self {
+            version: rows.version,
+            table: RouteTable::compile(routes),
+            zone,
+            models,
+            document,
+            agents,
+            by_no,
+            removed,
+        })
     }
 
     /// A registered agent.

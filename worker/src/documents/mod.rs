@@ -97,11 +97,7 @@ impl Documents {
             agent.clone_into(&mut ledger.agent);
             ledger.write(home)?;
         } else if ledger.agent != agent {
-            return Err(Error::OtherAgent {
-                home: home.to_owned(),
-                owner: ledger.agent,
-                agent: agent.to_owned(),
-            });
+            return Err(Error::OtherAgent { home: home.to_owned(), owner: ledger.agent, agent: agent.to_owned() });
         }
         let state = State { ledger, ..State::default() };
         Ok(Self { home: home.to_owned(), view: Mutex::default(), state: state.into() })
@@ -204,7 +200,11 @@ impl Documents {
         let reset = home_version < state.ledger.home_version;
         if reset {
             // Another database than the one this home was last in step with: nothing agreed on holds any more.
-            tracing::warn!(home_version, ours = state.ledger.home_version, "the control plane's home is older than ours");
+            tracing::warn!(
+                home_version,
+                ours = state.ledger.home_version,
+                "the control plane's home is older than ours"
+            );
             state.ledger.documents.clear();
         }
         state.ledger.home_version = home_version;
@@ -350,7 +350,10 @@ fn look(
     for (name, entry) in entries.iter().filter(|(name, entry)| !entry.deleted && !there.contains(*name)) {
         // Gone, and not merely hidden behind a symlink or grown too large.
         let missing = std::fs::symlink_metadata(home.join(name)).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
-        if missing && entry.version > 0 && let Some(path) = DocumentPath::parse(name) {
+        if missing
+            && entry.version > 0
+            && let Some(path) = DocumentPath::parse(name)
+        {
             edits.push(Edit { path, body: None, sha256: String::new() });
         }
     }

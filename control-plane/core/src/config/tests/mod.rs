@@ -206,10 +206,7 @@ fn a_flood_of_faults_is_counted_not_listed() {
     let routes: String = (0..5000).map(|n| format!("- {{match: {{chat_id: {n}}}, agent: agnt-{n}}}\n")).collect();
     let found = faults(&format!("agents:\n{agents}routes:\n{routes}"));
     assert_eq!(found.len(), 1001);
-    assert_eq!(
-        found[0].to_string(),
-        "line 53: routes[0].agent: agent agnt-0 is not registered; did you mean agent-0?"
-    );
+    assert_eq!(found[0].to_string(), "line 53: routes[0].agent: agent agnt-0 is not registered; did you mean agent-0?");
     assert_eq!(found[1000].to_string(), "4000 more faults are not listed");
 }
 
