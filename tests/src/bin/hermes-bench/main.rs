@@ -43,10 +43,10 @@ const EXAMPLE: &str = "Examples:
   target/release/hermes-bench --surface grpc --chats 128 --seconds 10 -o json
   target/release/hermes-bench --surface telegram --chats 32 --seconds 10 --otlp-hung
 
-The Telegram account runs without pacing of its own (`rate: off`), against a Bot API server on this machine. CPU and
-memory are those of the control plane, the workers and Postgres; this program, its Bot API server and the model server
-are shown apart. The floor is what the same Postgres does with nothing else running: 32 connections, each looping the
-four transactions of a turn; its unit is loops a second.";
+The Telegram account runs without pacing of its own (`rate: off`), against a Bot API server on this
+machine. CPU and memory are those of the control plane, the workers and Postgres; this program, its
+Bot API server and the model server are shown apart. The floor is what the same Postgres does with
+nothing else running: 32 connections, each looping the four transactions of a turn, loops a second.";
 
 /// Measures the release binaries beside it: messages a second, latency, CPU and memory, beside the floor of Postgres.
 #[derive(Debug, Parser)]

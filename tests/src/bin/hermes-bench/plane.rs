@@ -365,6 +365,9 @@ mod tests {
         let account = &value["platforms"]["telegram"]["accounts"][0];
         assert_eq!(account["rate"], "off");
         assert!(!text.contains("1:secret"));
+        let (document, warnings) = hermes_core::config::load_offline(&text).unwrap();
+        assert!(warnings.is_empty(), "{warnings:?}");
+        assert_eq!(document.platforms.telegram["bench"].rate, hermes_core::config::Rate::Off);
         assert_eq!(fs::read_to_string(account["token_file"].as_str().unwrap()).unwrap(), "1:secret");
     }
 
