@@ -238,6 +238,7 @@ impl Replica {
         if let Err(error) = self.registry.store().replica_leave(self.replica).await {
             tracing::debug!(%error, "could not sign off");
         }
+        self.registry.store().close();
     }
 }
 

@@ -209,6 +209,11 @@ impl Store {
         Ok(Self { pool })
     }
 
+    /// Closes all connections; every later call is answered as unavailable.
+    pub fn close(&self) {
+        self.pool.close();
+    }
+
     async fn client(&self) -> Result<deadpool_postgres::Object> {
         Ok(self.pool.get().await?)
     }
