@@ -59,8 +59,7 @@ pub async fn generate(
     let request = std::iter::once(generate_request::Part::Header(header))
         .chain(messages.into_iter().flat_map(parts))
         .map(|part| GenerateRequest { part: Some(part) });
-    let mut client =
-        ModelServiceClient::new(channel).max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES);
+    let mut client = ModelServiceClient::new(channel).max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES);
     let mut events = client.generate(tokio_stream::iter(request)).await.map_err(judge)?.into_inner();
     loop {
         let due = deltas.due();

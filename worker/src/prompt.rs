@@ -17,8 +17,7 @@ use serde::Deserialize;
 use crate::skills::Index;
 
 /// Who answers when `SOUL.md` is missing or empty.
-pub const BUILT_IN_IDENTITY: &str =
-    "You are Hermes, a helpful assistant who lives in a chat. Answer briefly and plainly, and say so when you do not know.";
+pub const BUILT_IN_IDENTITY: &str = "You are Hermes, a helpful assistant who lives in a chat. Answer briefly and plainly, and say so when you do not know.";
 
 /// Longest SOUL in characters; of a longer one the first 70 % and the last 20 % of this stay.
 const MAX_SOUL_CHARS: usize = 20_000;

@@ -63,12 +63,7 @@ pub(super) fn list(home: &Path) -> io::Result<Vec<(DocumentPath, Stamp)>> {
     Ok(found)
 }
 
-fn visit(
-    home: &Path,
-    name: &str,
-    found: &mut Vec<(DocumentPath, Stamp)>,
-    folders: &mut Vec<String>,
-) -> io::Result<()> {
+fn visit(home: &Path, name: &str, found: &mut Vec<(DocumentPath, Stamp)>, folders: &mut Vec<String>) -> io::Result<()> {
     let Some(path) = DocumentPath::parse(name).or_else(|| DocumentPath::parse(&format!("{name}/x"))) else {
         return Ok(());
     };
@@ -200,8 +195,16 @@ mod tests {
             fs::create_dir_all(at(name)).expect("mkdir");
         }
         for name in [
-            "SOUL.md", ".env", "memories/MEMORY.md", "memories/notes.txt", "skills/a/SKILL.md", "skills/.usage.json",
-            "skills/a/references/r.md", "skills/.archive/b/SKILL.md", "workspace/w", "memories/MEMORY.md.conflict-1",
+            "SOUL.md",
+            ".env",
+            "memories/MEMORY.md",
+            "memories/notes.txt",
+            "skills/a/SKILL.md",
+            "skills/.usage.json",
+            "skills/a/references/r.md",
+            "skills/.archive/b/SKILL.md",
+            "workspace/w",
+            "memories/MEMORY.md.conflict-1",
         ] {
             fs::write(at(name), name).expect("write");
         }

@@ -68,7 +68,9 @@ mod tests {
 
     #[test]
     fn accepts_the_documents_of_a_home() {
-        for text in ["SOUL.md", "memories/MEMORY.md", "memories/ü.md", "skills/a/SKILL.md", "skills/c/a/references/x.py"] {
+        for text in
+            ["SOUL.md", "memories/MEMORY.md", "memories/ü.md", "skills/a/SKILL.md", "skills/c/a/references/x.py"]
+        {
             assert_eq!(DocumentPath::parse(text).expect(text).as_str(), text);
         }
     }
@@ -78,11 +80,40 @@ mod tests {
         let long = format!("skills/{}", "a".repeat(201));
         let deep = format!("skills/{}", ["a"; 10].join("/"));
         for text in [
-            "", ".", "..", "/", "/etc/passwd", "SOUL.md/", "/SOUL.md", "../SOUL.md", "soul.md", ".env", "auth.json",
-            "memories", "memories/", "memories/.md", "memories/a", "memories/a/b.md", "memories/../SOUL.md", "skills",
-            "skills/", "skills/..", "skills/../.env", "skills/a/../../x", "skills//a", "skills/./a", "skills/.usage.json",
-            "skills/a\0b", "skills/a\nb", "skills\\a", "skills/a\\..\\b", "workspace/x", "SOUL.md.conflict-1",
-            "skills/a/SKILL.md.conflict-12", &long, &deep,
+            "",
+            ".",
+            "..",
+            "/",
+            "/etc/passwd",
+            "SOUL.md/",
+            "/SOUL.md",
+            "../SOUL.md",
+            "soul.md",
+            ".env",
+            "auth.json",
+            "memories",
+            "memories/",
+            "memories/.md",
+            "memories/a",
+            "memories/a/b.md",
+            "memories/../SOUL.md",
+            "skills",
+            "skills/",
+            "skills/..",
+            "skills/../.env",
+            "skills/a/../../x",
+            "skills//a",
+            "skills/./a",
+            "skills/.usage.json",
+            "skills/a\0b",
+            "skills/a\nb",
+            "skills\\a",
+            "skills/a\\..\\b",
+            "workspace/x",
+            "SOUL.md.conflict-1",
+            "skills/a/SKILL.md.conflict-12",
+            &long,
+            &deep,
         ] {
             assert!(DocumentPath::parse(text).is_none(), "{text:?}");
         }

@@ -89,7 +89,15 @@ pub(super) async fn run(
     turn: TurnRef,
     cancel: CancellationToken,
 ) -> Ended {
-    let span = tracing::info_span!("turn", session = turn.session_id, turn = turn.seq, epoch = turn.epoch, attempt = assignment.attempt, otel.kind = "consumer", outcome = tracing::field::Empty);
+    let span = tracing::info_span!(
+        "turn",
+        session = turn.session_id,
+        turn = turn.seq,
+        epoch = turn.epoch,
+        attempt = assignment.attempt,
+        otel.kind = "consumer",
+        outcome = tracing::field::Empty
+    );
     telemetry::adopt(&span, &assignment.traceparent);
     let recorded = span.clone();
     let flow = async move {
@@ -206,8 +214,7 @@ async fn conversation(
     };
     let revision = assignment.profile.as_ref().map_or(0, |profile| profile.revision);
     let basis = Basis { generation: shared.documents.generation(), revision };
-    let prompt =
-        shared.prompts.of_session(turn.session_id, basis, shared.documents.home(), (shared.today)()).await;
+    let prompt = shared.prompts.of_session(turn.session_id, basis, shared.documents.home(), (shared.today)()).await;
     let system = prompt.assemble(&caller, input.source.as_ref());
     let mut messages = Vec::with_capacity(history.len() + 2);
     messages.push(Message { role: ModelRole::System, text: system.into() });

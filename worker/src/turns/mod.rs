@@ -104,14 +104,22 @@ impl Turns {
                 return Started::Accepted;
             }
             if running.turn.epoch >= turn.epoch {
-                tracing::warn!(session = turn.session_id, epoch = turn.epoch, "an assignment older than the running turn is ignored");
+                tracing::warn!(
+                    session = turn.session_id,
+                    epoch = turn.epoch,
+                    "an assignment older than the running turn is ignored"
+                );
                 return Started::Ignored;
             }
             // The control plane has given the session out anew: what runs here cannot be written any more.
             self.drop_session(turn.session_id);
         }
         if self.running.len() >= self.slots {
-            tracing::warn!(session = turn.session_id, slots = self.slots, "an assignment without a free slot is ignored");
+            tracing::warn!(
+                session = turn.session_id,
+                slots = self.slots,
+                "an assignment without a free slot is ignored"
+            );
             return Started::Ignored;
         }
         let cancel = CancellationToken::new();
@@ -174,7 +182,9 @@ impl Turns {
                 let Said { input, reply, history_bytes } = said;
                 self.shared.transcripts.record(turn.session_id, turn.seq, input, reply, history_bytes);
             }
-            _ if !stored => tracing::info!(session = turn.session_id, turn = turn.seq, epoch = turn.epoch, "a report came too late"),
+            _ if !stored => {
+                tracing::info!(session = turn.session_id, turn = turn.seq, epoch = turn.epoch, "a report came too late")
+            }
             _ => {}
         }
     }
