@@ -218,7 +218,7 @@ impl Fake {
             .client_ca_root(Certificate::from_pem(authority.pem()))
             .client_auth_optional(true);
 
-        let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap().with_nodelay(Some(true));
         let address = incoming.local_addr().unwrap();
         let authority_text = URL_SAFE_NO_PAD.encode(authority.der());
         let join_token = format!("hermes-join.v1.{}.{authority_text}", URL_SAFE_NO_PAD.encode([42_u8; 32]));
