@@ -47,7 +47,7 @@ pub async fn run_process(config: Config) -> ExitCode {
             ExitCode::FAILURE
         }
     };
-    telemetry.shutdown();
+    telemetry.shutdown().await;
     code
 }
 
@@ -104,7 +104,7 @@ async fn joined(identity: &Identity) -> anyhow::Result<String> {
     let mut most = Duration::from_millis(200);
     loop {
         match identity.connect().await {
-            Ok((_, agent)) => return Ok(agent),
+            Ok(connected) => return Ok(connected.agent),
             Err(error) if error.is_final() => return Err(error).context("join the control plane"),
             Err(error) => tracing::warn!(error = chain(&error), "not joined yet"),
         }

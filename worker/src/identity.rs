@@ -5,6 +5,7 @@
 //! join token, and a certificate is renewed after half of its life, so a worker that can reach the control plane never
 //! needs its join token twice. It does not decide when to reconnect.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -80,6 +81,19 @@ struct Credential {
     agent: String,
     renew: Instant,
     expires: Instant,
+    /// Tells credentials of this process apart.
+    serial: u64,
+}
+
+/// A connection and as whom it was made.
+#[derive(Debug)]
+pub struct Connected {
+    /// The mutual-TLS connection.
+    pub channel: Channel,
+    /// The agent this worker serves.
+    pub agent: String,
+    /// The credential it was made with, for [`Identity::forget`].
+    pub credential: u64,
 }
 
 /// This worker's identity.
@@ -89,32 +103,36 @@ pub struct Identity {
     /// Wall time, to read the answer's expiry; timeouts run on the monotonic clock.
     now: fn() -> jiff::Timestamp,
     current: Mutex<Option<Credential>>,
+    serial: AtomicU64,
 }
 
 impl Identity {
     /// Nothing is read or called yet.
     pub fn new(server: String, join: JoinSource, now: fn() -> jiff::Timestamp) -> Self {
-        Self { server, join, now, current: Mutex::new(None) }
+        Self { server, join, now, current: Mutex::new(None), serial: AtomicU64::new(0) }
     }
 
-    /// A mutual-TLS connection to the control plane and the agent this worker serves; joins first where no valid
-    /// certificate is at hand.
+    /// A mutual-TLS connection to the control plane; joins first where no valid certificate is at hand.
     ///
     /// # Errors
     /// [`Error`]; nothing was changed unless a certificate was issued, and a used-up join token then stays used up.
-    pub async fn connect(&self) -> Result<(Channel, String), Error> {
+    pub async fn connect(&self) -> Result<Connected, Error> {
         let held = self.credential().filter(|credential| Instant::now() + EXPIRY_MARGIN < credential.expires);
         let credential = match held {
             Some(credential) => credential,
             None => self.join().await?,
         };
         let channel = self.dial(&credential.authority_pem, Some(credential.identity)).await?;
-        Ok((channel, credential.agent))
+        Ok(Connected { channel, agent: credential.agent, credential: credential.serial })
     }
 
-    /// Forgets the certificate, so that the next connection joins anew (the control plane refused the present one).
-    pub fn forget(&self) {
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Forgets a credential that the control plane refused, so that the next connection joins anew. One that was
+    /// renewed meanwhile stays: only its predecessor was refused.
+    pub fn forget(&self, credential: u64) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().is_some_and(|present| present.serial == credential) {
+            *current = None;
+        }
     }
 
     /// When the certificate should be renewed; `None` before the first join.
@@ -122,14 +140,20 @@ impl Identity {
         self.credential().map(|credential| credential.renew)
     }
 
-    /// Buys the next certificate with the present one; the next connection uses it.
+    /// When the certificate ends; `None` before the first join.
+    pub fn expires_at(&self) -> Option<Instant> {
+        self.credential().map(|credential| credential.expires)
+    }
+
+    /// Buys the next certificate with the present one and answers a connection made with it: the control plane looks at
+    /// a certificate's end with every call, so calls should move there.
     ///
     /// # Errors
     /// [`Error::Unreachable`] or [`Error::Certificate`]; the present certificate stays in use, and the next attempt is
     /// due after a tenth of the life that is left.
-    pub async fn renew(&self, channel: Channel) -> Result<(), Error> {
+    pub async fn renew(&self, channel: Channel) -> Result<Channel, Error> {
         let Some(present) = self.credential() else {
-            return Ok(());
+            return Ok(channel);
         };
         let retry =
             Instant::now() + (present.expires.saturating_duration_since(Instant::now()) / 10).max(EXPIRY_MARGIN);
@@ -139,7 +163,8 @@ impl Identity {
             Err(error) => (Credential { renew: retry, ..present }, Err(error)),
         };
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(next);
-        answer
+        answer?;
+        Ok(self.connect().await?.channel)
     }
 
     async fn renewed(&self, channel: Channel, agent: String) -> Result<Credential, Error> {
@@ -196,6 +221,7 @@ impl Identity {
             agent,
             renew: now + life / 2,
             expires: now + life,
+            serial: self.serial.fetch_add(1, Ordering::Relaxed),
         })
     }
 

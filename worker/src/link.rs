@@ -114,8 +114,12 @@ impl Link {
     /// [`Error`], when coming back cannot help. Turns that still run are left to other workers.
     pub async fn run(mut self) -> Result<(), Error> {
         loop {
+            let mut credential = None;
             let end = match self.identity.connect().await {
-                Ok((channel, _)) => self.attached(channel).await,
+                Ok(connected) => {
+                    credential = Some(connected.credential);
+                    self.attached(connected.channel).await
+                }
                 Err(error) if error.is_final() => return Err(Error::Identity(error)),
                 Err(error) => End::Lost { reason: chain(&error), at_once: false },
             };
@@ -127,8 +131,8 @@ impl Link {
                 End::Closed => return Ok(()),
                 End::Refused(reason) => return Err(Error::Refused(reason)),
                 End::NotTrusted(reason) => {
-                    tracing::warn!(reason, "the certificate is not accepted; joining again");
-                    self.identity.forget();
+                    tracing::warn!(reason, "the certificate is not accepted (any more)");
+                    credential.into_iter().for_each(|credential| self.identity.forget(credential));
                     false
                 }
                 End::Lost { reason, at_once } => {
@@ -194,10 +198,10 @@ impl Link {
             connection.outbound = Some(stream.outbound.clone());
             hold(connection, registered, lease);
         });
-        self.serve(stream, inbound, &channel).await
+        self.serve(stream, inbound).await
     }
 
-    async fn serve(&mut self, mut stream: Stream, mut inbound: Streaming<ControlMessage>, channel: &Channel) -> End {
+    async fn serve(&mut self, mut stream: Stream, mut inbound: Streaming<ControlMessage>) -> End {
         let mut beats = tokio::time::interval(stream.heartbeat);
         beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         beats.reset();
@@ -208,6 +212,7 @@ impl Link {
             }
             // The clone ends with this round, so that closing finds the only sender in `stream`.
             let outbound = stream.outbound.clone();
+            let expires = identity.expires_at();
             let renew = identity.renew_at().filter(|_| self.background.is_empty());
             tokio::select! {
                 permit = outbound.reserve(), if !stream.waiting.is_empty() => match (permit, stream.waiting.pop_front()) {
@@ -235,7 +240,8 @@ impl Link {
                     self.turns.drop_running();
                     break;
                 }
-                () = sleep_until(renew), if renew.is_some() => self.renew(channel.clone()),
+                () = sleep_until(expires) => return lost("the certificate has expired"),
+                () = sleep_until(renew), if renew.is_some() => self.renew(),
                 Some(ended) = self.background.join_next(), if !self.background.is_empty() => {
                     if let Err(error) = ended {
                         tracing::error!(%error, "a background task panicked");
@@ -335,11 +341,22 @@ impl Link {
         });
     }
 
-    fn renew(&mut self, channel: Channel) {
-        let identity = Arc::clone(&self.identity);
+    /// Renews the certificate; new calls move to a connection made with it, the stream stays where it is until it ends.
+    fn renew(&mut self) {
+        let Some(channel) = self.published.borrow().channel.clone() else {
+            return;
+        };
+        let (identity, published) = (Arc::clone(&self.identity), self.published.clone());
         self.background.spawn(async move {
             match identity.renew(channel).await {
-                Ok(()) => tracing::debug!("certificate renewed"),
+                Ok(channel) => {
+                    tracing::debug!("certificate renewed");
+                    published.send_modify(|connection| {
+                        if connection.channel.is_some() {
+                            connection.channel = Some(channel);
+                        }
+                    });
+                }
                 Err(error) => tracing::warn!(error = chain(&error), "the certificate is not renewed yet"),
             }
         });

@@ -13,6 +13,7 @@ use opentelemetry_otlp::WithExportConfig as _;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
@@ -36,7 +37,7 @@ impl Telemetry {
     pub fn start(format: LogFormat, otlp_endpoint: Option<&str>) -> anyhow::Result<Self> {
         let provider = otlp_endpoint.map(exporter).transpose()?;
         let traces = provider.as_ref().map(|provider| {
-            let only_ours = tracing_subscriber::filter::filter_fn(|meta| meta.target().starts_with("hermes_worker"));
+            let only_ours = Targets::new().with_target("hermes_worker", tracing::Level::INFO);
             tracing_opentelemetry::layer().with_tracer(provider.tracer("hermes-worker")).with_filter(only_ours)
         });
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
@@ -49,10 +50,11 @@ impl Telemetry {
         Ok(Self { provider })
     }
 
-    /// Sends what is left, for at most a second.
-    pub fn shutdown(self) {
+    /// Sends what is left, for at most a second. The exporter's connection lives on this runtime, so it must go on
+    /// while the exporter's thread is waited for.
+    pub async fn shutdown(self) {
         if let Some(provider) = self.provider
-            && let Err(error) = provider.shutdown_with_timeout(FLUSH)
+            && let Ok(Err(error)) = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FLUSH)).await
         {
             tracing::debug!(%error, "the last spans were not exported");
         }

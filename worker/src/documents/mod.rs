@@ -61,6 +61,14 @@ struct Edit {
     sha256: String,
 }
 
+/// What one look at the files found.
+#[derive(Default)]
+struct Look {
+    edits: Vec<Edit>,
+    /// Files equal to the ledger, with their present stamp.
+    unchanged: Vec<(DocumentPath, files::Stamp)>,
+}
+
 /// What everyone may read without waiting for a sync.
 #[derive(Debug, Default)]
 struct View {
@@ -219,6 +227,11 @@ impl Documents {
             tracing::warn!(path = ?document.path.chars().take(120).collect::<String>(), "a document outside the home's documents is refused");
             return Ok(());
         };
+        let agreed = state.ledger.documents.get(path.as_str());
+        if agreed.is_some_and(|entry| entry.version == document.version && entry.deleted == document.deleted) {
+            // Nothing new: what the file says now is either that version or an edit that starts from it.
+            return Ok(());
+        }
         let sha256 = if document.deleted { String::new() } else { digest(&body) };
         if !document.deleted && !document.sha256.is_empty() && hex::encode(&document.sha256) != sha256 {
             return Err(malformed("a document's content does not match its digest").into());
@@ -268,8 +281,8 @@ impl Documents {
         // A copy, because a cancelled turn may drop this future while the look still runs.
         let entries = state.ledger.documents.clone();
         let looked = tokio::task::spawn_blocking(move || look(&home, &entries)).await;
-        let (edits, seen) = looked.map_err(io::Error::other)??;
-        for (path, stamp) in seen {
+        let Look { edits, unchanged } = looked.map_err(io::Error::other)??;
+        for (path, stamp) in unchanged {
             if let Some(entry) = state.ledger.documents.get_mut(path.as_str()) {
                 entry.stamp = Some(stamp);
             }
@@ -325,11 +338,8 @@ impl Documents {
 }
 
 /// Finds edits (with content) and unchanged files (with their new stamp). Blocks.
-fn look(
-    home: &Path,
-    entries: &std::collections::BTreeMap<String, Entry>,
-) -> io::Result<(Vec<Edit>, Vec<(DocumentPath, files::Stamp)>)> {
-    let (mut edits, mut seen) = (Vec::new(), Vec::new());
+fn look(home: &Path, entries: &std::collections::BTreeMap<String, Entry>) -> io::Result<Look> {
+    let mut look = Look::default();
     let mut there = std::collections::HashSet::new();
     for (path, stamp) in files::list(home)? {
         let entry = entries.get(path.as_str());
@@ -342,9 +352,9 @@ fn look(
         };
         let sha256 = digest(&body);
         if entry.is_some_and(|entry| !entry.deleted && entry.sha256 == sha256) {
-            seen.push((path, stamp));
+            look.unchanged.push((path, stamp));
         } else if !is_starter(&path, &body) {
-            edits.push(Edit { path, body: Some(body), sha256 });
+            look.edits.push(Edit { path, body: Some(body), sha256 });
         }
     }
     for (name, entry) in entries.iter().filter(|(name, entry)| !entry.deleted && !there.contains(*name)) {
@@ -354,10 +364,10 @@ fn look(
             && entry.version > 0
             && let Some(path) = DocumentPath::parse(name)
         {
-            edits.push(Edit { path, body: None, sha256: String::new() });
+            look.edits.push(Edit { path, body: None, sha256: String::new() });
         }
     }
-    Ok((edits, seen))
+    Ok(look)
 }
 
 /// The SOUL that every new home begins with is nobody's edit.

@@ -1,0 +1,467 @@
+//! A control plane for one agent that behaves like the real one at the wire: mutual TLS with its own authority, join
+//! tokens with a number of uses, compare-and-swap documents, and streams that the test itself answers.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hermes_proto::v1::identity_service_server::{IdentityService, IdentityServiceServer};
+use hermes_proto::v1::model_service_server::{ModelService, ModelServiceServer};
+use hermes_proto::v1::worker_service_server::{WorkerService, WorkerServiceServer};
+use hermes_proto::v1::*;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tonic::{Request, Response, Status, Streaming};
+
+pub(crate) const AGENT: &str = "coder";
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Waits for something that must happen.
+pub(crate) async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, event).await.unwrap_or_else(|_| panic!("{what} did not happen"))
+}
+
+/// A document as stored; `None` is deleted.
+type Stored = (u64, Option<Vec<u8>>);
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) joins_left: Mutex<u32>,
+    pub(crate) joins: Mutex<u32>,
+    pub(crate) renewals: Mutex<u32>,
+    pub(crate) refuse_renewals: Mutex<bool>,
+    /// Certificates in the order they were issued, and how many of the first ones are refused.
+    issued: Mutex<Vec<Vec<u8>>>,
+    pub(crate) refuse_first: Mutex<usize>,
+    pub(crate) certificate_life: Mutex<Duration>,
+    pub(crate) documents: Mutex<BTreeMap<String, Stored>>,
+    pub(crate) home_version: Mutex<u64>,
+    /// Sent with every fetch, whatever their paths.
+    pub(crate) hostile: Mutex<Vec<(String, Vec<u8>)>>,
+    pub(crate) transcript: Mutex<Vec<(u64, TranscriptRole, String)>>,
+    pub(crate) transcript_fetches: Mutex<Vec<u64>>,
+    pub(crate) home_fetches: Mutex<u32>,
+}
+
+impl State {
+    /// Stores a document as another worker or a person would.
+    pub(crate) fn put(&self, path: &str, body: Option<&str>) -> u64 {
+        let mut home_version = self.home_version.lock().unwrap();
+        *home_version += 1;
+        let mut documents = self.documents.lock().unwrap();
+        let entry = documents.entry(path.to_owned()).or_insert((0, None));
+        *entry = (entry.0 + 1, body.map(|body| body.as_bytes().to_vec()));
+        *home_version
+    }
+
+    pub(crate) fn document(&self, path: &str) -> Option<(u64, Option<String>)> {
+        let documents = self.documents.lock().unwrap();
+        let (version, body) = documents.get(path)?;
+        Some((*version, body.as_ref().map(|body| String::from_utf8(body.clone()).unwrap())))
+    }
+}
+
+/// One model call as the test sees it.
+pub(crate) struct ModelCall {
+    pub(crate) header: GenerateHeader,
+    /// Chunks already joined.
+    pub(crate) messages: Vec<(ModelRole, String)>,
+    pub(crate) chunks: usize,
+    pub(crate) events: mpsc::Sender<Result<GenerateEvent, Status>>,
+}
+
+impl ModelCall {
+    pub(crate) async fn say(&self, text: &str) {
+        self.send(generate_event::Event::TextDelta(text.to_owned())).await;
+    }
+
+    pub(crate) async fn done(self) {
+        let usage = Some(Usage { input_tokens: 3, output_tokens: 5, model: "fake/model".into(), ..Usage::default() });
+        self.send(generate_event::Event::Done(GenerateDone { usage, finish_reason: "stop".into() })).await;
+    }
+
+    pub(crate) async fn fail(self, sentence: &str) {
+        let failed = GenerateFailed { message: sentence.to_owned(), reason: "unavailable".into() };
+        self.send(generate_event::Event::Failed(failed)).await;
+    }
+
+    pub(crate) async fn send(&self, event: generate_event::Event) {
+        self.events.send(Ok(GenerateEvent { event: Some(event) })).await.expect("the worker reads");
+    }
+}
+
+/// One worker's stream; the test plays the control plane on it.
+pub(crate) struct Attached {
+    pub(crate) from_worker: Streaming<WorkerMessage>,
+    pub(crate) to_worker: mpsc::Sender<Result<ControlMessage, Status>>,
+}
+
+impl Attached {
+    /// The next message that is neither a heartbeat (answered here) nor progress.
+    pub(crate) async fn next(&mut self) -> worker_message::Message {
+        loop {
+            match self.next_any().await {
+                worker_message::Message::Heartbeat(beat) => {
+                    let ack = HeartbeatAck { sequence: beat.sequence, lease_lost: false };
+                    self.send(control_message::Message::HeartbeatAck(ack)).await;
+                }
+                worker_message::Message::Progress(_) => {}
+                other => return other,
+            }
+        }
+    }
+
+    pub(crate) async fn next_any(&mut self) -> worker_message::Message {
+        let message = soon("a message of the worker", self.from_worker.message()).await.expect("stream");
+        message.expect("the worker ended the stream").message.expect("a known message")
+    }
+
+    /// Whether the worker ended its side.
+    pub(crate) async fn ended(&mut self) -> bool {
+        soon("the end of the stream", self.from_worker.message()).await.is_ok_and(|message| message.is_none())
+    }
+
+    pub(crate) async fn send(&self, message: control_message::Message) {
+        let message = ControlMessage { message: Some(message) };
+        self.to_worker.send(Ok(message)).await.expect("the worker reads");
+    }
+
+    pub(crate) async fn register(&mut self) -> Register {
+        match self.next().await {
+            worker_message::Message::Register(register) => register,
+            other => panic!("the first message is {other:?}"),
+        }
+    }
+
+    /// Register and Welcome, with a lease that no test outlives.
+    pub(crate) async fn welcome(&mut self) -> Register {
+        self.welcome_with(1_000, 60_000).await
+    }
+
+    pub(crate) async fn welcome_with(&mut self, heartbeat_ms: u32, lease_ms: u32) -> Register {
+        let register = self.register().await;
+        let welcome = Welcome { worker_id: 7, heartbeat_ms, lease_ms, agent: AGENT.into() };
+        self.send(control_message::Message::Welcome(welcome)).await;
+        register
+    }
+
+    pub(crate) async fn assign(&mut self, assignment: Assignment) {
+        let turn = assignment.turn;
+        self.send(control_message::Message::Assignment(assignment)).await;
+        match self.next().await {
+            worker_message::Message::Accepted(accepted) => assert_eq!(accepted.turn, turn),
+            other => panic!("expected Accepted, got {other:?}"),
+        }
+    }
+
+    pub(crate) async fn completed(&mut self) -> Completed {
+        match self.next().await {
+            worker_message::Message::Completed(completed) => completed,
+            other => panic!("expected Completed, got {other:?}"),
+        }
+    }
+
+    pub(crate) async fn acknowledge(&self, completed: &Completed) {
+        let ack = CompletedAck { turn: completed.turn, stored: true };
+        self.send(control_message::Message::CompletedAck(ack)).await;
+    }
+}
+
+pub(crate) fn turn(session_id: u64, seq: u64, epoch: u64) -> TurnRef {
+    TurnRef { session_id, seq, epoch }
+}
+
+pub(crate) fn assignment(turn: TurnRef, input: &str) -> Assignment {
+    Assignment {
+        turn: Some(turn),
+        profile: Some(ProfileRevision { revision: 1, ..ProfileRevision::default() }),
+        input: input.as_bytes().to_vec(),
+        transcript_version: turn.seq - 1,
+        attempt: 1,
+        history_bytes: 100_000,
+        ..Assignment::default()
+    }
+}
+
+pub(crate) fn says(text: &str) -> String {
+    format!("{{\"text\":{text:?}}}")
+}
+
+pub(crate) struct Fake {
+    pub(crate) state: Arc<State>,
+    pub(crate) url: String,
+    pub(crate) join_token: String,
+    attached: mpsc::Receiver<Attached>,
+    calls: mpsc::Receiver<ModelCall>,
+    _server: JoinSet<()>,
+}
+
+impl Fake {
+    pub(crate) async fn start() -> Self {
+        // Several tests of one process get here; the first one installs it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let authority = rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let names = rcgen::CertificateParams::new(vec!["hermes-control-plane".to_owned()]).unwrap();
+        let certificate = names.signed_by(&key, &authority).unwrap();
+        let tls = ServerTlsConfig::new()
+            .identity(Identity::from_pem(certificate.pem(), key.serialize_pem()))
+            .client_ca_root(Certificate::from_pem(authority.pem()))
+            .client_auth_optional(true);
+
+        let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap().with_nodelay(Some(true));
+        let address = incoming.local_addr().unwrap();
+        let authority_text = URL_SAFE_NO_PAD.encode(authority.der());
+        let join_token = format!("hermes-join.v1.{}.{authority_text}", URL_SAFE_NO_PAD.encode([42_u8; 32]));
+        let state = Arc::new(State::default());
+        *state.joins_left.lock().unwrap() = 1;
+        *state.certificate_life.lock().unwrap() = Duration::from_secs(3600);
+        let (attached_tx, attached) = mpsc::channel(8);
+        let (calls_tx, calls) = mpsc::channel(8);
+        let service = Service {
+            state: Arc::clone(&state),
+            authority: Arc::new(authority),
+            join_token: join_token.clone(),
+            attached: attached_tx,
+            calls: calls_tx,
+        };
+        let server = Server::builder()
+            .tls_config(tls)
+            .unwrap()
+            .add_service(IdentityServiceServer::new(service.clone()))
+            .add_service(ModelServiceServer::new(service.clone()))
+            .add_service(WorkerServiceServer::new(service));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { server.serve_with_incoming(incoming).await.expect("the fake serves") });
+        Self { state, url: format!("https://{address}"), join_token, attached, calls, _server: tasks }
+    }
+
+    pub(crate) async fn attached(&mut self) -> Attached {
+        soon("an Attach call", self.attached.recv()).await.expect("the fake runs")
+    }
+
+    pub(crate) async fn call(&mut self) -> ModelCall {
+        soon("a Generate call", self.calls.recv()).await.expect("the fake runs")
+    }
+
+    /// Whether a model call is there already.
+    pub(crate) fn no_call(&mut self) -> bool {
+        self.calls.try_recv().is_err()
+    }
+}
+
+#[derive(Clone)]
+struct Service {
+    state: Arc<State>,
+    authority: Arc<rcgen::CertifiedIssuer<'static, rcgen::KeyPair>>,
+    join_token: String,
+    attached: mpsc::Sender<Attached>,
+    calls: mpsc::Sender<ModelCall>,
+}
+
+type Answers<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Send>>;
+
+fn answers<T: Send + 'static>(items: Vec<T>) -> Response<Answers<T>> {
+    Response::new(Box::pin(tokio_stream::iter(items.into_iter().map(Ok))))
+}
+
+impl Service {
+    fn certified<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let certificates = request.peer_certs().unwrap_or_default();
+        let Some(certificate) = certificates.first() else {
+            return Err(Status::unauthenticated("a worker certificate is needed"));
+        };
+        let refused = *self.state.refuse_first.lock().unwrap();
+        match self.state.issued.lock().unwrap().iter().position(|issued| issued == certificate.as_ref()) {
+            Some(index) if index >= refused => Ok(()),
+            _ => Err(Status::unauthenticated("the certificate has expired")),
+        }
+    }
+
+    fn sign(&self, csr_der: Vec<u8>) -> Result<(Vec<u8>, i64), Status> {
+        let mut csr = rcgen::CertificateSigningRequestParams::from_der(&csr_der.into())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        csr.params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = csr.signed_by(&self.authority).map_err(|error| Status::internal(error.to_string()))?;
+        self.state.issued.lock().unwrap().push(certificate.der().to_vec());
+        let life = *self.state.certificate_life.lock().unwrap();
+        let expires = jiff::Timestamp::now() + life;
+        Ok((certificate.der().to_vec(), expires.as_millisecond()))
+    }
+}
+
+#[tonic::async_trait]
+impl IdentityService for Service {
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        assert!(request.peer_certs().is_none_or(|certificates| certificates.is_empty()), "Join needs no certificate");
+        let request = request.into_inner();
+        if request.token != self.join_token {
+            return Err(Status::unauthenticated("unknown join token"));
+        }
+        {
+            let mut left = self.state.joins_left.lock().unwrap();
+            *left = left.checked_sub(1).ok_or_else(|| Status::unauthenticated("the join token is used up"))?;
+        }
+        *self.state.joins.lock().unwrap() += 1;
+        let (certificate_der, expires_at_ms) = self.sign(request.csr_der)?;
+        let ca_der = self.authority.der().to_vec();
+        Ok(Response::new(JoinResponse { certificate_der, ca_der, agent: AGENT.into(), expires_at_ms }))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
+        self.certified(&request)?;
+        if *self.state.refuse_renewals.lock().unwrap() {
+            return Err(Status::unavailable("not now"));
+        }
+        *self.state.renewals.lock().unwrap() += 1;
+        let (certificate_der, expires_at_ms) = self.sign(request.into_inner().csr_der)?;
+        let ca_der = self.authority.der().to_vec();
+        Ok(Response::new(RenewResponse { certificate_der, ca_der, expires_at_ms }))
+    }
+
+    async fn create_token(&self, _: Request<CreateTokenRequest>) -> Result<Response<CreateTokenResponse>, Status> {
+        Err(Status::permission_denied("not on this listener"))
+    }
+
+    async fn list_tokens(&self, _: Request<ListTokensRequest>) -> Result<Response<ListTokensResponse>, Status> {
+        Err(Status::permission_denied("not on this listener"))
+    }
+
+    async fn revoke_token(&self, _: Request<RevokeTokenRequest>) -> Result<Response<RevokeTokenResponse>, Status> {
+        Err(Status::permission_denied("not on this listener"))
+    }
+}
+
+#[tonic::async_trait]
+impl ModelService for Service {
+    type GenerateStream = ReceiverStream<Result<GenerateEvent, Status>>;
+
+    async fn generate(
+        &self,
+        request: Request<Streaming<GenerateRequest>>,
+    ) -> Result<Response<Self::GenerateStream>, Status> {
+        self.certified(&request)?;
+        let mut parts = request.into_inner();
+        let first = parts.message().await?.and_then(|request| request.part);
+        let Some(generate_request::Part::Header(header)) = first else {
+            return Err(Status::invalid_argument("the first part is not the header"));
+        };
+        let (mut messages, mut chunks, mut open) = (Vec::<(ModelRole, String)>::new(), 0, false);
+        while let Some(request) = parts.message().await? {
+            let Some(generate_request::Part::Message(message)) = request.part else {
+                return Err(Status::invalid_argument("a second header"));
+            };
+            assert!(message.text.len() <= hermes_proto::CHUNK_BYTES);
+            chunks += 1;
+            match messages.last_mut() {
+                Some((role, text)) if open => {
+                    assert_eq!(*role, message.role());
+                    text.push_str(&message.text);
+                }
+                _ => messages.push((message.role(), message.text.clone())),
+            }
+            open = message.more;
+        }
+        assert!(!open, "the last message is unfinished");
+        let (events, stream) = mpsc::channel(16);
+        let call = ModelCall { header, messages, chunks, events };
+        self.calls.send(call).await.map_err(|_| Status::unavailable("the test is over"))?;
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+#[tonic::async_trait]
+impl WorkerService for Service {
+    type AttachStream = ReceiverStream<Result<ControlMessage, Status>>;
+    type FetchTranscriptStream = Answers<TranscriptChunk>;
+    type FetchHomeStream = Answers<HomeChunk>;
+
+    async fn attach(&self, request: Request<Streaming<WorkerMessage>>) -> Result<Response<Self::AttachStream>, Status> {
+        self.certified(&request)?;
+        let (to_worker, stream) = mpsc::channel(16);
+        let attached = Attached { from_worker: request.into_inner(), to_worker };
+        self.attached.send(attached).await.map_err(|_| Status::unavailable("the test is over"))?;
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn fetch_transcript(
+        &self,
+        request: Request<FetchTranscriptRequest>,
+    ) -> Result<Response<Self::FetchTranscriptStream>, Status> {
+        self.certified(&request)?;
+        let after_seq = request.into_inner().after_seq;
+        self.state.transcript_fetches.lock().unwrap().push(after_seq);
+        let mut chunks = Vec::new();
+        for (seq, role, text) in self.state.transcript.lock().unwrap().iter().filter(|(seq, ..)| *seq > after_seq) {
+            let pieces: Vec<&[u8]> = text.as_bytes().chunks(hermes_proto::CHUNK_BYTES).collect();
+            for (index, piece) in pieces.iter().enumerate() {
+                let more = index + 1 < pieces.len();
+                chunks.push(TranscriptChunk { seq: *seq, role: (*role).into(), text: piece.to_vec(), more });
+            }
+        }
+        Ok(answers(chunks))
+    }
+
+    async fn fetch_home(&self, request: Request<FetchHomeRequest>) -> Result<Response<Self::FetchHomeStream>, Status> {
+        self.certified(&request)?;
+        *self.state.home_fetches.lock().unwrap() += 1;
+        let have: BTreeMap<String, u64> =
+            request.into_inner().have.into_iter().map(|document| (document.path, document.version)).collect();
+        let (mut manifest, mut bodies) = (Vec::new(), Vec::new());
+        let documents = self.state.documents.lock().unwrap();
+        let hostile = self.state.hostile.lock().unwrap();
+        let hostile = hostile.iter().map(|(path, body)| (path.clone(), (1, Some(body.clone()))));
+        for (path, (version, body)) in documents.clone().into_iter().chain(hostile) {
+            let known = have.get(&path) == Some(&version);
+            let sha256 = body.as_ref().map(|body| Sha256::digest(body).to_vec()).unwrap_or_default();
+            let document = DocumentVersion { path, version, sha256, deleted: body.is_none() };
+            manifest.push(document.clone());
+            if let Some(body) = body.filter(|_| !known) {
+                bodies.push(home_chunk::Chunk::Document(document));
+                bodies.extend(
+                    body.chunks(hermes_proto::CHUNK_BYTES).map(|piece| home_chunk::Chunk::Body(piece.to_vec())),
+                );
+            }
+        }
+        let home_version = *self.state.home_version.lock().unwrap();
+        let manifest = HomeManifest { home_version, documents: manifest, more: false };
+        let chunks = std::iter::once(home_chunk::Chunk::Manifest(manifest)).chain(bodies);
+        Ok(answers(chunks.map(|chunk| HomeChunk { chunk: Some(chunk) }).collect()))
+    }
+
+    async fn push_document(
+        &self,
+        request: Request<Streaming<PushDocumentRequest>>,
+    ) -> Result<Response<PushDocumentResponse>, Status> {
+        self.certified(&request)?;
+        let mut parts = request.into_inner();
+        let (mut header, mut body) = (None, Vec::new());
+        while let Some(part) = parts.message().await? {
+            match part.part {
+                Some(push_document_request::Part::Header(first)) if header.is_none() => header = Some(first),
+                Some(push_document_request::Part::Body(piece)) => body.extend(piece),
+                _ => return Err(Status::invalid_argument("not a header and bodies")),
+            }
+        }
+        let header = header.ok_or_else(|| Status::invalid_argument("no header"))?;
+        let mut home_version = self.state.home_version.lock().unwrap();
+        let mut documents = self.state.documents.lock().unwrap();
+        let current = documents.get(&header.path).map_or(0, |(version, _)| *version);
+        let stored = current == header.base_version;
+        if stored {
+            *home_version += 1;
+            documents.insert(header.path, (current + 1, (!header.deleted).then_some(body)));
+        }
+        let version = if stored { current + 1 } else { current };
+        Ok(Response::new(PushDocumentResponse { stored, version, home_version: *home_version }))
+    }
+}
