@@ -378,3 +378,26 @@ BEGIN
   PERFORM release_successors(sid);
   RETURN n;
 END $$;
+
+-- A worker process registered anew (its stream broke, or another replica took it): what its older, still live registrations
+-- hold moves to the new one under the same fence, so that running turns go on. What finds no slot is reclaimed.
+CREATE FUNCTION adopt(p_worker bigint, p_identity text) RETURNS TABLE (o_worker bigint, o_slot smallint, o_session bigint, o_seq bigint,
+    o_epoch bigint, o_crashes smallint, o_key text, o_lane bigint, o_payload bytea, o_trace text, o_created timestamptz) LANGUAGE plpgsql
+SET enable_seqscan = off AS $$
+DECLARE old bigint[]; sid bigint[]; t timestamptz := clock_timestamp();
+BEGIN
+  WITH w AS (UPDATE workers SET lost = true, lost_at = t WHERE worker_id IN (
+      SELECT worker_id FROM workers WHERE identity = p_identity AND worker_id <> p_worker AND NOT lost AND lease_until > t
+       ORDER BY worker_id FOR UPDATE) RETURNING worker_id)
+  SELECT array_agg(worker_id) INTO old FROM w;
+  IF old IS NULL THEN RETURN; END IF;
+  sid := ARRAY(SELECT DISTINCT s.session_id FROM slots x JOIN sessions s ON s.session_id = x.session_id
+               WHERE x.worker_id = ANY(old) AND s.state = 2 AND s.worker_id = ANY(old));
+  PERFORM 1 FROM sessions WHERE session_id = ANY(sid) ORDER BY session_id FOR NO KEY UPDATE;            -- A
+  WITH m AS (SELECT s.session_id, row_number() OVER (ORDER BY s.session_id) AS rn FROM sessions s                    -- B
+              WHERE s.session_id = ANY(sid) AND s.state = 2 AND s.worker_id = ANY(old)),
+   f AS (SELECT m.session_id, x.slot FROM m JOIN slots x ON x.worker_id = p_worker AND x.slot = m.rn),
+   u AS (UPDATE sessions s SET worker_id = p_worker FROM f WHERE s.session_id = f.session_id)
+  UPDATE slots x SET session_id = f.session_id FROM f WHERE x.worker_id = p_worker AND x.slot = f.slot;
+  RETURN QUERY SELECT * FROM assigned(ARRAY[p_worker]);
+END $$;

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{Dispatcher, LEASE, Report};
-use crate::store::{self, BATCH_ROWS, Completion, CompletionOutcome, DueDelivery, Ended, NextTurn, TurnEnd};
+use crate::store::{self, BATCH_ROWS, Completion, CompletionOutcome, DueDelivery, Ended, Leased, NextTurn, TurnEnd};
 
 /// A report on its way into the store.
 pub(super) struct Pending {
@@ -175,7 +175,8 @@ fn continue_session(
     let Place { worker, slot, agent_no, session_key } = place;
     match next {
         Some((epoch, seq, next)) => {
-            dispatcher.begin(worker, slot, store::TurnId { session, seq }, epoch, 0, session_key, next);
+            let turn = store::TurnId { session, seq };
+            dispatcher.begin(Leased { worker, slot, turn, epoch, crashes: 0, session_key, next });
         }
         None => dispatcher.inner.fleet.release(worker, slot),
     }

@@ -149,21 +149,22 @@ impl Fleet {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a worker with `slots` free slots. An earlier registration of the same certificate is hung up and answered: the newest wins.
-    pub fn join(&self, about: Connected, slots: u32) -> Vec<i64> {
+    /// Adds a worker with `slots` slots, of which those in `held` run what it brought along. An earlier connection of the same
+    /// certificate is hung up: the newest wins.
+    pub fn join(&self, about: Connected, slots: u32, held: Vec<(i16, Running)>) {
         let mut state = self.state();
-        let superseded: Vec<i64> =
-            state.members.values().filter(|m| m.about.identity == about.identity).map(|m| m.about.worker_id).collect();
-        for old in &superseded {
-            if let Some(member) = state.members.get(old) {
-                member.about.hang_up.cancel();
-            }
+        for member in state.members.values().filter(|member| member.about.identity == about.identity) {
+            member.about.hang_up.cancel();
         }
         state.by_agent.entry(about.agent_no).or_default().push(about.worker_id);
         let slots: Vec<Slot> = (0..slots).map(|_| Slot::Free).collect();
         let free = slots.len();
-        state.members.insert(about.worker_id, Member { about, slots, free, heard: true, draining: false });
-        superseded
+        let worker_id = about.worker_id;
+        let mut member = Member { about, slots, free, heard: true, draining: false };
+        for (slot, running) in held {
+            member.put(slot, Slot::Runs(Box::new(running)));
+        }
+        state.members.insert(worker_id, member);
     }
 
     /// Removes a worker; answers the turns it held.
@@ -211,6 +212,11 @@ impl Fleet {
         }
     }
 
+    /// Sends an assignment again; false when the worker is gone or does not read.
+    pub fn remind(&self, worker: i64, assignment: Box<Assignment>) -> bool {
+        self.send(worker, ToWorker::Assign(assignment))
+    }
+
     /// Puts a turn into a reserved slot and sends its assignment. False when the worker is gone or does not read: the lease
     /// decides then.
     pub fn assign(&self, worker: i64, slot: i16, running: Running, assignment: Box<Assignment>) -> bool {
@@ -248,6 +254,13 @@ impl Fleet {
             }
             _ => None,
         })
+    }
+
+    /// Whether any worker connected here runs the turn under this fence.
+    pub fn runs(&self, turn: TurnId, epoch: i64) -> bool {
+        let state = self.state();
+        let mut slots = state.members.values().flat_map(|member| &member.slots);
+        slots.any(|slot| matches!(slot, Slot::Runs(running) if running.turn == turn && running.epoch == epoch))
     }
 
     /// The turn that any connection of this certificate runs under this fence.

@@ -52,15 +52,7 @@ async fn claim_once(dispatcher: &Dispatcher) -> bool {
     }
     let full = leased.len() == slots.len();
     for lease in leased {
-        dispatcher.begin(
-            lease.worker,
-            lease.slot,
-            lease.turn,
-            lease.epoch,
-            lease.crashes,
-            lease.session_key,
-            lease.next,
-        );
+        dispatcher.begin(lease);
     }
     if !full {
         // Nothing more is due for these agents now; the poll finds what becomes due later.

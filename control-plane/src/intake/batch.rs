@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::dispatch::{Dispatcher, LEASE};
-use crate::store::{BATCH_ROWS, DatabaseClock, Ingest, Ingested, NextTurn, Result, TurnId};
+use crate::store::{BATCH_ROWS, DatabaseClock, Ingest, Ingested, Leased, NextTurn, Result, TurnId};
 
 /// A message ready for its commit.
 pub(super) struct Prepared {
@@ -79,7 +79,8 @@ fn begin(dispatcher: &Dispatcher, clock: &DatabaseClock, row: Ingest, ingested: 
                 traceparent: row.traceparent,
                 accepted_at: clock.now(),
             };
-            dispatcher.begin(worker, slot, ingested.turn, epoch, 0, row.session_key, next);
+            let (turn, session_key) = (ingested.turn, row.session_key);
+            dispatcher.begin(Leased { worker, slot, turn, epoch, crashes: 0, session_key, next });
         }
         (Some((worker, slot)), None) => dispatcher.fleet().release(worker, slot),
         (None, _) => {}

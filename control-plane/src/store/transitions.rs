@@ -303,6 +303,15 @@ impl Store {
         Ok(self.query("SELECT * FROM assigned($1)", &[&workers]).await?.iter().map(leased).collect())
     }
 
+    /// Moves what older live registrations of the same process hold to `worker`; answers all that it holds now.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: the older leases stay until they lapse.
+    pub async fn adopt(&self, worker: i64, identity: &str) -> Result<Vec<Leased>> {
+        let rows = self.query_retrying("SELECT * FROM adopt($1,$2)", &[&worker, &identity]).await?;
+        Ok(rows.iter().map(leased).collect())
+    }
+
     /// Ends turns: one fenced transaction with the reply, the session's advance and the delivery. Answers per row.
     ///
     /// # Errors
