@@ -5,6 +5,7 @@
 mod http_api;
 mod identity;
 mod models;
+mod store;
 mod telegram_adapter;
 mod telemetry;
 mod vectors;
