@@ -130,6 +130,23 @@ pub(super) fn a_replica_does_not_take_its_own_attempts_for_a_dead_senders(db: &m
     Ok(())
 }
 
+pub(super) fn what_a_lost_answer_handed_over_is_still_held(db: &mut Db) -> Result<()> {
+    let p = replies(db, 2)?;
+    let held = |db: &Db| -> Result<Vec<(i64, i32, Vec<u8>)>> {
+        let held = db.wait(db.store.outbox_held(1))?;
+        Ok(held.into_iter().map(|held| (held.pos, held.attempt, held.body)).collect())
+    };
+    same!(held(db)?, [(p[0], 1, b"r1.1".to_vec())]);
+    // The next one of the lane is ours, and a repeated report does not say so again.
+    db.deliver(1, &[delivered(9, p[0], 1)])?;
+    same!(db.deliver(1, &[delivered(9, p[0], 1)])?, "f");
+    same!(held(db)?, [(p[1], 1, b"r2.1".to_vec())]);
+    same!(db.wait(db.store.outbox_held(2))?.len(), 0);
+    db.deliver(1, &[sent(9, p[1], 1, again())])?;
+    same!(held(db)?, []);
+    Ok(())
+}
+
 pub(super) fn a_chat_has_one_lane_whoever_asks_first(db: &mut Db) -> Result<()> {
     let chat = |thread: &str| LaneKey {
         platform: "telegram".to_owned(),

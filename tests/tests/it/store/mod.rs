@@ -40,6 +40,7 @@ drills! {
         one_key_for_two_sessions_of_a_batch_names_the_first,
         another_body_under_a_known_key_is_a_conflict,
         one_new_key_of_two_agents_makes_two_sessions,
+        one_bad_message_does_not_spoil_its_batch,
         order_holds_within_a_batch,
         a_busy_session_is_not_leased_twice,
         an_old_epoch_is_refused_and_the_rest_of_the_batch_stored,
@@ -73,6 +74,7 @@ drills! {
         a_dead_delivery_lets_the_next_one_go,
         a_stale_report_does_not_spoil_the_valid_one_of_its_batch,
         a_replica_does_not_take_its_own_attempts_for_a_dead_senders,
+        what_a_lost_answer_handed_over_is_still_held,
         a_chat_has_one_lane_whoever_asks_first,
     }
     resets::{

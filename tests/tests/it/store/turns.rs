@@ -1,6 +1,7 @@
 //! Turns: dedupe, order, leases, the fence, the journal and crashes.
 
 use anyhow::Result;
+use sha2::{Digest as _, Sha256};
 
 use super::db::{Db, end, end_keep, end_to, msg, same};
 use crate::store::db::{delivered, journal_sql};
@@ -45,6 +46,30 @@ pub(super) fn one_new_key_of_two_agents_makes_two_sessions(db: &mut Db) -> Resul
     same!(db.ingest(&[msg("a", "x"), msg("b", "x").agent(2), msg("c", "x")])?, "1/1/f/- 2/1/f/- 1/2/f/-");
     same!(db.look("SELECT agent_no, session_key, session_id FROM session_keys ORDER BY 1")?, "1|x|1 2|x|2");
     same!(db.look("SELECT session_id, agent_no FROM sessions ORDER BY 1")?, "1|1 2|2");
+    Ok(())
+}
+
+pub(super) fn one_bad_message_does_not_spoil_its_batch(db: &mut Db) -> Result<()> {
+    // No letter twice in a row that a compressor could use, as long as a key may be and one byte longer.
+    let noise = |length: usize| {
+        let digest = |round: usize| hex::encode(Sha256::digest(round.to_le_bytes()));
+        (0..length).map(digest).collect::<String>().chars().take(length).collect::<String>()
+    };
+    let batch =
+        [msg("a", "x"), msg("b", &noise(2049)), msg("c", ""), msg("d", &noise(2048)), msg("e", "x\0y"), msg("f", "x")];
+    let rows: Vec<_> = batch.iter().map(|message| message.0.clone()).collect();
+    let stored: Vec<bool> = db.wait(db.store.ingest(&rows, super::db::TTL)).iter().map(|row| row.is_ok()).collect();
+    same!(stored, [true, false, false, true, false, true]);
+    same!(db.look("SELECT convert_from(payload, 'UTF8') FROM turns ORDER BY created_at")?, "pa pd pf");
+    // A completion that cannot be stored fails alone too.
+    let w = db.worker(1)?;
+    same!(db.claim(&[(w, 1), (w, 2)])?.split(' ').count(), 2);
+    let mut bad = end(1, 1, 1);
+    bad.usage = serde_json::json!({ "model": "\0" });
+    let other: i64 = db.look("SELECT session_id FROM turns WHERE payload = 'pd'")?.parse()?;
+    let answers = db.wait(db.store.complete(1, &[bad, end(other, 1, 1)], super::db::TTL));
+    same!(answers.iter().map(Result::is_ok).collect::<Vec<_>>(), [false, true]);
+    same!(db.complete(&[end(1, 1, 1)])?, "t/f/-/-");
     Ok(())
 }
 
