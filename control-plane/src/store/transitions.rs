@@ -404,6 +404,17 @@ impl Store {
         Ok(rows.iter().map(due_delivery).collect())
     }
 
+    /// All that is `attempting` in this replica's name, also what was handed over in an answer that got lost.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn outbox_held(&self, replica: i64) -> Result<Vec<DueDelivery>> {
+        let sql = "SELECT o.lane_id AS o_lane, o.pos AS o_pos, o.session_id AS o_session, o.seq AS o_seq, o.attempt AS o_attempt, \
+                     o.part AS o_part, o.maybe_dup AS o_dup, coalesce(o.body, t.reply) AS o_body \
+                   FROM outbox o LEFT JOIN transcripts t USING (session_id, seq) WHERE o.head AND o.state = 1 AND o.owner = $1";
+        Ok(self.query(sql, &[&replica]).await?.iter().map(due_delivery).collect())
+    }
+
     /// The lane of a chat, made when it is new.
     ///
     /// # Errors

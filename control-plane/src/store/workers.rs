@@ -99,7 +99,9 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn workers_drain(&self, workers: &[i64]) -> Result<()> {
-        let sql = "UPDATE workers SET draining = true WHERE worker_id = ANY($1)";
+        // Locked in the order in which polls lock them.
+        let sql = "WITH w AS MATERIALIZED (SELECT worker_id FROM workers WHERE worker_id = ANY($1) ORDER BY worker_id FOR NO KEY UPDATE) \
+                   UPDATE workers SET draining = true FROM w WHERE workers.worker_id = w.worker_id";
         self.execute(sql, &[&workers]).await.map(|_| ())
     }
 
@@ -108,7 +110,9 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn workers_lose(&self, workers: &[i64]) -> Result<()> {
-        let sql = "UPDATE workers SET lost = true, lost_at = clock_timestamp() WHERE worker_id = ANY($1) AND NOT lost";
+        let sql = "WITH w AS MATERIALIZED (SELECT worker_id FROM workers WHERE worker_id = ANY($1) AND NOT lost \
+                     ORDER BY worker_id FOR NO KEY UPDATE) \
+                   UPDATE workers SET lost = true, lost_at = clock_timestamp() FROM w WHERE workers.worker_id = w.worker_id";
         self.execute(sql, &[&workers]).await.map(|_| ())
     }
 

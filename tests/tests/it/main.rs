@@ -6,6 +6,7 @@ mod deploy_examples;
 mod http_api;
 mod identity;
 mod models;
+mod store;
 mod system;
 mod telegram_adapter;
 mod telemetry;
