@@ -6,6 +6,7 @@ mod deploy_examples;
 mod http_api;
 mod identity;
 mod models;
+mod surfaces;
 mod telegram_adapter;
 mod telemetry;
 mod vectors;
