@@ -24,7 +24,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
 pub use wire::{LAST_WORD, TAG_CHARS, TOKENS};
@@ -60,6 +60,10 @@ pub enum Behaviour {
     ErrorAfter(usize, &'static str),
     /// A proper answer without any text.
     Empty,
+    /// Answers as whom the system prompt names: its first line stands before the tag, as `first line | tag`.
+    Persona,
+    /// Answers when [`MockModel::release`] lets it.
+    Held,
 }
 
 /// The running server.
@@ -79,6 +83,7 @@ struct Shared {
     gone: AtomicU64,
     gone_changed: Notify,
     last: Mutex<LastRequest>,
+    held: Semaphore,
 }
 
 #[derive(Debug)]
@@ -115,6 +120,7 @@ impl MockModel {
             gone: AtomicU64::new(0),
             gone_changed: Notify::new(),
             last: Mutex::default(),
+            held: Semaphore::new(0),
         });
         let mut accepting = JoinSet::new();
         accepting.spawn(accept(listener, Arc::clone(&shared)));
@@ -144,6 +150,11 @@ impl MockModel {
     /// Requests without a script behave like this.
     pub fn otherwise(&self, behaviour: Behaviour) {
         self.shared.script.lock().unwrap_or_else(PoisonError::into_inner).then = behaviour;
+    }
+
+    /// Lets this many held answers go, those to come included.
+    pub fn release(&self, count: usize) {
+        self.shared.held.add_permits(count);
     }
 
     /// Requests for an answer so far, on any wire.
@@ -283,6 +294,13 @@ async fn behave(behaviour: Behaviour, answer: Answer, shared: &Arc<Shared>) -> R
             full(StatusCode::OK, events, Bytes::from(body))
         }
         Behaviour::Empty => full(StatusCode::OK, events, answer.empty()),
+        Behaviour::Persona => whole(&answer.in_persona()),
+        Behaviour::Held => {
+            if let Ok(permit) = shared.held.acquire().await {
+                permit.forget();
+            }
+            whole(&answer)
+        }
     }
 }
 
