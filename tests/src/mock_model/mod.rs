@@ -1,8 +1,8 @@
 //! A model provider on this machine: OpenAI's, Anthropic's and Gemini's streaming wires, with every way to misbehave.
 //!
 //! Used by the tests of the broker, by whole-system tests and by the benchmark (it answers well over 5,000 requests a
-//! second). It owns one listener on 127.0.0.1 and its connections; dropping it closes them. Always true: an answer has
-//! [`TOKENS`] tokens and begins with the first [`TAG_CHARS`] characters of the last user message, so that a driver can
+//! second). It owns one listener on 127.0.0.1 and its connections; dropping it closes them. Always true: an answer whose
+//! text is not scripted has [`TOKENS`] tokens and begins with the first [`TAG_CHARS`] characters of the last user message, so that a driver can
 //! tell which message is answered, and ends with [`LAST_WORD`]. It does not check keys: a script says when one is refused.
 
 mod wire;
@@ -38,6 +38,8 @@ pub enum Behaviour {
     Answer,
     /// Answers after this time.
     Delay(Duration),
+    /// Answers exactly this text instead of [`TOKENS`] tokens.
+    Say(String),
     /// Takes the request and says nothing, until the client goes away.
     HangBeforeHeaders,
     /// Sends this many tokens, then nothing.
@@ -249,6 +251,10 @@ async fn behave(behaviour: Behaviour, answer: Answer, shared: &Arc<Shared>) -> R
             tokio::time::sleep(time).await;
             whole(&answer)
         }
+        Behaviour::Say(text) => match answer.plain_of(&text) {
+            Some(body) => full(StatusCode::OK, "application/json", body),
+            None => full(StatusCode::OK, events, answer.whole_of(&text)),
+        },
         Behaviour::HangBeforeHeaders => {
             let _gone = Gone(Arc::clone(shared));
             std::future::pending().await

@@ -283,14 +283,30 @@ impl Answer {
         Bytes::from(body)
     }
 
+    /// The complete stream of `text`, cut before its words.
+    pub(super) fn whole_of(&self, text: &str) -> Bytes {
+        let mut body = self.wire.head();
+        for word in text.split_inclusive(' ') {
+            body.push_str(&self.wire.token(word));
+        }
+        body.push_str(&self.wire.tail());
+        body.push_str(&self.wire.end_mark());
+        Bytes::from(body)
+    }
+
     /// The answer to a request that did not ask for a stream.
     pub(super) fn plain(&self) -> Option<Bytes> {
-        if self.streamed {
-            return None;
-        }
         let mut text = String::new();
         for word in self.words() {
             let _ = write!(text, "{word}");
+        }
+        self.plain_of(&text)
+    }
+
+    /// As [`Answer::plain`], saying `text`.
+    pub(super) fn plain_of(&self, text: &str) -> Option<Bytes> {
+        if self.streamed {
+            return None;
         }
         let body = match self.wire {
             Wire::OpenAi => json!({

@@ -7,6 +7,7 @@ mod http_api;
 mod identity;
 mod models;
 mod store;
+mod surfaces;
 mod system;
 mod telegram_adapter;
 mod telemetry;
