@@ -8,4 +8,5 @@ mod identity;
 mod models;
 mod telegram_adapter;
 mod telemetry;
+mod tidy;
 mod vectors;
