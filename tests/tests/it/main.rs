@@ -11,4 +11,5 @@ mod surfaces;
 mod system;
 mod telegram_adapter;
 mod telemetry;
+mod tidy;
 mod vectors;
