@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use hermes_core::AgentId;
 use hermes_core::turn::Usage;
 use jiff::Timestamp;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, RwLock, RwLockReadGuard, mpsc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -140,6 +140,9 @@ struct Inner {
     poll: Notify,
     launcher: OnceLock<LauncherEnd>,
     metrics: Metrics,
+    /// Held for reading from before a call that leases until its leases are in the fleet; held for writing, nothing is on its
+    /// way, so what the store calls leased and the fleet does not know was lost with an answer.
+    leasing: RwLock<()>,
 }
 
 /// Handle to dispatch; cheap to clone.
@@ -179,6 +182,7 @@ impl Dispatcher {
             poll: Notify::new(),
             launcher: OnceLock::new(),
             metrics,
+            leasing: RwLock::new(()),
         };
         let dispatcher = Self { inner: Arc::new(inner) };
         let stop = tasks.stopping();
@@ -218,7 +222,8 @@ impl Dispatcher {
         let (worker, slot, turn) = (lease.worker, lease.slot, lease.turn);
         let snapshot = self.inner.registry.current();
         let Some(agent) = self.inner.fleet.agent_of(worker).and_then(|agent_no| snapshot.by_no(agent_no)) else {
-            // The worker left between the lease and now; its loss gives the turn back.
+            // The worker left between the lease and now: its loss gives the turn back, or it registers anew and has it again.
+            self.inner.fleet.suspect();
             tracing::info!(%turn, worker, "the worker left before its turn was handed over");
             return;
         };
@@ -228,8 +233,16 @@ impl Dispatcher {
         let (running, assignment) = hand_over(&snapshot, agent, lease);
         self.inner.live.begin(turn);
         if !self.inner.fleet.assign(worker, slot, running, Box::new(assignment)) {
+            self.inner.live.forget(turn);
+            self.inner.fleet.suspect();
             tracing::info!(%turn, worker, "the worker did not take its turn");
         }
+    }
+
+    /// Hold it around a call of the store that leases, until the answer's leases were given to [`Dispatcher::begin`] or their
+    /// slots to [`Fleet::doubt`].
+    pub async fn leasing(&self) -> RwLockReadGuard<'_, ()> {
+        self.inner.leasing.read().await
     }
 
     /// A session of the agent waits: claim it when a slot is free, ask for a worker when there is none.
@@ -381,6 +394,7 @@ fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running
         traceparent: next.traceparent,
         since: Instant::now(),
         usage: None,
+        accepted: false,
     };
     (running, assignment)
 }

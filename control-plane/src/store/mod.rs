@@ -80,14 +80,18 @@ impl Error {
 impl From<tokio_postgres::Error> for Error {
     fn from(source: tokio_postgres::Error) -> Self {
         match source.as_db_error() {
-            // 57P0x: admin shutdown, crash shutdown, cannot connect now; 53300: too many connections.
-            Some(db) if db.code().code().starts_with("57P0") || *db.code() == SqlState::TOO_MANY_CONNECTIONS => {
-                Self::Unavailable(db.message().to_owned())
-            }
+            Some(db) if is_passing(db.code()) => Self::Unavailable(db.message().to_owned()),
             Some(db) => Self::Refused { code: format!("{}: {}", db.code().code(), db.message()), source },
             None => Self::Unavailable(one_line(&source)),
         }
     }
+}
+
+/// Whether it is the server's state and not the statement or its data: a full disk, a statement that ran into its time
+/// limit, a shutdown. The same call may succeed later, so nothing may be given up because of it.
+fn is_passing(code: &SqlState) -> bool {
+    // Connection, resources, operator intervention (timeouts and shutdowns), system errors, locks, transaction time limits.
+    ["08", "53", "57", "58", "55P03", "25P03", "25P04"].iter().any(|class| code.code().starts_with(class))
 }
 
 fn one_line(error: &dyn std::error::Error) -> String {
@@ -244,6 +248,12 @@ impl Store {
                     let jitter = rand::random_range(1..=(4_u64 << attempt));
                     tokio::time::sleep(Duration::from_millis(jitter)).await;
                 }
+                // Others kept being faster. Nothing is wrong with the batch.
+                Err(Error::Refused { code, source })
+                    if source.code().is_some_and(|code| code.code().starts_with("40")) =>
+                {
+                    return Err(Error::Unavailable(code));
+                }
                 other => return other,
             }
         }
@@ -262,4 +272,20 @@ impl Store {
 
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_or_a_slow_statement_is_no_fault_of_the_row() {
+        for passing in [SqlState::DISK_FULL, SqlState::OUT_OF_MEMORY, SqlState::QUERY_CANCELED, SqlState::IO_ERROR] {
+            assert!(is_passing(&passing), "{passing:?}");
+        }
+        assert!(is_passing(&SqlState::ADMIN_SHUTDOWN) && is_passing(&SqlState::TOO_MANY_CONNECTIONS));
+        for fault in [SqlState::CHARACTER_NOT_IN_REPERTOIRE, SqlState::CHECK_VIOLATION, SqlState::UNIQUE_VIOLATION] {
+            assert!(!is_passing(&fault), "{fault:?}");
+        }
+    }
 }

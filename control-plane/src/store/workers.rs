@@ -147,6 +147,22 @@ impl Store {
         Ok(rows.iter().map(|row| (TurnId { session: SessionId(row.get(0)), seq: row.get(1) }, row.get(2))).collect())
     }
 
+    /// Lets sessions wait again that are leased and that [`Store::reclaim`] cannot find: no slot of a worker that lives, or was
+    /// lost in the last ten minutes, holds them. Reads all sessions. Answers how many.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn leases_repair(&self) -> Result<u64> {
+        let sql = "WITH s AS MATERIALIZED (SELECT s.session_id, s.agent_no FROM sessions s WHERE s.state = 2 AND NOT EXISTS \
+                     (SELECT 1 FROM workers w JOIN slots x ON x.worker_id = w.worker_id AND x.session_id = s.session_id \
+                       WHERE w.worker_id = s.worker_id AND (NOT w.lost OR w.lost_at > clock_timestamp() - interval '10 minutes')) \
+                     ORDER BY s.session_id FOR NO KEY UPDATE), \
+                   u AS (UPDATE sessions SET state = 1, epoch = sessions.epoch + 1, worker_id = NULL, deadline = NULL FROM s \
+                          WHERE sessions.session_id = s.session_id) \
+                   INSERT INTO ready(session_id, agent_no, ready_at) SELECT s.session_id, s.agent_no, clock_timestamp() FROM s";
+        self.execute(sql, &[]).await
+    }
+
     /// Ends waiting turns of removed agents with `notice`; answers how many.
     ///
     /// # Errors

@@ -125,3 +125,20 @@ pub(super) fn long_lost_workers_are_forgotten_with_their_slots(db: &mut Db) -> R
     same!(db.look("SELECT DISTINCT worker_id FROM slots ORDER BY 1")?, left);
     Ok(())
 }
+
+pub(super) fn a_lease_that_no_slot_holds_is_found_by_the_slow_search(db: &mut Db) -> Result<()> {
+    let (gone, live) = (db.worker(1)?, db.worker(1)?);
+    db.ingest(&[msg("a", "x").on(gone, 1), msg("b", "y").on(live, 1), msg("c", "z").on(live, 2)])?;
+    // The replica stopped before it could reclaim, and came back after the watch; a slot was given away twice.
+    db.wait(db.store.workers_lose(&[gone]))?;
+    db.run(&format!("UPDATE workers SET lost_at = lost_at - interval '11 min' WHERE worker_id = {gone}"))?;
+    db.run(&format!("UPDATE slots SET session_id = 2 WHERE worker_id = {live} AND slot = 2"))?;
+    same!(db.reclaim()?, "");
+    same!(db.wait(db.store.leases_repair())?, 2);
+    same!(db.look("SELECT session_id, state, epoch, crashes FROM sessions ORDER BY 1")?, "1|1|2|0 2|2|1|0 3|1|2|0");
+    same!(db.look("SELECT session_id FROM ready ORDER BY 1")?, "1 3");
+    same!(db.wait(db.store.leases_repair())?, 0);
+    // Who still runs it is fenced.
+    same!(db.complete(&[super::db::end(3, 1, 1)])?.starts_with('f'), true);
+    Ok(())
+}

@@ -108,6 +108,7 @@ drills! {
         workers_are_lost_and_drained_in_the_order_in_which_polls_renew,
         the_sole_owner_takes_over_from_an_earlier_run,
         long_lost_workers_are_forgotten_with_their_slots,
+        a_lease_that_no_slot_holds_is_found_by_the_slow_search,
     }
     registry::{
         two_writers_of_one_version_are_one_winner,
