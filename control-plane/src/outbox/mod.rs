@@ -85,11 +85,11 @@ impl Outbox {
     }
 
     /// Sends a delivery that is `attempting` in this replica's name.
-    pub fn send(&self, delivery: DueDelivery, traceparent: Option<String>) {
+    pub fn send(&self, delivery: DueDelivery) {
         self.inner.in_flight.fetch_add(1, Ordering::Relaxed);
         let outbox = self.clone();
         self.inner.tasks.spawn("delivery", async move {
-            attempt::run(&outbox, delivery, traceparent).await;
+            attempt::run(&outbox, delivery).await;
             outbox.inner.in_flight.fetch_sub(1, Ordering::Relaxed);
         });
     }
@@ -202,7 +202,7 @@ async fn run_recorder(outbox: Outbox, mut recorded: mpsc::Receiver<Recorded>, st
                         let _ = recorded.held.send(held);
                     }
                     for delivery in next {
-                        outbox.send(delivery, None);
+                        outbox.send(delivery);
                     }
                     break;
                 }
@@ -236,7 +236,7 @@ async fn run_due(outbox: Outbox, stop: CancellationToken) {
                     outbox.nudge();
                 }
                 for delivery in due {
-                    outbox.send(delivery, None);
+                    outbox.send(delivery);
                 }
             }
             Err(error) => tracing::warn!(%error, "could not look for due deliveries"),

@@ -168,6 +168,8 @@ pub struct DueDelivery {
     pub maybe_duplicate: bool,
     /// The whole text.
     pub body: Vec<u8>,
+    /// The trace of its turn.
+    pub traceparent: Option<String>,
 }
 
 /// How an attempt went.
@@ -479,5 +481,6 @@ fn due_delivery(row: &Row) -> DueDelivery {
         part: row.get("o_part"),
         maybe_duplicate: row.get("o_dup"),
         body: row.get::<_, Option<Vec<u8>>>("o_body").unwrap_or_default(),
+        traceparent: row.get("o_trace"),
     }
 }
