@@ -19,6 +19,12 @@ fn up(fake: &FakeTelegram, mock: &MockModel, endpoint: &str) -> (Up, Bot) {
     (start(&with_model(mock, document), &env), bot)
 }
 
+/// Spans without a parent among these.
+fn roots(trace: &[Span]) -> Vec<&Span> {
+    let ids: BTreeSet<&str> = trace.iter().map(|span| span.id.as_str()).collect();
+    trace.iter().filter(|span| !ids.contains(span.parent.as_str())).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_is_one_trace_from_intake_to_delivery_across_both_processes() {
     let (fake, mock) = (FakeTelegram::start().await.unwrap(), MockModel::start().await.unwrap());
@@ -29,9 +35,6 @@ async fn a_message_is_one_trace_from_intake_to_delivery_across_both_processes() 
     bot.fail_in(12, "sendMessage", 1, Fault::answer(500, "Internal Server Error"));
     bot.push_text(12, 12, "and me, the second time");
     texts(&bot, 12, 1).await;
-    // Both processes send what they still hold when they stop.
-    stop(up);
-
     let expected = [
         ("hermes-control-plane", "claim"),
         ("hermes-control-plane", "delivery"),
@@ -52,9 +55,12 @@ async fn a_message_is_one_trace_from_intake_to_delivery_across_both_processes() 
         spans.iter().map(|span| (span.service.clone(), span.name.clone())).collect()
     };
     let wanted: BTreeSet<_> = expected.map(|(service, name)| (service.to_owned(), name.to_owned())).into();
-    let all_there =
-        |spans: &[Span]| [of_message(spans), of_retry(spans)].iter().all(|trace| names(trace).is_superset(&wanted));
+    let all_there = |spans: &[Span]| {
+        let whole = |trace: Vec<Span>| names(&trace).is_superset(&wanted) && roots(&trace).len() == 1;
+        whole(of_message(spans)) && whole(of_retry(spans))
+    };
     let spans = collector.wait_for(SOON, all_there).await.unwrap();
+    stop(up);
     let retried = of_retry(&spans);
     let attempts: Vec<&str> =
         retried.iter().filter(|span| span.name == "delivery").map(|span| span.attributes["attempt"].as_str()).collect();
@@ -72,10 +78,7 @@ async fn a_message_is_one_trace_from_intake_to_delivery_across_both_processes() 
     let (turn, asked) = (one("hermes-worker", "turn"), one("hermes-worker", "model"));
     assert_eq!(intake.parent, "");
     assert_eq!(asked.parent, turn.id);
-    let ids: BTreeSet<&str> = trace.iter().map(|span| span.id.as_str()).collect();
-    let strays: Vec<&Span> =
-        trace.iter().filter(|span| span.parent.is_empty() || !ids.contains(&*span.parent)).collect();
-    assert_eq!(strays, [intake], "every other span has its parent in the trace");
+    assert_eq!(roots(&trace), [intake], "every other span has its parent in the trace");
     let answering = one("hermes-control-plane", "model");
     let mut above = answering.parent.as_str();
     while above != asked.id {
