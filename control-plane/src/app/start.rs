@@ -50,7 +50,10 @@ pub(super) fn database_url(database: &Database) -> anyhow::Result<SecretString> 
 pub(super) async fn serve(serve: Serve, telemetry: &Telemetry) -> anyhow::Result<()> {
     let store = Store::new(database_url(&serve.database)?.expose_secret(), CONNECTIONS)?;
     if !serve.no_migrate {
-        store.migrate().await.with_context(|| format!("bring the schema of the database at {} up to date", store.place()))?;
+        store
+            .migrate()
+            .await
+            .with_context(|| format!("bring the schema of the database at {} up to date", store.place()))?;
     }
     if let Some(file) = &serve.operator_token_file {
         accept_operator_token(&store, file).await?;
@@ -152,7 +155,10 @@ async fn start_dev(
     sole: bool,
 ) -> anyhow::Result<(Replica, Launcher)> {
     let store = Store::new(url.expose_secret(), CONNECTIONS)?;
-    store.migrate().await.with_context(|| format!("bring the schema of the database at {} up to date", store.place()))?;
+    store
+        .migrate()
+        .await
+        .with_context(|| format!("bring the schema of the database at {} up to date", store.place()))?;
     ensure_operator_token(&store, data).await?;
     let sockets = sockets(listeners)?;
     let addresses = sockets.addresses;
@@ -350,10 +356,7 @@ pub(super) async fn apply_config(registry: &Registry, file: &Path) -> anyhow::Re
         return Ok(());
     }
     let text = utf8(file, bytes)?;
-    let applied = match apply_text(&text, false) {
-        Ok(edit) => registry.edit("--config", edit).await,
-        Err(error) => Err(error),
-    };
+    let applied = registry.edit("--config", apply_text(&text, false)).await;
     match applied {
         Ok(edited) => {
             registry.store().config_file_hash_set(&hash).await?;

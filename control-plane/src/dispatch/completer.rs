@@ -188,8 +188,9 @@ fn settle(dispatcher: &Dispatcher, pending: Pending, outcome: CompletionOutcome)
                 part: 0,
                 maybe_duplicate: false,
                 body: completion.reply,
+                traceparent,
             };
-            inner.outbox.send(delivery, traceparent);
+            inner.outbox.send(delivery);
         }
         inner.live.end(completion.turn, end);
     } else {

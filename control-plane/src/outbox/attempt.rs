@@ -23,9 +23,9 @@ const SCHEDULE: [Duration; 9] = [
     Duration::from_secs(10 * 3600),
 ];
 
-pub(super) async fn run(outbox: &Outbox, delivery: DueDelivery, traceparent: Option<String>) {
+pub(super) async fn run(outbox: &Outbox, delivery: DueDelivery) {
     let span = tracing::info_span!(target: TRACE, "delivery", turn = %delivery.turn, lane = delivery.lane, attempt = delivery.attempt);
-    let span = telemetry::child_of(traceparent.as_deref().unwrap_or_default(), span);
+    let span = telemetry::child_of(delivery.traceparent.as_deref().unwrap_or_default(), span);
     send(outbox, delivery).instrument(span).await;
 }
 

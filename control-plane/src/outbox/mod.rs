@@ -99,11 +99,11 @@ impl Outbox {
     }
 
     /// Sends a delivery that is `attempting` in this replica's name.
-    pub fn send(&self, delivery: DueDelivery, traceparent: Option<String>) {
+    pub fn send(&self, delivery: DueDelivery) {
         let Some(sending) = Sending::begin(self, &delivery) else { return };
         let outbox = self.clone();
         self.inner.tasks.spawn("delivery", async move {
-            attempt::run(&outbox, delivery, traceparent).await;
+            attempt::run(&outbox, delivery).await;
             drop(sending);
         });
     }
@@ -220,7 +220,7 @@ async fn run_recorder(outbox: Outbox, mut recorded: mpsc::Receiver<Recorded>, st
                         let _ = recorded.held.send(held);
                     }
                     for delivery in next {
-                        outbox.send(delivery, None);
+                        outbox.send(delivery);
                     }
                     break;
                 }
@@ -254,7 +254,7 @@ async fn run_due(outbox: Outbox, stop: CancellationToken) {
                     outbox.nudge();
                 }
                 for delivery in due {
-                    outbox.send(delivery, None);
+                    outbox.send(delivery);
                 }
             }
             Err(error) => tracing::warn!(%error, "could not look for due deliveries"),
@@ -301,7 +301,7 @@ async fn run_strays(outbox: Outbox, stop: CancellationToken) {
                 let found = strays(held, &outbox.attempts(), &mut suspects);
                 for delivery in found {
                     tracing::warn!(turn = %delivery.turn, lane = delivery.lane, "a delivery whose hand-over was lost is taken up");
-                    outbox.send(delivery, None);
+                    outbox.send(delivery);
                 }
             }
             Err(error) => tracing::warn!(%error, "could not look for stray deliveries"),

@@ -168,6 +168,8 @@ pub struct DueDelivery {
     pub maybe_duplicate: bool,
     /// The whole text.
     pub body: Vec<u8>,
+    /// The trace of its turn.
+    pub traceparent: Option<String>,
 }
 
 /// How an attempt went.
@@ -411,7 +413,8 @@ impl Store {
     pub async fn outbox_held(&self, replica: i64) -> Result<Vec<DueDelivery>> {
         let sql = "SELECT o.lane_id AS o_lane, o.pos AS o_pos, o.session_id AS o_session, o.seq AS o_seq, o.attempt AS o_attempt, \
                      o.part AS o_part, o.maybe_dup AS o_dup, coalesce(o.body, (SELECT t.reply FROM transcripts t \
-                       WHERE t.session_id = o.session_id AND t.seq = o.seq)) AS o_body \
+                       WHERE t.session_id = o.session_id AND t.seq = o.seq)) AS o_body, \
+                     (SELECT q.traceparent FROM turns q WHERE q.session_id = o.session_id AND q.seq = o.seq) AS o_trace \
                    FROM outbox o WHERE o.head AND o.state = 1 AND o.owner = $1";
         Ok(self.query(sql, &[&replica]).await?.iter().map(due_delivery).collect())
     }
@@ -500,5 +503,6 @@ fn due_delivery(row: &Row) -> DueDelivery {
         part: row.get("o_part"),
         maybe_duplicate: row.get("o_dup"),
         body: row.get::<_, Option<Vec<u8>>>("o_body").unwrap_or_default(),
+        traceparent: row.get("o_trace"),
     }
 }
