@@ -410,8 +410,7 @@ pub fn up_to_its_end(options: &Options, limit: Duration) -> Output {
 #[track_caller]
 pub fn run(mut command: Command, input: &[u8], limit: Duration) -> Output {
     let asked = Instant::now();
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let (mut stdin, mut stdout, mut stderr) =
         (child.stdin.take().unwrap(), child.stdout.take().unwrap(), child.stderr.take().unwrap());
     thread::scope(|scope| {

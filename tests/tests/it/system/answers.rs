@@ -59,7 +59,20 @@ fn the_example_of_the_seed_is_applied_explained_listed_and_exported_unchanged() 
     up.ctl(["diff", "-f", exported.to_str().unwrap()]).ok();
 
     // Their turns fail honestly, and main answers by the default model.
-    let failed = up.ctl(["send", "--platform", "slack", "--guild-id", "T0ABC", "--chat-id", "C1", "--text", "x", "--wait", "-o", "json"]);
+    let failed = up.ctl([
+        "send",
+        "--platform",
+        "slack",
+        "--guild-id",
+        "T0ABC",
+        "--chat-id",
+        "C1",
+        "--text",
+        "x",
+        "--wait",
+        "-o",
+        "json",
+    ]);
     assert_eq!((failed.code, &failed.json()["state"]), (Some(1), &"failed".into()));
     let reply = failed.json()["reply"].as_str().unwrap().to_owned();
     assert!(reply.contains("no provider is configured for") && reply.contains("default_provider"), "{reply}");
@@ -148,8 +161,30 @@ async fn the_same_message_id_five_times_in_parallel_is_one_turn_with_one_reply()
     assert_eq!(session["turns"].as_array().unwrap().len(), 1);
 
     // Only within its account and chat is an id the same message.
-    let elsewhere = up.json(["send", "--platform", "telegram", "--chat-id", "10", "--message-id", "m-1", "--text", "once", "--wait"]);
+    let elsewhere = up.json([
+        "send",
+        "--platform",
+        "telegram",
+        "--chat-id",
+        "10",
+        "--message-id",
+        "m-1",
+        "--text",
+        "once",
+        "--wait",
+    ]);
     assert_eq!(elsewhere["duplicate"], false);
-    let other = up.ctl(["send", "--platform", "telegram", "--chat-id", "9", "--message-id", "m-1", "--text", "twice", "--wait"]);
+    let other = up.ctl([
+        "send",
+        "--platform",
+        "telegram",
+        "--chat-id",
+        "9",
+        "--message-id",
+        "m-1",
+        "--text",
+        "twice",
+        "--wait",
+    ]);
     assert!(other.clone().refused(1).contains("other"), "{}", other.err);
 }
