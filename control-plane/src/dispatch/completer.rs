@@ -185,6 +185,7 @@ fn settle(dispatcher: &Dispatcher, pending: Pending, outcome: CompletionOutcome)
                 pos,
                 turn: completion.turn,
                 attempt: 1,
+                failures: 0,
                 part: 0,
                 maybe_duplicate: false,
                 body: completion.reply,

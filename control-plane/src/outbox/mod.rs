@@ -210,7 +210,7 @@ async fn run_recorder(outbox: Outbox, mut recorded: mpsc::Receiver<Recorded>, st
         tokio::select! {
             biased;
             taken = recorded.recv_many(&mut batch, BATCH_ROWS) => if taken == 0 { return },
-            () = stop.cancelled() => return,
+            () = nothing_in_flight(&outbox, &stop) => return,
         }
         let rows: Vec<DeliveryOutcome> = batch.iter().map(|recorded| recorded.outcome.clone()).collect();
         loop {
@@ -233,6 +233,14 @@ async fn run_recorder(outbox: Outbox, mut recorded: mpsc::Receiver<Recorded>, st
                 }
             }
         }
+    }
+}
+
+/// After the stop: what is being sent right now ends first. Without its outcome it would be sent again, marked as a duplicate.
+async fn nothing_in_flight(outbox: &Outbox, stop: &CancellationToken) {
+    stop.cancelled().await;
+    while outbox.inner.in_flight.load(Ordering::Relaxed) > 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
@@ -327,7 +335,7 @@ mod tests {
 
     fn delivery(lane: i64, attempt: i32) -> DueDelivery {
         let turn = TurnId { session: SessionId(1), seq: 1 };
-        DueDelivery { lane, pos: 1, turn, attempt, part: 0, maybe_duplicate: false, body: Vec::new() }
+        DueDelivery { lane, pos: 1, turn, attempt, failures: 0, part: 0, maybe_duplicate: false, body: Vec::new() }
     }
 
     #[test]
