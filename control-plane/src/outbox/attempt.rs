@@ -138,6 +138,7 @@ mod tests {
             attempt,
             failures,
             part: 0,
+            traceparent: None,
             maybe_duplicate: false,
             body: Vec::new(),
         };
