@@ -95,6 +95,7 @@ async fn what_runs_finishes_what_waits_is_cancelled_with_a_notice_and_all_comes_
 
     // And never again.
     up.ctl(["agent", "remove", "coder", "--purge"]).ok();
+    assert!(!std::path::Path::new(&home).try_exists().unwrap());
     assert_eq!(up.json(["session", "list", "--ended"]).as_array().unwrap().len(), 0);
     up.ctl(["agent", "add", "coder"]).ok();
     let fresh = to_coder("fresh", &["--wait"]).ok().json();
