@@ -5,6 +5,8 @@
 -- LOCK ORDER, the same in every function; ascending within a level, so that no two batches wait in a circle:
 --   1 session_keys (only new keys)   2 ready rows (SKIP LOCKED only)   3 sessions rows by session_id
 --   4 inbound keys                   5 outbox heads by lane_id
+-- Out of order on purpose, because rare; Postgres breaks a circle and the caller repeats: a reset updates its key after its
+-- session, a session that ran dry locks its successor, and several dead letters or cancellations lock lanes in session order.
 -- Every function locks first (statement A) and reads after (statement B): what B reads of a locked session is the truth
 -- until commit. Callers repeat a batch on 40001, 40P01 and 23505.
 

@@ -351,7 +351,8 @@ impl Interceptor for Bearer {
 }
 
 impl Grpc {
-    fn transport(&self) -> Transport {
+    /// What a client of any service talks through.
+    pub fn transport(&self) -> Transport {
         InterceptedService::new(self.channel.clone(), self.bearer.clone())
     }
 

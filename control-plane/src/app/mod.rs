@@ -272,7 +272,8 @@ pub async fn run(options: Options, surroundings: Surroundings, telemetry: &Telem
         Command::Dev(dev) => start::dev(*dev, surroundings, telemetry).await,
         Command::Migrate(database) => {
             let store = Store::new(start::database_url(&database)?.expose_secret(), 2)?;
-            store.migrate().await?;
+            let what = || format!("bring the schema of the database at {} up to date", store.place());
+            store.migrate().await.with_context(what)?;
             tracing::info!(database = store.server_version().await?, "the schema is up to date");
             Ok(())
         }

@@ -170,6 +170,7 @@ impl FromStr for TurnId {
 #[derive(Clone)]
 pub struct Store {
     pool: Pool,
+    place: std::sync::Arc<str>,
 }
 
 impl fmt::Debug for Store {
@@ -187,6 +188,7 @@ impl Store {
         let mut config = tokio_postgres::Config::from_str(url).map_err(|_| {
             Error::Schema("the database URL cannot be read; write postgres://user:password@host:5432/name".to_owned())
         })?;
+        let place = place_of(&config);
         config.connect_timeout(Duration::from_secs(3));
         config.keepalives_idle(Duration::from_secs(10));
         config.application_name("hermes-control-plane");
@@ -210,7 +212,12 @@ impl Store {
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|error| Error::Schema(error.to_string()))?;
-        Ok(Self { pool })
+        Ok(Self { pool, place: place.into() })
+    }
+
+    /// Where the database is, for people: host and port or socket directory, and its name; never user or password.
+    pub fn place(&self) -> &str {
+        &self.place
     }
 
     /// Closes all connections; every later call is answered as unavailable.
@@ -267,6 +274,20 @@ impl Store {
         let row = self.query_opt("SELECT current_setting('server_version')", &[]).await?;
         let version: String = row.map_or_else(String::new, |row| row.get(0));
         Ok(format!("postgres {}", version.split_whitespace().next().unwrap_or("?")))
+    }
+}
+
+fn place_of(config: &tokio_postgres::Config) -> String {
+    use tokio_postgres::config::Host;
+    let ports = config.get_ports();
+    let hosts = config.get_hosts().iter().enumerate().map(|(index, host)| match host {
+        Host::Tcp(name) => format!("{name}:{}", ports.get(index).or(ports.first()).unwrap_or(&5432)),
+        Host::Unix(dir) => dir.display().to_string(),
+    });
+    let hosts: Vec<String> = hosts.collect();
+    match config.get_dbname() {
+        Some(name) => format!("{}/{name}", hosts.join(",")),
+        None => hosts.join(","),
     }
 }
 

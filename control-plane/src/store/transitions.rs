@@ -422,8 +422,9 @@ impl Store {
     /// [`Error::Unavailable`].
     pub async fn outbox_held(&self, replica: i64) -> Result<Vec<DueDelivery>> {
         let sql = "SELECT o.lane_id AS o_lane, o.pos AS o_pos, o.session_id AS o_session, o.seq AS o_seq, o.attempt AS o_attempt, \
-                     o.part AS o_part, o.maybe_dup AS o_dup, coalesce(o.body, t.reply) AS o_body, o.failures AS o_failures \
-                   FROM outbox o LEFT JOIN transcripts t USING (session_id, seq) WHERE o.head AND o.state = 1 AND o.owner = $1";
+                     o.part AS o_part, o.maybe_dup AS o_dup, coalesce(o.body, (SELECT t.reply FROM transcripts t \
+                       WHERE t.session_id = o.session_id AND t.seq = o.seq)) AS o_body, o.failures AS o_failures \
+                   FROM outbox o WHERE o.head AND o.state = 1 AND o.owner = $1";
         Ok(self.query(sql, &[&replica]).await?.iter().map(due_delivery).collect())
     }
 

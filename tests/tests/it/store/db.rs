@@ -40,7 +40,9 @@ pub(super) struct Db {
     pub(super) store: Store,
     runtime: Runtime,
     raw: Mutex<Client>,
-    database: TestPostgres,
+    url: String,
+    /// Where it is this drill's own.
+    _database: Option<TestPostgres>,
 }
 
 /// An accepted message; everything but its key and session has a default.
@@ -168,22 +170,23 @@ pub(super) fn migrated() -> Result<TestPostgres> {
 impl Db {
     /// A migrated database with the agents 1 (`a`) and 2 (`b`).
     pub(super) fn migrated() -> Result<Self> {
-        Self::on(migrated()?)
+        let database = migrated()?;
+        Self::on(database.url().to_owned(), Some(database))
     }
 
-    /// The same from the text of the migrations, which may have been changed.
-    pub(super) fn from_sql(sql: &str) -> Result<Self> {
-        let database = TestPostgres::empty()?;
+    /// The same in a database that others used before, from the text of the migrations, which may have been changed.
+    pub(super) fn from_sql(database: &TestPostgres, sql: &str) -> Result<Self> {
         let mut client = Client::connect(database.url(), NoTls)?;
-        client.batch_execute("CREATE SCHEMA hermes; SET search_path = hermes").context("make the schema")?;
+        let fresh = "SET client_min_messages = warning; DROP SCHEMA IF EXISTS hermes CASCADE; CREATE SCHEMA hermes; SET search_path = hermes";
+        client.batch_execute(fresh).context("make the schema")?;
         client.batch_execute(sql).context("run the changed migrations")?;
-        Self::on(database)
+        Self::on(database.url().to_owned(), None)
     }
 
-    fn on(database: TestPostgres) -> Result<Self> {
-        let store = Store::new(database.url(), 8)?;
-        let raw = Mutex::new(connect(&database)?);
-        let db = Self { store, runtime: runtime()?, raw, database };
+    fn on(url: String, database: Option<TestPostgres>) -> Result<Self> {
+        let store = Store::new(&url, 8)?;
+        let raw = Mutex::new(connect(&url)?);
+        let db = Self { store, runtime: runtime()?, raw, url, _database: database };
         db.add_agents()?;
         Ok(db)
     }
@@ -327,7 +330,7 @@ impl Db {
 
     /// Runs `sql` in a transaction that stays open.
     pub(super) fn hold(&self, sql: &str) -> Result<Held> {
-        let mut client = connect(&self.database)?;
+        let mut client = connect(&self.url)?;
         let pid = client.query_one("SELECT pg_backend_pid()", &[])?.get(0);
         client.batch_execute("BEGIN")?;
         client.simple_query(sql).map_err(|error| said(&error))?;
@@ -361,7 +364,7 @@ pub(super) struct Held {
 impl Held {
     /// Looks until another connection waits for this one (true) or `enough` says so (false).
     pub(super) fn blocks(&self, db: &Db, enough: impl Fn() -> bool) -> Result<bool> {
-        let mut watcher = connect(&db.database)?;
+        let mut watcher = connect(&db.url)?;
         let begun = Instant::now();
         while !enough() {
             let blocked = "SELECT count(*) FROM pg_stat_activity WHERE $1 = ANY(pg_blocking_pids(pid))";
@@ -386,8 +389,8 @@ impl Held {
     }
 }
 
-fn connect(database: &TestPostgres) -> Result<Client> {
-    let mut client = Client::connect(database.url(), NoTls)?;
+fn connect(url: &str) -> Result<Client> {
+    let mut client = Client::connect(url, NoTls)?;
     client.batch_execute("SET search_path = hermes; SET lock_timeout = '15s'")?;
     Ok(client)
 }

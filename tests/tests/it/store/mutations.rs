@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use hermes_tests::postgres::TestPostgres;
+
 use super::db::{Db, migrations_dir};
 use super::{DRILLS, Drill};
 
@@ -201,8 +203,8 @@ fn drill(name: &str) -> Drill {
 }
 
 /// Whether each drill was green; one that panics is red.
-fn run(sql: &str, names: &[&str]) -> Vec<bool> {
-    let mut db = Db::from_sql(sql).unwrap();
+fn run(database: &TestPostgres, sql: &str, names: &[&str]) -> Vec<bool> {
+    let mut db = Db::from_sql(database, sql).unwrap();
     let mut green = Vec::with_capacity(names.len());
     for name in names {
         db.reset().unwrap();
@@ -213,11 +215,11 @@ fn run(sql: &str, names: &[&str]) -> Vec<bool> {
 
 #[test]
 fn every_mutation_is_caught() {
-    let sql = sql();
+    let (database, sql) = (TestPostgres::empty().unwrap(), sql());
     let mut used: Vec<&str> = MUTATIONS.iter().flat_map(|mutation| mutation.caught_by).copied().collect();
     used.sort_unstable();
     used.dedup();
-    let unmutated = run(&sql, &used);
+    let unmutated = run(&database, &sql, &used);
     let red: Vec<&&str> = used.iter().zip(unmutated).filter_map(|(name, green)| (!green).then_some(name)).collect();
     assert!(red.is_empty(), "red without any mutation: {red:?}");
 
@@ -228,7 +230,7 @@ fn every_mutation_is_caught() {
             assert!(mutated.contains(old), "mutation {name:?} replaces a text that is not there: {old}");
             mutated = mutated.replace(old, new);
         }
-        for (drill, green) in caught_by.iter().zip(run(&mutated, caught_by)) {
+        for (drill, green) in caught_by.iter().zip(run(&database, &mutated, caught_by)) {
             let _ = writeln!(table, "{name}: {drill} {}", if green { "SAW NOTHING" } else { "went red" });
             if green {
                 missed.push((name, drill));

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hermes_tests::mock_model::{Behaviour, LAST_WORD, MockModel};
+use hermes_tests::system::{Up, binary};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use super::up::{Up, output, program};
-use super::with_model;
+use super::{http, start, stop, with_model};
 
 /// Two calls that share nothing, the second one streamed.
 const STATELESS: &str = r#"
@@ -46,7 +46,7 @@ async fn python() -> PathBuf {
     if let Some(python) = std::env::var_os("HERMES_TEST_PYTHON") {
         return python.into();
     }
-    let target = program("hermesctl").ancestors().nth(2).unwrap().to_owned();
+    let target = binary("hermesctl").ancestors().nth(2).unwrap().to_owned();
     let venv = target.join("test-venv");
     let (pinned, installed) = (repository().join("deploy/requirements.txt"), venv.join("installed.txt"));
     let lock = File::create(target.join("test-venv.lock")).unwrap();
@@ -67,7 +67,7 @@ async fn python() -> PathBuf {
 /// Python with the SDK's own variables and no others of its kind.
 fn sdk(python: &Path, up: &Up, key: &str) -> Command {
     let mut command = Command::new(python);
-    command.env("OPENAI_BASE_URL", format!("{}/v1", up.http())).env("OPENAI_API_KEY", key).env("NO_PROXY", "127.0.0.1");
+    command.env("OPENAI_BASE_URL", format!("{}/v1", http(up))).env("OPENAI_API_KEY", key).env("NO_PROXY", "127.0.0.1");
     for variable in ["OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "PYTHONPATH", "PYTHONHOME"] {
         command.env_remove(variable);
     }
@@ -79,8 +79,8 @@ async fn the_openai_sdk_lists_models_and_chats_as_with_any_other_server() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let python = python().await;
     let mock = MockModel::start().await.unwrap();
-    let up = Up::start(with_model(&mock, json!({"agents": {"echo": {"model": "builtin/echo"}}}))).await;
-    let key = up.json(&["token", "create", "--role", "api"]).await["token"].as_str().unwrap().to_owned();
+    let up = start(&with_model(&mock, json!({"agents": {"echo": {"model": "builtin/echo"}}})), &[]);
+    let key = up.json(["token", "create", "--role", "api"])["token"].as_str().unwrap().to_owned();
 
     for agent in ["echo", "main"] {
         let mut script = sdk(&python, &up, &key);
@@ -102,12 +102,12 @@ async fn the_openai_sdk_lists_models_and_chats_as_with_any_other_server() {
     assert_eq!(conversation.len(), 1, "{shown}");
     assert!(!shown.to_string().contains("Ada") && shown.to_string().contains("what is my name?"), "{shown}");
 
-    // A worker's or a revoked key is no key.
-    let info = up.json(&["token", "list"]).await;
+    // A revoked key is no key.
+    let info = up.json(["token", "list"]);
     let id = info.as_array().unwrap().iter().find(|token| token["role"] == "api").unwrap()["id"].clone();
-    assert!(output(up.hermesctl(&["token", "revoke", id.as_str().unwrap()])).await.status.success());
+    up.ctl(["token", "revoke", id.as_str().unwrap()]).ok();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let refused = client.get(format!("{}/v1/models", up.http())).bearer_auth(&key).send().await.unwrap();
+    let refused = client.get(format!("{}/v1/models", http(&up))).bearer_auth(&key).send().await.unwrap();
     assert_eq!(refused.status(), 401);
-    up.stop().await;
+    stop(up);
 }

@@ -4,25 +4,18 @@ use std::time::Duration;
 
 use hermes_tests::fake_telegram::{Bot, Delivery, FakeTelegram};
 use hermes_tests::mock_model::{Behaviour, LAST_WORD, MockModel};
+use hermes_tests::system::Up;
 use serde_json::{Value, json};
 
-use super::up::Up;
-use super::{SOON, account, with_model};
+use super::{SOON, account, start, stop, texts, with_model};
 
 /// Tokens of the bots.
 const FRONT: &str = "710:front-secret";
 const BACK: &str = "720:back-secret";
 
-/// Waits for `count` messages in `chat` and answers their texts.
-pub(super) async fn texts(bot: &Bot, chat: i64, count: usize) -> Vec<String> {
-    let there = bot.wait_for(chat, count, SOON).await;
-    let there = there.unwrap_or_else(|there| panic!("chat {chat} has {there:?}, expected {count}"));
-    there.into_iter().map(|delivery| delivery.text).collect()
-}
-
 /// Keys of all sessions.
-async fn session_keys(up: &Up) -> Vec<String> {
-    let sessions = up.json(&["session", "list"]).await;
+fn session_keys(up: &Up) -> Vec<String> {
+    let sessions = up.json(["session", "list"]);
     let key = |session: &Value| session["session_key"].as_str().unwrap().to_owned();
     let mut keys: Vec<String> = sessions.as_array().unwrap().iter().map(key).collect();
     keys.sort();
@@ -30,7 +23,7 @@ async fn session_keys(up: &Up) -> Vec<String> {
 }
 
 /// Two bots of two agents, and two accounts that cannot start.
-async fn two_bots(fake: &FakeTelegram) -> (Up, Bot, Bot) {
+fn two_bots(fake: &FakeTelegram) -> (Up, Bot, Bot) {
     let (front, back) = (fake.bot(FRONT), fake.bot(BACK));
     let mut strict = account("back", "BACK_TOKEN", fake);
     strict.as_object_mut().unwrap().remove("allow_all");
@@ -47,16 +40,14 @@ async fn two_bots(fake: &FakeTelegram) -> (Up, Bot, Bot) {
         "routes": [{"match": {"platform": "telegram", "account": "back"}, "agent": "coder"}],
         "platforms": {"telegram": {"accounts": accounts}},
     });
-    let up = Up::with(document, |up| {
-        up.env("FRONT_TOKEN", FRONT).env("BACK_TOKEN", BACK).env("REVOKED_TOKEN", "730:no-such-bot");
-    });
-    (up.await, front, back)
+    let env = [("FRONT_TOKEN", FRONT), ("BACK_TOKEN", BACK), ("REVOKED_TOKEN", "730:no-such-bot")];
+    (start(&document, &env), front, back)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_bots_answer_as_their_agents_and_keep_chats_users_and_topics_apart() {
     let fake = FakeTelegram::start().await.unwrap();
-    let (up, front, back) = two_bots(&fake).await;
+    let (up, front, back) = two_bots(&fake);
 
     // Each account's own agent, users outside the allowlist unheard, its chats open to anybody.
     front.push_text(11, 11, "hello front");
@@ -103,7 +94,7 @@ async fn two_bots_answer_as_their_agents_and_keep_chats_users_and_topics_apart()
         "agent:main:telegram:group:-200:1",
         "agent:main:telegram:group:-200:2",
     ];
-    assert_eq!(session_keys(&up).await, expected);
+    assert_eq!(session_keys(&up), expected);
 
     // A burst in one chat is answered in its order.
     for number in 0..20 {
@@ -113,7 +104,7 @@ async fn two_bots_answer_as_their_agents_and_keep_chats_users_and_topics_apart()
     assert_eq!(texts(&front, 13, 20).await, expected);
 
     // The accounts that cannot start say what they need and have stopped nobody.
-    let status = up.json(&["status"]).await;
+    let status = up.json(["status"]);
     let standing = |name: &str| {
         let accounts = status["accounts"].as_array().unwrap();
         let found = accounts.iter().find(|account| account["account"] == name);
@@ -128,7 +119,7 @@ async fn two_bots_answer_as_their_agents_and_keep_chats_users_and_topics_apart()
     assert!(state == "failed" && detail.contains("BotFather"), "{state}: {detail}");
     let log = up.log();
     assert!(!log.contains("-secret") && !log.contains("no-such-bot"), "no token is logged");
-    up.stop().await;
+    stop(up);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -136,10 +127,7 @@ async fn a_slow_answer_shows_typing_and_a_long_one_is_split_in_order() {
     let (fake, mock) = (FakeTelegram::start().await.unwrap(), MockModel::start().await.unwrap());
     let bot = fake.bot(FRONT);
     let document = json!({"platforms": {"telegram": {"accounts": [account("front", "FRONT_TOKEN", &fake)]}}});
-    let up = Up::with(with_model(&mock, document), |up| {
-        up.env("FRONT_TOKEN", FRONT);
-    });
-    let up = up.await;
+    let up = start(&with_model(&mock, document), &[("FRONT_TOKEN", FRONT)]);
 
     let words: String = (0..700).map(|number| format!("wörd{number:03} ")).collect();
     let long = words.trim_end().chars().take(5_000).collect::<String>();
@@ -162,5 +150,5 @@ async fn a_slow_answer_shows_typing_and_a_long_one_is_split_in_order() {
     assert!(bot.wait_until(SOON, |bot| bot.calls("sendChatAction") > 0).await, "typing is shown");
     assert!(bot.delivered(-100).is_empty(), "before the answer");
     assert!(texts(&bot, -100, 1).await[0].ends_with(LAST_WORD));
-    up.stop().await;
+    stop(up);
 }

@@ -4,26 +4,19 @@ use std::time::Duration;
 
 use hermes_tests::fake_telegram::{Bot, FakeTelegram, Fault};
 use hermes_tests::postgres::TestPostgres;
+use hermes_tests::system::Up;
 use serde_json::json;
 
-use super::telegram::texts;
-use super::up::Up;
 use super::wire::Wire;
-use super::{SOON, account};
+use super::{SOON, account, start, stop, texts};
 
 const TOKEN: &str = "700:a-secret-of-the-bot";
 const MARK: &str = "(may be a duplicate)\n";
 
-async fn up(fake: &FakeTelegram, database: Option<&str>) -> (Up, Bot) {
+fn up(fake: &FakeTelegram, more: &[(&str, &str)]) -> (Up, Bot) {
     let document = json!({"platforms": {"telegram": {"accounts": [account("front", "FRONT_TOKEN", fake)]}}});
     let bot = fake.bot(TOKEN);
-    let up = Up::with(document, |up| {
-        up.env("FRONT_TOKEN", TOKEN);
-        if let Some(url) = database {
-            up.env("DATABASE_URL", url);
-        }
-    });
-    (up.await, bot)
+    (start(&document, &[&[("FRONT_TOKEN", TOKEN)], more].concat()), bot)
 }
 
 /// User and chat `chat` says one, two, three.
@@ -36,7 +29,7 @@ fn say_three(bot: &Bot, chat: i64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_happens_to_a_send_nothing_is_lost_and_copies_are_marked() {
     let fake = FakeTelegram::start().await.unwrap();
-    let (up, bot) = up(&fake, None).await;
+    let (up, bot) = up(&fake, &[]);
     let all = ["[main] one", "[main] two", "[main] three"];
     let again = format!("{MARK}[main] one");
 
@@ -78,13 +71,13 @@ async fn whatever_happens_to_a_send_nothing_is_lost_and_copies_are_marked() {
         assert_eq!(bot.delivered(chat).len(), count, "chat {chat}: {:?}", bot.delivered(chat));
     }
     assert!(!up.log().contains("a-secret"), "no token is logged");
-    up.stop().await;
+    stop(up);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_happens_to_a_poll_every_message_is_answered_once_and_in_order() {
     let fake = FakeTelegram::start().await.unwrap();
-    let (up, bot) = up(&fake, None).await;
+    let (up, bot) = up(&fake, &[]);
     let faults = [
         Fault::CutBeforeReading,
         Fault::CutAfterApplying,
@@ -115,15 +108,15 @@ async fn whatever_happens_to_a_poll_every_message_is_answered_once_and_in_order(
     // The last message is confirmed too, so no copy is to come.
     assert!(bot.wait_until(SOON, |bot| bot.unconfirmed().is_empty()).await);
     assert_eq!(bot.delivered(21).len(), expected.len());
-    up.stop().await;
+    stop(up);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_update_is_confirmed_only_after_its_message_is_committed() {
     let fake = FakeTelegram::start().await.unwrap();
     let database = TestPostgres::empty().unwrap();
-    let wire = Wire::to(database.url()).await;
-    let (up, bot) = up(&fake, Some(wire.url())).await;
+    let wire = Wire::to(database.url());
+    let (up, bot) = up(&fake, &[("DATABASE_URL", wire.url())]);
     bot.push_text(31, 31, "before");
     assert_eq!(texts(&bot, 31, 1).await, ["[main] before"]);
     assert!(bot.wait_until(SOON, |bot| bot.unconfirmed().is_empty() && bot.waiting_polls() == 1).await);
@@ -139,5 +132,5 @@ async fn an_update_is_confirmed_only_after_its_message_is_committed() {
     assert_eq!(texts(&bot, 31, 4).await, expected);
     assert!(bot.wait_until(SOON, |bot| bot.unconfirmed().is_empty()).await);
     assert_eq!(bot.delivered(31).len(), 4, "and once");
-    up.stop().await;
+    stop(up);
 }

@@ -5,31 +5,29 @@ use std::collections::BTreeSet;
 use hermes_tests::fake_telegram::{Bot, FakeTelegram};
 use hermes_tests::mock_model::MockModel;
 use hermes_tests::otlp::{Collector, HungCollector, Span};
+use hermes_tests::system::Up;
 use serde_json::json;
 
-use super::telegram::texts;
-use super::up::Up;
-use super::{SOON, account, with_model};
+use super::{SOON, account, start, stop, texts, with_model};
 
 const TOKEN: &str = "700:a-secret-of-the-bot";
 
-async fn up(fake: &FakeTelegram, mock: &MockModel, endpoint: &str) -> (Up, Bot) {
+fn up(fake: &FakeTelegram, mock: &MockModel, endpoint: &str) -> (Up, Bot) {
     let document = json!({"platforms": {"telegram": {"accounts": [account("front", "FRONT_TOKEN", fake)]}}});
-    let up = Up::with(with_model(mock, document), |up| {
-        up.env("FRONT_TOKEN", TOKEN).env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint);
-    });
-    (up.await, fake.bot(TOKEN))
+    let bot = fake.bot(TOKEN);
+    let env = [("FRONT_TOKEN", TOKEN), ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)];
+    (start(&with_model(mock, document), &env), bot)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_is_one_trace_from_intake_to_delivery_across_both_processes() {
     let (fake, mock) = (FakeTelegram::start().await.unwrap(), MockModel::start().await.unwrap());
     let collector = Collector::start().await.unwrap();
-    let (up, bot) = up(&fake, &mock, &collector.endpoint()).await;
+    let (up, bot) = up(&fake, &mock, &collector.endpoint());
     bot.push_text(11, 11, "follow me");
     texts(&bot, 11, 1).await;
     // Both processes send what they still hold when they stop.
-    up.stop().await;
+    stop(up);
 
     let expected = [
         ("hermes-control-plane", "claim"),
@@ -80,7 +78,7 @@ async fn a_message_is_one_trace_from_intake_to_delivery_across_both_processes() 
 async fn a_collector_that_hangs_holds_up_neither_answers_nor_the_stop() {
     let (fake, mock) = (FakeTelegram::start().await.unwrap(), MockModel::start().await.unwrap());
     let collector = HungCollector::start().await.unwrap();
-    let (up, bot) = up(&fake, &mock, &collector.endpoint()).await;
+    let (up, bot) = up(&fake, &mock, &collector.endpoint());
     for number in 0..10 {
         for chat in 1..=10 {
             bot.push_text(chat, chat, &number.to_string());
@@ -93,6 +91,6 @@ async fn a_collector_that_hangs_holds_up_neither_answers_nor_the_stop() {
         }
     }
     // Within five seconds, or it fails.
-    up.stop().await;
+    stop(up);
     assert!(collector.connections() > 0, "the collector was tried");
 }

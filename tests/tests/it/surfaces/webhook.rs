@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 use bytes::Bytes;
 use hermes_tests::fake_telegram::FakeTelegram;
+use hermes_tests::system::Up;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use reqwest::{Client, Response};
 use serde_json::{Value, json};
@@ -15,9 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::telegram::texts;
-use super::up::Up;
-use super::{SOON, account};
+use super::{SOON, account, http, start, stop, texts};
 
 const SECRET: &str = "a long secret of the test";
 const TOKEN: &str = "700:a-secret-of-the-bot";
@@ -106,7 +105,7 @@ struct Source {
 
 impl Source {
     async fn post(&self, account: &str, timestamp: &str, signature: &str, body: &str) -> Response {
-        let request = self.client.post(format!("{}/webhooks/webhook/{account}", self.up.http()));
+        let request = self.client.post(format!("{}/webhooks/webhook/{account}", http(&self.up)));
         let request = request.header("x-hermes-timestamp", timestamp).header("x-hermes-signature", signature);
         request.header("content-type", "application/json").body(body.to_owned()).send().await.unwrap()
     }
@@ -137,10 +136,8 @@ async fn signed_messages_are_answered_where_the_account_says_and_nothing_else_is
             ]},
         },
     });
-    let up = Up::with(document, |up| {
-        up.env("FRONT_TOKEN", TOKEN).env("CI_SECRET", SECRET);
-    });
-    let source = Source { up: up.await, client: Client::builder().no_proxy().build().unwrap() };
+    let up = start(&document, &[("FRONT_TOKEN", TOKEN), ("CI_SECRET", SECRET)]);
+    let source = Source { up, client: Client::builder().no_proxy().build().unwrap() };
 
     // A reply to the callback: signed, and with the same key when it has to come again.
     let accepted = source.signed("ci", &json!({"text": "build 7 failed", "chat_id": "builds", "user_id": "ci"})).await;
@@ -192,5 +189,5 @@ async fn signed_messages_are_answered_where_the_account_says_and_nothing_else_is
     let said: Vec<&str> = calls.iter().filter_map(|call| call.body["text"].as_str()).collect();
     assert_eq!(said, ["[main] build 7 failed", "[main] build 7 failed", "[main] replayed", "[main] done"]);
     assert_eq!(texts(&bot, -100, 2).await, ["[coder] disk full", "[coder] done"]);
-    source.up.stop().await;
+    stop(source.up);
 }

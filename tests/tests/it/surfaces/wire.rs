@@ -22,10 +22,10 @@ pub(super) struct Wire {
 
 impl Wire {
     /// A line to the database of `url`, which names a socket directory.
-    pub(super) async fn to(url: &str) -> Self {
+    pub(super) fn to(url: &str) -> Self {
         let (address, host) = url.split_once("?host=").expect("a test database is reached by its socket");
         let far = PathBuf::from(host).join(SOCKET);
-        let dir = super::up::directory();
+        let dir = tempfile::Builder::new().prefix("hermes-wire-").tempdir_in("/tmp").unwrap();
         let listener = UnixListener::bind(dir.path().join(SOCKET)).unwrap();
         let (works, working) = watch::channel(true);
         let mut carrying = JoinSet::new();

@@ -158,7 +158,7 @@ async fn the_same_message_id_five_times_in_parallel_is_one_turn_with_one_reply()
     assert_eq!((&again["duplicate"], &again["turn"]), (&true.into(), &answers[0]["turn"]));
     assert_eq!(model.requests(), 1);
     let session = up.json(["session", "show", answers[0]["session_id"].as_str().unwrap()]);
-    assert_eq!(session["turns"].as_array().unwrap().len(), 1);
+    assert_eq!(session["transcript"].as_array().unwrap().len(), 1);
 
     // Only within its account and chat is an id the same message.
     let elsewhere = up.json([

@@ -37,7 +37,7 @@ fn ctrl_c_ends_everything_within_five_seconds_and_the_next_start_continues() {
     assert_eq!(second["reply"], "[coder] two");
     assert_eq!(second["session_id"], first["session_id"], "the dialogue goes on");
     let session = up.json(["session", "show", first["session_id"].as_str().unwrap()]);
-    let replies: Vec<_> = session["turns"].as_array().unwrap().iter().map(|turn| turn["reply"].clone()).collect();
+    let replies: Vec<_> = session["transcript"].as_array().unwrap().iter().map(|turn| turn["reply"].clone()).collect();
     assert_eq!(replies, ["[coder] one", "[coder] two"]);
     // A client that kept the token of before still may.
     assert_eq!(agent_of(&up, "coder")["revision"], 1);

@@ -1,7 +1,13 @@
 //! The whole system: the real `hermesctl up`, its Postgres, its workers, and hermesctl as people use it.
 
+mod agents;
 mod answers;
+mod bad_input;
+mod homes;
 mod lifecycle;
+mod nothing_lost;
+mod removal;
+mod sessions;
 
 use std::time::Duration;
 
@@ -73,7 +79,7 @@ fn ended(up: &Up, turn: &Value) -> Value {
     let id = turn["turn"].as_str().unwrap();
     until(SOON, "the end of the turn", || {
         let session = up.json(["session", "show", turn["session_id"].as_str().unwrap()]);
-        let turns = session["turns"].as_array().unwrap().clone();
+        let turns = session["transcript"].as_array().unwrap().clone();
         turns.into_iter().find(|one| one["turn"] == id && one["ended_at_ms"].is_number())
     })
 }
