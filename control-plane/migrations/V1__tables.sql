@@ -122,7 +122,7 @@ CREATE TABLE sessions (
 -- A key points to its current session.
 CREATE TABLE session_keys (
   agent_no    int NOT NULL,
-  session_key text NOT NULL CHECK (octet_length(session_key) BETWEEN 1 AND 4096),
+  session_key text NOT NULL CHECK (octet_length(session_key) BETWEEN 1 AND 2048),
   session_id  bigint NOT NULL,
   PRIMARY KEY (agent_no, session_key));
 

@@ -5,6 +5,8 @@
 -- LOCK ORDER, the same in every function; ascending within a level, so that no two batches wait in a circle:
 --   1 session_keys (only new keys)   2 ready rows (SKIP LOCKED only)   3 sessions rows by session_id
 --   4 inbound keys                   5 outbox heads by lane_id
+-- Out of order on purpose, because rare; Postgres breaks a circle and the caller repeats: a reset updates its key after its
+-- session, a session that ran dry locks its successor, and several dead letters or cancellations lock lanes in session order.
 -- Every function locks first (statement A) and reads after (statement B): what B reads of a locked session is the truth
 -- until commit. Callers repeat a batch on 40001, 40P01 and 23505.
 
@@ -29,10 +31,11 @@ BEGIN
                ON CONFLICT DO NOTHING RETURNING agent_no, session_key, session_id)
     INSERT INTO sessions(session_id, agent_no, session_key) SELECT n.session_id, n.agent_no, n.session_key FROM n;
     sid := ARRAY(SELECT k.session_id FROM unnest(p_agent, p_skey) WITH ORDINALITY i(a, k, ord)
-                 JOIN session_keys k ON k.agent_no = i.a AND k.session_key = i.k ORDER BY i.ord);
+                 LEFT JOIN session_keys k ON k.agent_no = i.a AND k.session_key = i.k ORDER BY i.ord);
   END IF;
   PERFORM 1 FROM sessions WHERE session_id = ANY(sid) ORDER BY session_id FOR NO KEY UPDATE;            -- A
-  IF EXISTS (SELECT 1 FROM sessions WHERE session_id = ANY(sid) AND ended_at IS NOT NULL) THEN
+  -- A reset moved the key, or a purge took key or session, while we waited. (A row without its session would shift all behind it.)
+  IF EXISTS (SELECT 1 FROM unnest(sid) i(id) LEFT JOIN sessions s ON s.session_id = i.id WHERE s.session_id IS NULL OR s.ended_at IS NOT NULL) THEN
     RAISE serialization_failure USING MESSAGE = 'the session key moved, repeat the batch';
   END IF;
   IF cardinality(array_remove(p_idle_before, NULL)) + cardinality(array_remove(p_daily_before, NULL)) > 0 THEN
@@ -72,7 +75,7 @@ BEGIN
           WHERE NOT f.dup AND f.rn = 1 AND f.st = 0 AND f.ep IS NULL),
    l AS (UPDATE slots x SET session_id = f.sid FROM f WHERE f.ep IS NOT NULL AND x.worker_id = f.worker AND x.slot = f.slot
           AND x.session_id IS DISTINCT FROM f.sid)
-  SELECT f.ord, coalesce(f.bsid, f.sid),
+  SELECT f.ord, coalesce(f.bsid, first_value(f.sid) OVER (PARTITION BY f.key ORDER BY f.ord)),
          CASE WHEN f.dup THEN coalesce(f.bseq, first_value(f.seq) OVER (PARTITION BY f.key ORDER BY f.ord)) ELSE f.seq END,
          f.dup, f.dup AND coalesce(f.bhash, f.fhash) IS NOT NULL AND coalesce(f.bhash, f.fhash) IS DISTINCT FROM f.hash,
          f.ep, NOT f.dup AND f.rn = 1 AND f.st = 0 AND f.ep IS NULL FROM f ORDER BY f.ord;
@@ -222,7 +225,7 @@ RETURNS TABLE (o_ord bigint, o_ok boolean, o_lane bigint, o_pos bigint, o_sessio
 DECLARE ok boolean[]; mo bigint[]; t timestamptz := clock_timestamp();
 BEGIN
   PERFORM 1 FROM outbox WHERE lane_id = ANY(p_lane) AND head ORDER BY lane_id FOR UPDATE;               -- A
-  WITH f AS MATERIALIZED (SELECT i.*, o.lane_id IS NOT NULL AND row_number() OVER (PARTITION BY i.lane, i.pos ORDER BY i.ord) = 1 AS ok,
+  WITH f AS MATERIALIZED (SELECT i.*, o.lane_id IS NOT NULL AND row_number() OVER (PARTITION BY i.lane, i.pos ORDER BY (o.lane_id IS NULL), i.ord) = 1 AS ok,
              o.more, o.session_id, o.seq, o.maybe_dup, o.tid                                            -- B
           FROM unnest(p_lane, p_pos, p_attempt, p_result, p_part, p_msg, p_reason, p_dup, p_delay_ms) WITH ORDINALITY
                i(lane, pos, attempt, result, part, msg, reason, dup, delay, ord)
@@ -256,7 +259,7 @@ LANGUAGE plpgsql AS $$
 DECLARE due bigint[]; gone bigint[];
 BEGIN
   due := ARRAY(SELECT o.lane_id FROM outbox o WHERE o.head AND o.state = 3 AND o.next_at <= clock_timestamp() ORDER BY o.next_at LIMIT p_n);
-  gone := ARRAY(SELECT r.replica_id FROM replicas r WHERE r.lost_at IS NOT NULL);
+  gone := ARRAY(SELECT r.replica_id FROM replicas r WHERE r.lost_at IS NOT NULL AND r.replica_id <> p_replica);
   IF cardinality(gone) > 0 THEN
     due := due || ARRAY(SELECT o.lane_id FROM outbox o WHERE o.head AND o.state = 1 AND o.owner = ANY(gone) LIMIT p_n);
     IF NOT EXISTS (SELECT 1 FROM outbox o WHERE o.state = 1 AND o.owner = ANY(gone)) THEN
@@ -302,7 +305,9 @@ DECLARE t timestamptz := clock_timestamp(); alive bigint[];
 BEGIN
   INSERT INTO replicas(replica_id, lease_until) VALUES (p_replica, t + p_ttl_ms * interval '1 millisecond')
     ON CONFLICT (replica_id) DO UPDATE SET lease_until = excluded.lease_until, lost_at = NULL;
-  UPDATE replicas SET lost_at = t WHERE lost_at IS NULL AND lease_until < t;
+  -- One that is polling right now is late and not lost; waiting for it could be waiting for each other.
+  UPDATE replicas SET lost_at = t WHERE replica_id IN (
+    SELECT replica_id FROM replicas WHERE lost_at IS NULL AND lease_until < t FOR UPDATE SKIP LOCKED);
   IF cardinality(p_workers) > 0 THEN
     PERFORM 1 FROM workers WHERE worker_id = ANY(p_workers) ORDER BY worker_id FOR NO KEY UPDATE;
     WITH u AS (UPDATE workers SET lease_until = t + p_ttl_ms * interval '1 millisecond'
@@ -377,4 +382,27 @@ BEGIN
   UPDATE sessions SET head_seq = tail_seq + 1, state = 0, crashes = 0, epoch = epoch + 1, worker_id = NULL WHERE session_id = ANY(sid);
   PERFORM release_successors(sid);
   RETURN n;
+END $$;
+
+-- A worker process registered anew (its stream broke, or another replica took it): what its older, still live registrations
+-- hold moves to the new one under the same fence, so that running turns go on. What finds no slot is reclaimed.
+CREATE FUNCTION adopt(p_worker bigint, p_identity text) RETURNS TABLE (o_worker bigint, o_slot smallint, o_session bigint, o_seq bigint,
+    o_epoch bigint, o_crashes smallint, o_key text, o_lane bigint, o_payload bytea, o_trace text, o_created timestamptz) LANGUAGE plpgsql
+SET enable_seqscan = off AS $$
+DECLARE old bigint[]; sid bigint[]; t timestamptz := clock_timestamp();
+BEGIN
+  WITH w AS (UPDATE workers SET lost = true, lost_at = t WHERE worker_id IN (
+      SELECT worker_id FROM workers WHERE identity = p_identity AND worker_id <> p_worker AND NOT lost AND lease_until > t
+       ORDER BY worker_id FOR UPDATE) RETURNING worker_id)
+  SELECT array_agg(worker_id) INTO old FROM w;
+  IF old IS NULL THEN RETURN; END IF;
+  sid := ARRAY(SELECT DISTINCT s.session_id FROM slots x JOIN sessions s ON s.session_id = x.session_id
+               WHERE x.worker_id = ANY(old) AND s.state = 2 AND s.worker_id = ANY(old));
+  PERFORM 1 FROM sessions WHERE session_id = ANY(sid) ORDER BY session_id FOR NO KEY UPDATE;            -- A
+  WITH m AS (SELECT s.session_id, row_number() OVER (ORDER BY s.session_id) AS rn FROM sessions s                    -- B
+              WHERE s.session_id = ANY(sid) AND s.state = 2 AND s.worker_id = ANY(old)),
+   f AS (SELECT m.session_id, x.slot FROM m JOIN slots x ON x.worker_id = p_worker AND x.slot = m.rn),
+   u AS (UPDATE sessions s SET worker_id = p_worker FROM f WHERE s.session_id = f.session_id)
+  UPDATE slots x SET session_id = f.session_id FROM f WHERE x.worker_id = p_worker AND x.slot = f.slot;
+  RETURN QUERY SELECT * FROM assigned(ARRAY[p_worker]);
 END $$;

@@ -32,8 +32,9 @@ use tracing_subscriber::{EnvFilter, Layer as _};
 /// `info_span!(target: TRACE, "turn", …)`. They are exported, and kept out of the log unless its filter names this target.
 pub const TRACE: &str = "hermes_trace";
 
-/// The log filter when nobody gives one.
-pub const DEFAULT_FILTER: &str = "info";
+/// The log filter when nobody gives one. The library of model wires warns of every chunk without text, which is how each
+/// answer of OpenAI's wire ends.
+pub const DEFAULT_FILTER: &str = "info,genai=error";
 
 /// Content type of [`Telemetry::render`].
 pub const METRICS_CONTENT_TYPE: &str = "text/plain; version=0.0.4";

@@ -7,3 +7,4 @@ pub mod fake_telegram;
 pub mod mock_model;
 pub mod otlp;
 pub mod postgres;
+pub mod system;

@@ -23,7 +23,7 @@ use secrecy::ExposeSecret as _;
 use tokio::net::TcpListener;
 use tonic::transport::server::TcpIncoming;
 
-pub use options::{Command, Common, Database, Dev, LogFormat, Options, Serve, Surroundings};
+pub use options::{Command, Common, Database, Dev, LogFormat, ModelLimits, Options, Serve, Surroundings};
 
 use crate::dispatch::Dispatcher;
 use crate::grpc::agent_api::AgentApi;
@@ -35,6 +35,7 @@ use crate::grpc::route_api::RouteApi;
 use crate::grpc::session_api::SessionApi;
 use crate::grpc::system_api::{Addresses, SystemApi};
 use crate::grpc::worker_api::WorkerApi;
+use crate::http;
 use crate::identity::{Authority, Clock, Tokens};
 use crate::intake::{Intake, Sink};
 use crate::models::Broker;
@@ -43,7 +44,6 @@ use crate::registry::{Homes, Registry};
 use crate::store::{DatabaseClock, Store};
 use crate::tasks::Tasks;
 use crate::telemetry::{Metrics, Telemetry};
-use crate::{http, models};
 
 /// Connections to Postgres of one replica.
 const CONNECTIONS: usize = 12;
@@ -115,7 +115,7 @@ impl Replica {
         );
         let intake =
             Intake::start(registry.clone(), dispatcher.clone(), outbox.clone(), clock, metrics.clone(), &tasks);
-        let broker = Broker::new(models::Settings::default(), secrets::for_models()).context("set up model calls")?;
+        let broker = Broker::new(common.model.settings(), secrets::for_models()).context("set up model calls")?;
         let sink = Sink::new(intake.clone(), adapters.clone());
         tasks.spawn("accounts", accounts::run(registry.clone(), adapters, sink.clone(), tasks.clone()));
         tasks.spawn("tokens", start::touch_tokens(tokens.clone(), tasks.stopping()));
@@ -272,7 +272,8 @@ pub async fn run(options: Options, surroundings: Surroundings, telemetry: &Telem
         Command::Dev(dev) => start::dev(*dev, surroundings, telemetry).await,
         Command::Migrate(database) => {
             let store = Store::new(start::database_url(&database)?.expose_secret(), 2)?;
-            store.migrate().await?;
+            let what = || format!("bring the schema of the database at {} up to date", store.place());
+            store.migrate().await.with_context(what)?;
             tracing::info!(database = store.server_version().await?, "the schema is up to date");
             Ok(())
         }

@@ -2,8 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::models;
 
 /// The Hermes control plane: routes chat messages to agents, each in worker processes of its own.
 #[derive(Debug, Parser)]
@@ -80,6 +83,34 @@ pub struct Common {
     /// Document to apply at this start, if it changed since the last one
     #[arg(long, value_name = "FILE", env = "HERMES_CONFIG")]
     pub config: Option<PathBuf>,
+    /// Time limits of model calls
+    #[command(flatten)]
+    pub model: ModelLimits,
+}
+
+/// Time limits of model calls. Hidden: the defaults suit hosted models. A slow model of one's own may need more, tests of
+/// models that hang need less.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct ModelLimits {
+    /// Longest wait for a model's first token, milliseconds
+    #[arg(long, value_name = "MS", env = "HERMES_MODEL_FIRST_TOKEN_MS", hide = true, value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
+    pub model_first_token_ms: Option<u64>,
+    /// Longest silence of a model after a token, milliseconds
+    #[arg(long, value_name = "MS", env = "HERMES_MODEL_BETWEEN_TOKENS_MS", hide = true, value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
+    pub model_between_tokens_ms: Option<u64>,
+}
+
+impl ModelLimits {
+    /// The broker's settings with these limits.
+    pub(super) fn settings(self) -> models::Settings {
+        let or = |given: Option<u64>, default| given.map_or(default, Duration::from_millis);
+        let default = models::Settings::default();
+        models::Settings {
+            first_token: or(self.model_first_token_ms, default.first_token),
+            between_tokens: or(self.model_between_tokens_ms, default.between_tokens),
+            ..default
+        }
+    }
 }
 
 /// One replica on an existing Postgres.

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{Dispatcher, LEASE, Report};
-use crate::store::{self, BATCH_ROWS, Completion, CompletionOutcome, DueDelivery, Ended, NextTurn, TurnEnd};
+use crate::store::{self, BATCH_ROWS, Completion, CompletionOutcome, DueDelivery, Ended, Leased, TurnEnd};
 
 /// A report on its way into the store.
 pub(super) struct Pending {
@@ -20,6 +20,10 @@ pub(super) struct Pending {
     since: Instant,
     traceparent: Option<String>,
     stored: oneshot::Sender<bool>,
+    /// A call that may have stored it got no answer.
+    uncertain: bool,
+    /// How often the database refused it.
+    refused: u8,
 }
 
 struct Place {
@@ -79,7 +83,17 @@ pub(super) async fn complete(dispatcher: &Dispatcher, worker: i64, agent: &Agent
     let end = TurnEnd { state, reply: report.reply, usage: report.usage };
     if inner
         .completions
-        .send(Pending { completion, place, end, agent: agent.clone(), since, traceparent, stored })
+        .send(Pending {
+            completion,
+            place,
+            end,
+            agent: agent.clone(),
+            since,
+            traceparent,
+            stored,
+            uncertain: false,
+            refused: 0,
+        })
         .await
         .is_err()
     {
@@ -105,26 +119,24 @@ async fn store_batch(dispatcher: &Dispatcher, batch: &mut Vec<Pending>, stop: &C
     let inner = &dispatcher.inner;
     while !batch.is_empty() {
         let rows: Vec<Completion> = batch.iter().map(|pending| pending.completion.clone()).collect();
+        let leasing = dispatcher.leasing().await;
         let answers = inner.store.complete(inner.replica, &rows, LEASE).await;
         let mut again = Vec::new();
         for (mut pending, answer) in batch.drain(..).zip(answers) {
             match answer {
                 Ok(outcome) => settle(dispatcher, pending, outcome),
-                // A repeat is answered as stored, so an answer that was lost does no harm.
-                Err(store::Error::Unavailable(_)) => again.push(pending),
+                // A repeat is answered as stored, but without what the first answer handed over.
+                Err(store::Error::Unavailable(_)) => {
+                    pending.uncertain = true;
+                    again.push(pending);
+                }
                 Err(error) => {
                     tracing::error!(turn = %pending.completion.turn, %error, "a turn's end was refused by the database");
-                    if pending.completion.ended == Ended::Failed {
-                        let _ = pending.stored.send(false);
-                        continue;
-                    }
-                    // The reply itself must be at fault; the chat is told instead of waiting for ever.
-                    pending.completion.ended = Ended::Failed;
-                    pending.completion.reply = b"My answer could not be stored, so I cannot show it.".to_vec();
-                    again.push(pending);
+                    again.extend(without_the_fault(dispatcher, pending));
                 }
             }
         }
+        drop(leasing);
         *batch = again;
         if !batch.is_empty() {
             tokio::select! {
@@ -135,9 +147,34 @@ async fn store_batch(dispatcher: &Dispatcher, batch: &mut Vec<Pending>, stop: &C
     }
 }
 
+/// A refused report without what is probably at fault: its usage (words of a provider) first, then the reply, so that the chat
+/// is told instead of waiting for ever. After that the worker is hung up, and its loss gives the turn back.
+fn without_the_fault(dispatcher: &Dispatcher, mut pending: Pending) -> Option<Pending> {
+    pending.refused += 1;
+    match pending.refused {
+        1 => pending.completion.usage = serde_json::json!({}),
+        2 => {
+            let sentence = "My answer could not be stored, so I cannot show it.";
+            pending.completion.ended = Ended::Failed;
+            pending.completion.reply = sentence.into();
+            pending.end.state = TurnState::Failed;
+            pending.end.reply = sentence.to_owned();
+        }
+        _ => {
+            if let Some(place) = &pending.place {
+                dispatcher.inner.fleet.hang_up(place.worker);
+            }
+            let _ = pending.stored.send(false);
+            return None;
+        }
+    }
+    Some(pending)
+}
+
 fn settle(dispatcher: &Dispatcher, pending: Pending, outcome: CompletionOutcome) {
     let inner = &dispatcher.inner;
-    let Pending { completion, place, end, agent, since, traceparent, stored } = pending;
+    let counted = outcome.stored;
+    let Pending { completion, place, end, agent, since, traceparent, stored, uncertain, .. } = pending;
     if outcome.stored {
         inner.metrics.turn_ended(&agent, end.state.as_str(), since.elapsed());
         if outcome.send
@@ -160,26 +197,39 @@ fn settle(dispatcher: &Dispatcher, pending: Pending, outcome: CompletionOutcome)
         inner.live.forget(completion.turn);
     }
     if let Some(place) = place {
-        continue_session(dispatcher, place, completion.turn.session, outcome.next, outcome.waits);
+        let asked = uncertain && completion.next;
+        continue_session(dispatcher, place, (completion.turn, completion.epoch), asked, outcome);
     }
-    let _ = stored.send(outcome.stored);
+    let _ = stored.send(counted);
 }
 
+/// Gives the slot to the session's next turn, or frees it. `doubtful`: the session's next turn may have been leased to it in an
+/// answer that was lost.
 fn continue_session(
     dispatcher: &Dispatcher,
     place: Place,
-    session: store::SessionId,
-    next: Option<(i64, i64, NextTurn)>,
-    waits: bool,
+    (ended, epoch): (store::TurnId, i64),
+    doubtful: bool,
+    outcome: CompletionOutcome,
 ) {
     let Place { worker, slot, agent_no, session_key } = place;
-    match next {
-        Some((epoch, seq, next)) => {
-            dispatcher.begin(worker, slot, store::TurnId { session, seq }, epoch, 0, session_key, next);
+    let fleet = &dispatcher.inner.fleet;
+    let held = fleet.finish(worker, slot, ended, epoch);
+    match outcome.next {
+        Some((epoch, seq, next)) if held => {
+            let turn = store::TurnId { session: ended.session, seq };
+            dispatcher.begin(Leased { worker, slot, turn, epoch, crashes: 0, session_key, next });
         }
-        None => dispatcher.inner.fleet.release(worker, slot),
+        // The worker has left, or registered anew and brought the turn along: its new registration holds the lease now.
+        Some(_) => fleet.suspect(),
+        None if held && (doubtful || fleet.in_doubt()) => {
+            fleet.doubt(worker, slot);
+            dispatcher.nudge();
+        }
+        None if held => fleet.release(worker, slot),
+        None => {}
     }
-    if waits || dispatcher.inner.fleet.is_waiting(agent_no) {
+    if outcome.waits || fleet.is_waiting(agent_no) {
         dispatcher.waits(agent_no);
     }
 }

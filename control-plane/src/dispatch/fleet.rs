@@ -4,10 +4,10 @@
 //! of that agent is known to wait (it would jump the queue); every message to a worker goes through its bounded channel and
 //! a worker that lets it fill up is disconnected. It never waits and never asks the database.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hermes_core::AgentId;
 use hermes_core::turn::Usage;
@@ -18,6 +18,9 @@ use uuid::Uuid;
 
 use super::Assignment;
 use crate::store::TurnId;
+
+/// How often a lease is tried to be handed over before it is left to the slow search for leases without a slot.
+const MAX_UNRESOLVED: u32 = 60;
 
 /// What the control plane tells a worker.
 #[derive(Clone, Debug)]
@@ -63,6 +66,8 @@ pub struct Running {
     pub since: Instant,
     /// What its model calls used so far, as the broker counted.
     pub usage: Option<Usage>,
+    /// The worker said that it has it.
+    pub accepted: bool,
 }
 
 #[derive(Debug)]
@@ -126,6 +131,7 @@ struct Member {
     slots: Vec<Slot>,
     free: usize,
     heard: bool,
+    last_heard: Instant,
     draining: bool,
 }
 
@@ -136,6 +142,12 @@ struct State {
     /// Agents of which sessions are known to wait, and how often that was said: a claim clears only what it has seen.
     waiting: HashMap<i32, u64>,
     said: u64,
+    /// Slots that a call whose answer was lost may have leased. They stay reserved until the store was asked.
+    doubts: HashSet<(i64, i16)>,
+    /// Some lease may not have reached its worker.
+    doubted: bool,
+    /// How often in a row the store named a lease that could not be handed over.
+    unresolved: u32,
 }
 
 /// See the module.
@@ -149,27 +161,29 @@ impl Fleet {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a worker with `slots` free slots. An earlier registration of the same certificate is hung up and answered: the newest wins.
-    pub fn join(&self, about: Connected, slots: u32) -> Vec<i64> {
+    /// Adds a worker with `slots` slots, of which those in `held` run what it brought along. An earlier connection of the same
+    /// certificate is hung up: the newest wins.
+    pub fn join(&self, about: Connected, slots: u32, held: Vec<(i16, Running)>) {
         let mut state = self.state();
-        let superseded: Vec<i64> =
-            state.members.values().filter(|m| m.about.identity == about.identity).map(|m| m.about.worker_id).collect();
-        for old in &superseded {
-            if let Some(member) = state.members.get(old) {
-                member.about.hang_up.cancel();
-            }
+        for member in state.members.values().filter(|member| member.about.identity == about.identity) {
+            member.about.hang_up.cancel();
         }
         state.by_agent.entry(about.agent_no).or_default().push(about.worker_id);
         let slots: Vec<Slot> = (0..slots).map(|_| Slot::Free).collect();
         let free = slots.len();
-        state.members.insert(about.worker_id, Member { about, slots, free, heard: true, draining: false });
-        superseded
+        let worker_id = about.worker_id;
+        let mut member = Member { about, slots, free, heard: true, last_heard: Instant::now(), draining: false };
+        for (slot, running) in held {
+            member.put(slot, Slot::Runs(Box::new(running)));
+        }
+        state.members.insert(worker_id, member);
     }
 
     /// Removes a worker; answers the turns it held.
     pub fn leave(&self, worker: i64) -> Vec<Running> {
         let mut state = self.state();
         let Some(member) = state.members.remove(&worker) else { return Vec::new() };
+        state.doubts.retain(|(doubted, _)| *doubted != worker);
         if let Some(of_agent) = state.by_agent.get_mut(&member.about.agent_no) {
             of_agent.retain(|id| *id != worker);
         }
@@ -206,9 +220,112 @@ impl Fleet {
 
     /// Gives a reservation back.
     pub fn release(&self, worker: i64, slot: i16) {
-        if let Some(member) = self.state().members.get_mut(&worker) {
+        if let Some(member) = self.state().members.get_mut(&worker)
+            && matches!(member.slot(slot), Some(Slot::Reserved))
+        {
             member.put(slot, Slot::Free);
         }
+    }
+
+    /// Takes a turn that has ended out of its slot, which stays reserved. False when it is not there (any more): a report that
+    /// came twice must not touch what runs there now.
+    pub fn finish(&self, worker: i64, slot: i16, turn: TurnId, epoch: i64) -> bool {
+        let mut state = self.state();
+        let Some(member) = state.members.get_mut(&worker) else { return false };
+        let there =
+            matches!(member.slot(slot), Some(Slot::Runs(running)) if running.turn == turn && running.epoch == epoch);
+        if there {
+            member.put(slot, Slot::Reserved);
+        }
+        there
+    }
+
+    /// A call that may have leased this reserved slot got no answer: it stays reserved until the store was asked.
+    pub fn doubt(&self, worker: i64, slot: i16) {
+        let mut state = self.state();
+        state.doubted = true;
+        if state.members.contains_key(&worker) {
+            state.doubts.insert((worker, slot));
+        }
+    }
+
+    /// Some lease did not reach its worker.
+    pub fn suspect(&self) {
+        self.state().doubted = true;
+    }
+
+    /// Whether the store must be asked what the workers hold.
+    pub fn in_doubt(&self) -> bool {
+        self.state().doubted
+    }
+
+    /// All workers here and the slots in doubt.
+    pub fn doubts(&self) -> (Vec<i64>, Vec<(i64, i16)>) {
+        let state = self.state();
+        (state.members.keys().copied().collect(), state.doubts.iter().copied().collect())
+    }
+
+    /// Whether a lease of this slot can be handed over: nothing else runs there.
+    pub fn is_vacant(&self, worker: i64, slot: i16) -> bool {
+        let state = self.state();
+        state.members.get(&worker).is_some_and(|member| matches!(member.slot(slot), Some(Slot::Free | Slot::Reserved)))
+    }
+
+    /// The store was asked and its leases were handed over, but for those in `left` slots that were not vacant: what is still
+    /// reserved of `slots` is free.
+    pub fn settled(&self, slots: &[(i64, i16)], left: usize) {
+        let mut state = self.state();
+        for (worker, slot) in slots {
+            state.doubts.remove(&(*worker, *slot));
+            if let Some(member) = state.members.get_mut(worker)
+                && matches!(member.slot(*slot), Some(Slot::Reserved))
+            {
+                member.put(*slot, Slot::Free);
+            }
+        }
+        state.unresolved = if left == 0 { 0 } else { state.unresolved + 1 };
+        // What is in the way ends soon; a lease that stays behind it longer is for the slow search.
+        state.doubted = !state.doubts.is_empty() || (1..MAX_UNRESOLVED).contains(&state.unresolved);
+    }
+
+    /// Ends a worker's stream.
+    pub fn hang_up(&self, worker: i64) {
+        if let Some(member) = self.state().members.get(&worker) {
+            member.about.hang_up.cancel();
+        }
+    }
+
+    /// The worker has taken a turn.
+    pub fn accepted(&self, worker: i64, turn: TurnId, epoch: i64) {
+        let mut state = self.state();
+        let slots = state.members.get_mut(&worker).into_iter().flat_map(|member| &mut member.slots);
+        for slot in slots {
+            if let Slot::Runs(running) = slot
+                && running.turn == turn
+                && running.epoch == epoch
+            {
+                running.accepted = true;
+            }
+        }
+    }
+
+    /// Hangs up workers that were not heard of for `silence`, or that have not taken a turn they were given that long ago:
+    /// their leases would be renewed while nobody works. Answers them.
+    pub fn hang_up_idlers(&self, silence: Duration) -> Vec<i64> {
+        let state = self.state();
+        let idles = |member: &&Member| {
+            let forgotten = |slot: &Slot| matches!(slot, Slot::Runs(running) if !running.accepted && running.since.elapsed() > silence);
+            !member.about.hang_up.is_cancelled()
+                && (member.last_heard.elapsed() > silence || member.slots.iter().any(forgotten))
+        };
+        let idlers: Vec<&Member> = state.members.values().filter(idles).collect();
+        idlers.iter().for_each(|member| member.about.hang_up.cancel());
+        idlers.iter().map(|member| member.about.worker_id).collect()
+    }
+
+    /// Sends an assignment again; false when the worker is gone or does not read.
+    pub fn remind(&self, worker: i64, assignment: Box<Assignment>) -> bool {
+        self.send(worker, ToWorker::Assign(assignment))
     }
 
     /// Puts a turn into a reserved slot and sends its assignment. False when the worker is gone or does not read: the lease
@@ -248,6 +365,13 @@ impl Fleet {
             }
             _ => None,
         })
+    }
+
+    /// Whether any worker connected here runs the turn under this fence.
+    pub fn runs(&self, turn: TurnId, epoch: i64) -> bool {
+        let state = self.state();
+        let mut slots = state.members.values().flat_map(|member| &member.slots);
+        slots.any(|slot| matches!(slot, Slot::Runs(running) if running.turn == turn && running.epoch == epoch))
     }
 
     /// The turn that any connection of this certificate runs under this fence.
@@ -334,6 +458,7 @@ impl Fleet {
     pub fn heard(&self, worker: i64) {
         if let Some(member) = self.state().members.get_mut(&worker) {
             member.heard = true;
+            member.last_heard = Instant::now();
         }
     }
 
@@ -372,7 +497,7 @@ impl Fleet {
     }
 
     /// Turns that have run for at least `age` and have a lane, for typing signals.
-    pub fn long_running(&self, age: std::time::Duration) -> Vec<i64> {
+    pub fn long_running(&self, age: Duration) -> Vec<i64> {
         let state = self.state();
         let slots = state.members.values().flat_map(|m| &m.slots);
         slots
@@ -404,6 +529,10 @@ impl Member {
         *self.slots.get_mut(index)? = Slot::Reserved;
         self.free -= 1;
         Some(slot_number(index))
+    }
+
+    fn slot(&self, slot: i16) -> Option<&Slot> {
+        self.slots.get(usize::try_from(slot).ok()?.checked_sub(1)?)
     }
 
     fn put(&mut self, slot: i16, content: Slot) {
@@ -454,4 +583,114 @@ impl Member {
 
 fn slot_number(index: usize) -> i16 {
     i16::try_from(index + 1).unwrap_or(i16::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::SessionId;
+
+    fn fleet_of(slots: u32) -> (Fleet, mpsc::Receiver<ToWorker>, CancellationToken) {
+        let fleet = Fleet::default();
+        let (outgoing, incoming) = mpsc::channel(64);
+        let hang_up = CancellationToken::new();
+        let about = Connected {
+            worker_id: 7,
+            agent_no: 1,
+            agent: AgentId::main(),
+            identity: Uuid::nil(),
+            pid: 1,
+            home: String::new(),
+            build: String::new(),
+            connected_at: Timestamp::UNIX_EPOCH,
+            outgoing,
+            hang_up: hang_up.clone(),
+        };
+        fleet.join(about, slots, Vec::new());
+        (fleet, incoming, hang_up)
+    }
+
+    fn turn(seq: i64) -> TurnId {
+        TurnId { session: SessionId(1), seq }
+    }
+
+    fn running(seq: i64, epoch: i64) -> Running {
+        Running {
+            turn: turn(seq),
+            epoch,
+            lane: None,
+            session_key: String::new(),
+            revision: 1,
+            traceparent: None,
+            since: Instant::now(),
+            usage: None,
+            accepted: false,
+        }
+    }
+
+    fn assignment(seq: i64, epoch: i64) -> Box<Assignment> {
+        Box::new(Assignment {
+            turn: turn(seq),
+            epoch,
+            attempt: 1,
+            session_key: String::new(),
+            input: Vec::new(),
+            traceparent: String::new(),
+            accepted_at: Timestamp::UNIX_EPOCH,
+            revision: 1,
+            model: String::new(),
+            enabled_toolsets: None,
+            disabled_toolsets: Vec::new(),
+            history_bytes: 0,
+            home_version: 0,
+        })
+    }
+
+    #[test]
+    fn a_report_that_came_twice_does_not_free_the_slot_of_the_next_turn() {
+        let (fleet, _incoming, _) = fleet_of(1);
+        let (worker, slot) = fleet.reserve(1, "key").unwrap();
+        assert!(fleet.assign(worker, slot, running(1, 1), assignment(1, 1)));
+        assert!(fleet.finish(worker, slot, turn(1), 1));
+        assert!(fleet.assign(worker, slot, running(2, 2), assignment(2, 2)));
+        assert!(!fleet.finish(worker, slot, turn(1), 1));
+        fleet.release(worker, slot);
+        assert!(fleet.runs(turn(2), 2));
+        assert_eq!(fleet.reserve(1, "key"), None);
+    }
+
+    #[test]
+    fn a_slot_in_doubt_is_given_away_only_after_the_store_was_asked() {
+        let (fleet, _incoming, _) = fleet_of(2);
+        let (worker, slot) = fleet.reserve(1, "key").unwrap();
+        fleet.doubt(worker, slot);
+        assert!(fleet.in_doubt());
+        let other = fleet.reserve(1, "key").unwrap();
+        assert_ne!(other.1, slot);
+        assert_eq!(fleet.reserve(1, "key"), None);
+        let (workers, slots) = fleet.doubts();
+        assert_eq!((workers, slots.as_slice()), (vec![7], [(worker, slot)].as_slice()));
+        fleet.settled(&slots, 0);
+        assert!(!fleet.in_doubt());
+        assert_eq!(fleet.reserve(1, "key"), Some((worker, slot)));
+        // One of which the lease was found is not free.
+        fleet.doubt(worker, slot);
+        assert!(fleet.is_vacant(worker, slot));
+        assert!(fleet.assign(worker, slot, running(1, 1), assignment(1, 1)));
+        fleet.settled(&[(worker, slot)], 0);
+        assert!(fleet.runs(turn(1), 1));
+    }
+
+    #[test]
+    fn a_worker_that_does_not_take_its_turn_is_hung_up() {
+        let (fleet, _incoming, hang_up) = fleet_of(1);
+        let (worker, slot) = fleet.reserve(1, "key").unwrap();
+        assert!(fleet.assign(worker, slot, running(1, 1), assignment(1, 1)));
+        assert!(fleet.hang_up_idlers(Duration::from_secs(3600)).is_empty());
+        fleet.accepted(worker, turn(1), 1);
+        fleet.heard(worker);
+        assert!(fleet.hang_up_idlers(Duration::from_secs(3600)).is_empty());
+        assert_eq!(fleet.hang_up_idlers(Duration::ZERO), [worker]);
+        assert!(hang_up.is_cancelled());
+    }
 }

@@ -13,6 +13,9 @@ use tokio::sync::Notify;
 
 use crate::store::{Store, TurnEnd, TurnId};
 
+/// Most text kept of a running turn, bytes.
+const MAX_TEXT: usize = 1 << 20;
+
 /// What a follower sees.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TurnEvent {
@@ -60,7 +63,13 @@ impl Live {
     pub fn append(&self, id: TurnId, delta: &str) {
         let turn = self.turns.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
         if let Some(turn) = turn {
-            turn.text.lock().unwrap_or_else(PoisonError::into_inner).so_far.push_str(delta);
+            let mut text = turn.text.lock().unwrap_or_else(PoisonError::into_inner);
+            // No reply is longer; the end brings the whole of it anyway.
+            if text.so_far.len() + delta.len() > MAX_TEXT {
+                return;
+            }
+            text.so_far.push_str(delta);
+            drop(text);
             turn.changed.notify_waiters();
         }
     }

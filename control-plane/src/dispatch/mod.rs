@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use hermes_core::AgentId;
 use hermes_core::turn::Usage;
 use jiff::Timestamp;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, RwLock, RwLockReadGuard, mpsc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -25,8 +25,8 @@ pub use fleet::{Connected, Fleet, Running, ToWorker, WorkerView};
 pub use live::{Live, TurnEvent};
 
 use crate::outbox::Outbox;
-use crate::registry::Registry;
-use crate::store::{self, DatabaseClock, Ended, NextTurn, Store, TurnId, WorkerRegistration};
+use crate::registry::{AgentEntry, Registry, Snapshot};
+use crate::store::{self, DatabaseClock, Ended, Leased, Store, TurnId, WorkerRegistration};
 use crate::tasks::Tasks;
 use crate::telemetry::{self, Metrics, TRACE};
 
@@ -140,6 +140,9 @@ struct Inner {
     poll: Notify,
     launcher: OnceLock<LauncherEnd>,
     metrics: Metrics,
+    /// Held for reading from before a call that leases until its leases are in the fleet; held for writing, nothing is on its
+    /// way, so what the store calls leased and the fleet does not know was lost with an answer.
+    leasing: RwLock<()>,
 }
 
 /// Handle to dispatch; cheap to clone.
@@ -179,6 +182,7 @@ impl Dispatcher {
             poll: Notify::new(),
             launcher: OnceLock::new(),
             metrics,
+            leasing: RwLock::new(()),
         };
         let dispatcher = Self { inner: Arc::new(inner) };
         let stop = tasks.stopping();
@@ -213,55 +217,32 @@ impl Dispatcher {
         &self.inner.store
     }
 
-    /// Hands a turn that was leased to (worker, slot) to that worker.
-    pub fn begin(
-        &self,
-        worker: i64,
-        slot: i16,
-        turn: TurnId,
-        epoch: i64,
-        crashes: i16,
-        session_key: String,
-        next: NextTurn,
-    ) {
+    /// Hands a leased turn to its worker.
+    pub fn begin(&self, lease: Leased) {
+        let (worker, slot, turn) = (lease.worker, lease.slot, lease.turn);
         let snapshot = self.inner.registry.current();
         let Some(agent) = self.inner.fleet.agent_of(worker).and_then(|agent_no| snapshot.by_no(agent_no)) else {
-            // The worker left between the lease and now; its loss gives the turn back.
+            // The worker left between the lease and now: its loss gives the turn back, or it registers anew and has it again.
+            self.inner.fleet.suspect();
             tracing::info!(%turn, worker, "the worker left before its turn was handed over");
             return;
         };
         let span = tracing::info_span!(target: TRACE, "claim", %turn, agent = %agent.id, worker);
-        let span = telemetry::child_of(next.traceparent.as_deref().unwrap_or_default(), span);
+        let span = telemetry::child_of(lease.next.traceparent.as_deref().unwrap_or_default(), span);
         let _entered = span.enter();
-        let assignment = Assignment {
-            turn,
-            epoch,
-            attempt: u32::try_from(crashes).unwrap_or(0) + 1,
-            session_key: session_key.clone(),
-            input: next.payload,
-            traceparent: next.traceparent.clone().unwrap_or_default(),
-            accepted_at: next.accepted_at,
-            revision: agent.revision,
-            model: snapshot.model_of(&agent.spec).to_owned(),
-            enabled_toolsets: agent.spec.enabled_toolsets.clone(),
-            disabled_toolsets: agent.spec.disabled_toolsets.clone().unwrap_or_default(),
-            history_bytes: snapshot.document.limits.history_bytes,
-            home_version: agent.home_version(),
-        };
-        let running = Running {
-            turn,
-            epoch,
-            lane: next.lane,
-            session_key,
-            revision: agent.revision,
-            traceparent: next.traceparent,
-            since: Instant::now(),
-            usage: None,
-        };
+        let (running, assignment) = hand_over(&snapshot, agent, lease);
         self.inner.live.begin(turn);
         if !self.inner.fleet.assign(worker, slot, running, Box::new(assignment)) {
+            self.inner.live.forget(turn);
+            self.inner.fleet.suspect();
             tracing::info!(%turn, worker, "the worker did not take its turn");
         }
+    }
+
+    /// Hold it around a call of the store that leases, until the answer's leases were given to [`Dispatcher::begin`] or their
+    /// slots to [`Fleet::doubt`].
+    pub async fn leasing(&self) -> RwLockReadGuard<'_, ()> {
+        self.inner.leasing.read().await
     }
 
     /// A session of the agent waits: claim it when a slot is free, ask for a worker when there is none.
@@ -296,6 +277,16 @@ impl Dispatcher {
         // Room for an assignment and an acknowledgement per slot: a worker that reads never fills it.
         let (outgoing, incoming) = mpsc::channel(arrival.slots as usize * 3 + 64);
         let hang_up = CancellationToken::new();
+        // What the same process held under an older registration goes on; it is reminded of it below.
+        let held = self.inner.store.adopt(worker_id, &registration.identity).await?;
+        let kept: Vec<_> = held
+            .into_iter()
+            .map(|lease| {
+                let (slot, turn) = (lease.slot, lease.turn);
+                let (running, assignment) = hand_over(&snapshot, agent, lease);
+                (slot, turn, running, assignment)
+            })
+            .collect();
         let about = Connected {
             worker_id,
             agent_no: agent.no,
@@ -308,9 +299,11 @@ impl Dispatcher {
             outgoing,
             hang_up: hang_up.clone(),
         };
-        let superseded = self.inner.fleet.join(about, arrival.slots);
-        if !superseded.is_empty() {
-            self.lose(&superseded).await;
+        let running = kept.iter().map(|(slot, _, running, _)| (*slot, running.clone())).collect();
+        self.inner.fleet.join(about, arrival.slots, running);
+        for (_, turn, _, assignment) in kept {
+            self.inner.live.begin(turn);
+            self.inner.fleet.remind(worker_id, Box::new(assignment));
         }
         tracing::info!(worker = worker_id, agent = %arrival.agent, pid = arrival.pid, "worker registered");
         if let Some(launcher) = self.inner.launcher.get() {
@@ -326,7 +319,10 @@ impl Dispatcher {
         let held = self.inner.fleet.leave(worker);
         tracing::info!(worker, turns = held.len(), left_in_order, "worker disconnected");
         for running in &held {
-            self.inner.live.forget(running.turn);
+            // The process may have registered anew and brought the turn along.
+            if !self.inner.fleet.runs(running.turn, running.epoch) {
+                self.inner.live.forget(running.turn);
+            }
         }
         if left_in_order {
             self.lose(&[worker]).await;
@@ -369,4 +365,36 @@ impl Dispatcher {
     pub fn nudge(&self) {
         self.inner.poll.notify_one();
     }
+}
+
+/// A lease as this replica remembers it and as its worker is told.
+fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running, Assignment) {
+    let Leased { turn, epoch, crashes, session_key, next, .. } = lease;
+    let assignment = Assignment {
+        turn,
+        epoch,
+        attempt: u32::try_from(crashes).unwrap_or(0) + 1,
+        session_key: session_key.clone(),
+        input: next.payload,
+        traceparent: next.traceparent.clone().unwrap_or_default(),
+        accepted_at: next.accepted_at,
+        revision: agent.revision,
+        model: snapshot.model_of(&agent.spec).to_owned(),
+        enabled_toolsets: agent.spec.enabled_toolsets.clone(),
+        disabled_toolsets: agent.spec.disabled_toolsets.clone().unwrap_or_default(),
+        history_bytes: snapshot.document.limits.history_bytes,
+        home_version: agent.home_version(),
+    };
+    let running = Running {
+        turn,
+        epoch,
+        lane: next.lane,
+        session_key,
+        revision: agent.revision,
+        traceparent: next.traceparent,
+        since: Instant::now(),
+        usage: None,
+        accepted: false,
+    };
+    (running, assignment)
 }

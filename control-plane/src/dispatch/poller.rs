@@ -30,6 +30,7 @@ async fn claim_once(dispatcher: &Dispatcher) -> bool {
         return false;
     }
     let agents: Vec<i32> = waiting.iter().map(|(agent, _)| *agent).collect();
+    let _leasing = dispatcher.leasing().await;
     let slots = inner.fleet.reserve_all(&agents, BATCH_ROWS);
     if slots.is_empty() {
         return false;
@@ -37,10 +38,10 @@ async fn claim_once(dispatcher: &Dispatcher) -> bool {
     let leased = match inner.store.claim(&slots, STICKY, LEASE).await {
         Ok(leased) => leased,
         Err(error) => {
-            // A lease whose answer was lost is found again when the worker's lease lapses.
+            // It may have leased all the same: the slots stay reserved until the store was asked.
             tracing::warn!(%error, "could not claim waiting sessions");
             for (worker, slot) in slots {
-                inner.fleet.release(worker, slot);
+                inner.fleet.doubt(worker, slot);
             }
             return false;
         }
@@ -52,15 +53,7 @@ async fn claim_once(dispatcher: &Dispatcher) -> bool {
     }
     let full = leased.len() == slots.len();
     for lease in leased {
-        dispatcher.begin(
-            lease.worker,
-            lease.slot,
-            lease.turn,
-            lease.epoch,
-            lease.crashes,
-            lease.session_key,
-            lease.next,
-        );
+        dispatcher.begin(lease);
     }
     if !full {
         // Nothing more is due for these agents now; the poll finds what becomes due later.
@@ -83,12 +76,27 @@ pub(super) async fn run_poller(dispatcher: Dispatcher, stop: CancellationToken) 
             tracing::warn!(%error, "the poll failed");
             inner.registry.set_database(Err(error.to_string()));
         }
+        if ticks.is_multiple_of(600) {
+            repair(&dispatcher).await;
+        }
         ticks += 1;
         if ticks.is_multiple_of(300)
             && let Err(error) = inner.store.workers_forget().await
         {
             tracing::debug!(%error, "could not forget old workers");
         }
+    }
+}
+
+/// The slow search: at the start and then every ten minutes.
+async fn repair(dispatcher: &Dispatcher) {
+    match dispatcher.inner.store.leases_repair().await {
+        Ok(0) => {}
+        Ok(found) => {
+            tracing::warn!(found, "turns that no worker had any more wait again");
+            dispatcher.nudge();
+        }
+        Err(error) => tracing::warn!(%error, "could not look for turns that no worker has"),
     }
 }
 
@@ -102,6 +110,13 @@ async fn poll_once(dispatcher: &Dispatcher) -> store::Result<()> {
     if !lapsed.is_empty() {
         tracing::warn!(?lapsed, "the leases of connected workers have lapsed");
         inner.fleet.lapse(&lapsed);
+    }
+    let idlers = inner.fleet.hang_up_idlers(LEASE);
+    if !idlers.is_empty() {
+        tracing::warn!(?idlers, "workers that are silent or do not take what they are given are hung up");
+    }
+    if inner.fleet.in_doubt() {
+        settle_doubts(dispatcher).await?;
     }
     if answer.version != inner.registry.current().version {
         inner.registry.reload().await?;
@@ -132,6 +147,28 @@ async fn poll_once(dispatcher: &Dispatcher) -> store::Result<()> {
     if answer.outbox_due || answer.removed {
         inner.outbox.nudge();
     }
+    Ok(())
+}
+
+/// Hands over the leases whose answers were lost. Without this their sessions would stand still as long as the worker lives, and
+/// a slot given away twice would hide one of them from the reclaim, too.
+async fn settle_doubts(dispatcher: &Dispatcher) -> store::Result<()> {
+    let inner = &dispatcher.inner;
+    let _nobody_leases = inner.leasing.write().await;
+    let (workers, slots) = inner.fleet.doubts();
+    let mut left = 0;
+    for lease in inner.store.assigned(&workers).await? {
+        if inner.fleet.runs(lease.turn, lease.epoch) {
+            continue;
+        }
+        if inner.fleet.is_vacant(lease.worker, lease.slot) {
+            tracing::warn!(turn = %lease.turn, worker = lease.worker, "a turn whose lease was lost with an answer is handed over");
+            dispatcher.begin(lease);
+        } else {
+            left += 1;
+        }
+    }
+    inner.fleet.settled(&slots, left);
     Ok(())
 }
 

@@ -118,8 +118,9 @@ impl ModelService for ModelApi {
         }
         let messages = read(&mut parts).await?;
         let snapshot = self.registry.current();
-        let entry =
-            snapshot.agent(&agent).ok_or_else(|| refuse(Reason::NotFound, "the agent is not registered (any more)"))?;
+        let entry = snapshot
+            .agent_or_removed(&agent)
+            .ok_or_else(|| refuse(Reason::NotFound, "the agent is not registered (any more)"))?;
         let (kind, target) = target_of(&snapshot, entry);
         let span = tracing::info_span!(target: TRACE, "model", %turn, %agent, kind);
         let span = telemetry::child_of(&header.traceparent, span);

@@ -30,6 +30,8 @@ use crate::tasks::Tasks;
 
 /// Slots a worker may offer.
 const MAX_SLOTS: u32 = 1024;
+/// Reports of one worker on their way into the store: one for each slot, and as many sent again.
+const MAX_STORING: usize = 2 * MAX_SLOTS as usize;
 /// Largest home document, bytes.
 const MAX_DOCUMENT: usize = 1 << 20;
 /// Most documents of a home.
@@ -87,7 +89,7 @@ impl WorkerApi {
 
     fn agent_no(&self, caller: &Caller) -> Result<i32, Status> {
         let snapshot = self.registry.current();
-        let entry = snapshot.agent(&caller.agent);
+        let entry = snapshot.agent_or_removed(&caller.agent);
         entry.map(|entry| entry.no).ok_or_else(|| refuse(Reason::NotFound, "the agent is not registered (any more)"))
     }
 }
@@ -279,7 +281,8 @@ impl Link {
                 Some(ack) = storing.next() => {
                     self.dispatcher.fleet().send(self.worker_id, ack);
                 }
-                message = incoming.message() => match message {
+                // A worker that reports more than it can have run is read no further until that is stored.
+                message = incoming.message(), if storing.len() < MAX_STORING => match message {
                     Ok(Some(message)) => match self.handle(message, &mut storing) {
                         Ok(went) => leaving |= went,
                         Err(status) => {
@@ -316,6 +319,7 @@ impl Link {
             Some(FromWire::Accepted(accepted)) => {
                 let (turn, epoch) = turn_ref(accepted.turn.as_ref())?;
                 tracing::debug!(worker = self.worker_id, %turn, epoch, "turn accepted");
+                self.dispatcher.fleet().accepted(self.worker_id, turn, epoch);
             }
             Some(FromWire::Progress(progress)) => {
                 let (turn, epoch) = turn_ref(progress.turn.as_ref())?;

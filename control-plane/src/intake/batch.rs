@@ -1,17 +1,34 @@
 //! The commit that many messages share: the connection that comes back is the clock, there is no linger.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::dispatch::{Dispatcher, LEASE};
-use crate::store::{BATCH_ROWS, DatabaseClock, Ingest, Ingested, NextTurn, Result, TurnId};
+use crate::store::{BATCH_ROWS, DatabaseClock, Error, Ingest, Ingested, Leased, NextTurn, Result, TurnId};
 
 /// A message ready for its commit.
 pub(super) struct Prepared {
     pub(super) row: Ingest,
     pub(super) answer: oneshot::Sender<Result<Kept>>,
+    pub(super) group: Group,
+}
+
+/// Messages that one caller hands over in order and repeats from the first that was not kept.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Group(Arc<AtomicBool>);
+
+impl Group {
+    /// One of it was not kept.
+    pub(super) fn break_off(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
 /// A message after its commit.
@@ -41,13 +58,23 @@ pub(super) async fn run(
 }
 
 async fn commit(dispatcher: &Dispatcher, clock: &DatabaseClock, batch: &mut Vec<Prepared>) {
+    // What follows in a group after one that was not kept is not kept either: it comes again behind it.
+    let (batch, broken): (Vec<Prepared>, Vec<Prepared>) =
+        batch.drain(..).partition(|prepared| !prepared.group.is_broken());
+    for prepared in broken {
+        let _ = prepared.answer.send(Err(Error::Unavailable("a message before it was not stored".to_owned())));
+    }
+    if batch.is_empty() {
+        return;
+    }
     let (mut rows, answers): (Vec<Ingest>, Vec<_>) =
-        batch.drain(..).map(|prepared| (prepared.row, prepared.answer)).unzip();
+        batch.into_iter().map(|prepared| (prepared.row, (prepared.answer, prepared.group))).unzip();
+    let _leasing = dispatcher.leasing().await;
     for row in &mut rows {
         row.reserved = dispatcher.fleet().reserve(row.agent_no, &row.session_key);
     }
     let outcomes = dispatcher.store().ingest(&rows, LEASE).await;
-    for ((row, answer), outcome) in rows.into_iter().zip(answers).zip(outcomes) {
+    for ((row, (answer, group)), outcome) in rows.into_iter().zip(answers).zip(outcomes) {
         let kept = match outcome {
             Ok(ingested) => {
                 let kept = Kept {
@@ -60,8 +87,15 @@ async fn commit(dispatcher: &Dispatcher, clock: &DatabaseClock, batch: &mut Vec<
                 Ok(kept)
             }
             Err(error) => {
-                if let Some((worker, slot)) = row.reserved {
-                    dispatcher.fleet().release(worker, slot);
+                let uncertain = matches!(error, Error::Unavailable(_));
+                if uncertain {
+                    group.break_off();
+                }
+                match row.reserved {
+                    // It may be stored, and leased to this very slot.
+                    Some((worker, slot)) if uncertain => dispatcher.fleet().doubt(worker, slot),
+                    Some((worker, slot)) => dispatcher.fleet().release(worker, slot),
+                    None => {}
                 }
                 Err(error)
             }
@@ -79,7 +113,8 @@ fn begin(dispatcher: &Dispatcher, clock: &DatabaseClock, row: Ingest, ingested: 
                 traceparent: row.traceparent,
                 accepted_at: clock.now(),
             };
-            dispatcher.begin(worker, slot, ingested.turn, epoch, 0, row.session_key, next);
+            let (turn, session_key) = (ingested.turn, row.session_key);
+            dispatcher.begin(Leased { worker, slot, turn, epoch, crashes: 0, session_key, next });
         }
         (Some((worker, slot)), None) => dispatcher.fleet().release(worker, slot),
         (None, _) => {}

@@ -160,21 +160,33 @@ impl Intake {
     /// # Errors
     /// [`Error`]; only [`Error::Unavailable`] leaves in doubt whether it is kept.
     pub async fn submit(&self, message: Message) -> Result<Accepted, Error> {
-        let offered = self.offer(message).await?;
+        let offered = self.offer(message, &batch::Group::default()).await?;
         self.settle(offered).await
     }
 
-    /// Prepares a message and hands it to the next commit; messages offered one after another are committed in that order.
+    /// Prepares a message and hands it to the next commit; messages offered one after another are committed in that order, and
+    /// in one group none behind one that was not kept.
     ///
     /// # Errors
     /// [`Error`]; it is not kept then.
-    pub async fn offer(&self, message: Message) -> Result<Offered, Error> {
+    async fn offer(&self, message: Message, group: &batch::Group) -> Result<Offered, Error> {
+        let offered = self.offer_one(message, group).await;
+        if let Err(Error::Overloaded | Error::Unavailable(_)) = offered {
+            group.break_off();
+        }
+        offered
+    }
+
+    async fn offer_one(&self, message: Message, group: &batch::Group) -> Result<Offered, Error> {
+        if group.is_broken() {
+            return Err(Error::Unavailable("a message before it was not stored".to_owned()));
+        }
         let since = Instant::now();
         let span = tracing::info_span!(target: TRACE, "intake", platform = %message.source.platform);
         let platform = known_platform(&message.source.platform);
         let prepared = self.prepare(message, platform, since, telemetry::traceparent(&span)).instrument(span).await;
         let (prepared, offered) = match prepared {
-            Ok(pair) => pair,
+            Ok((row, answer, offered)) => (batch::Prepared { row, answer, group: group.clone() }, offered),
             Err(error) => {
                 self.metrics.inbound(platform, "refused", since.elapsed());
                 return Err(error);
@@ -188,15 +200,15 @@ impl Intake {
     ///
     /// # Errors
     /// [`Error::Conflict`], [`Error::Unavailable`].
-    pub async fn settle(&self, offered: Offered) -> Result<Accepted, Error> {
+    async fn settle(&self, offered: Offered) -> Result<Accepted, Error> {
         let Offered { agent, session_key, since, platform, answer } = offered;
         let kept = match answer.await {
             Ok(Ok(kept)) => kept,
+            Ok(Err(error @ store::Error::Unavailable(_))) => return Err(Error::Unavailable(error.to_string())),
             Ok(Err(error)) => {
-                if !matches!(error, store::Error::Unavailable(_)) {
-                    tracing::error!(%error, "a message was refused by the database");
-                }
-                return Err(Error::Unavailable(error.to_string()));
+                // Repeating it would not help, and a platform would repeat it for ever.
+                tracing::error!(%error, "a message was refused by the database");
+                return Err(Error::Invalid { field: "message", message: "it cannot be stored".to_owned() });
             }
             Err(_) => return Err(Error::Unavailable("the control plane is stopping".to_owned())),
         };
@@ -219,7 +231,7 @@ impl Intake {
         platform: &'static str,
         since: Instant,
         traceparent: Option<String>,
-    ) -> Result<(batch::Prepared, Offered), Error> {
+    ) -> Result<(Ingest, oneshot::Sender<store::Result<batch::Kept>>, Offered), Error> {
         let snapshot = self.registry.current();
         check(&message, &snapshot)?;
         let document = &snapshot.document;
@@ -259,7 +271,7 @@ impl Intake {
         };
         let (sender, answer) = oneshot::channel();
         let offered = Offered { agent: agent.id.clone(), session_key: key, since, platform, answer };
-        Ok((batch::Prepared { row, answer: sender }, offered))
+        Ok((row, sender, offered))
     }
 }
 

@@ -4,6 +4,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use hermes_platforms::{AccountState, InboundMessage, InboundSink, Receipt};
 
+use super::batch::Group;
 use super::{Dedupe, Error, Intake, Message};
 use crate::outbox::Adapters;
 use crate::store::LaneKey;
@@ -27,8 +28,9 @@ impl InboundSink for Sink {
         async move {
             // Offered one after another, so that one session's messages keep their order; committed together.
             let mut offered = Vec::with_capacity(messages.len());
+            let group = Group::default();
             for message in messages {
-                offered.push(self.intake.offer(message_of(message)).await);
+                offered.push(self.intake.offer(message_of(message), &group).await);
             }
             let mut receipts = Vec::with_capacity(offered.len());
             for offer in offered {

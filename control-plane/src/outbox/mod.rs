@@ -3,14 +3,15 @@
 //! Called by dispatch (a delivery committed as `attempting` by the completion) and by the poll (due ones). It owns the
 //! attempts in flight. Always true: `attempting` is committed before the platform is called; one delivery of a lane is in
 //! flight at a time, because the store hands out one; parts that certainly arrived are committed before the next is sent,
-//! so a retry goes on where it stopped; a copy that may be a duplicate is marked. It knows adapters, not platforms.
+//! so a retry goes on where it stopped; a copy that may be a duplicate is marked; a delivery that was handed to this replica
+//! in an answer that got lost is found again. It knows adapters, not platforms.
 
 mod adapters;
 mod attempt;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hermes_platforms::{Adapter, ChatRef};
@@ -25,6 +26,9 @@ use crate::telemetry::Metrics;
 
 /// Most attempts in flight on this replica; further deliveries wait in the store.
 const MAX_IN_FLIGHT: usize = 1024;
+/// How often strays are looked for: longer than any call of the store can take, so that what one look and the next one
+/// both find was not handed over in between.
+const STRAYS_EVERY: Duration = Duration::from_secs(45);
 /// Lanes remembered; beyond that the memory starts afresh.
 const MAX_LANES: usize = 50_000;
 
@@ -33,11 +37,19 @@ struct Recorded {
     held: oneshot::Sender<bool>,
 }
 
+/// Lane, place and attempt: never the same twice.
+type Attempt = (i64, i64, i32);
+
+fn attempt_of(delivery: &DueDelivery) -> Attempt {
+    (delivery.lane, delivery.pos, delivery.attempt)
+}
+
 struct Inner {
     store: Store,
     replica: i64,
     adapters: Adapters,
     in_flight: AtomicUsize,
+    attempts: Mutex<HashSet<Attempt>>,
     lanes: Mutex<Lanes>,
     outcomes: mpsc::Sender<Recorded>,
     due: Notify,
@@ -67,6 +79,7 @@ impl Outbox {
             replica,
             adapters,
             in_flight: AtomicUsize::new(0),
+            attempts: Mutex::default(),
             lanes: Mutex::default(),
             outcomes,
             due: Notify::new(),
@@ -76,6 +89,7 @@ impl Outbox {
         let outbox = Self { inner: Arc::new(inner) };
         tasks.spawn("outbox recorder", run_recorder(outbox.clone(), recorded, tasks.stopping()));
         tasks.spawn("outbox", run_due(outbox.clone(), tasks.stopping()));
+        tasks.spawn("outbox strays", run_strays(outbox.clone(), tasks.stopping()));
         outbox
     }
 
@@ -86,12 +100,16 @@ impl Outbox {
 
     /// Sends a delivery that is `attempting` in this replica's name.
     pub fn send(&self, delivery: DueDelivery, traceparent: Option<String>) {
-        self.inner.in_flight.fetch_add(1, Ordering::Relaxed);
+        let Some(sending) = Sending::begin(self, &delivery) else { return };
         let outbox = self.clone();
         self.inner.tasks.spawn("delivery", async move {
             attempt::run(&outbox, delivery, traceparent).await;
-            outbox.inner.in_flight.fetch_sub(1, Ordering::Relaxed);
+            drop(sending);
         });
+    }
+
+    fn attempts(&self) -> MutexGuard<'_, HashSet<Attempt>> {
+        self.inner.attempts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Look for due deliveries now.
@@ -241,5 +259,87 @@ async fn run_due(outbox: Outbox, stop: CancellationToken) {
             }
             Err(error) => tracing::warn!(%error, "could not look for due deliveries"),
         }
+    }
+}
+
+/// An attempt in this replica's hands, until it ends in any way.
+struct Sending {
+    outbox: Outbox,
+    attempt: Attempt,
+}
+
+impl Sending {
+    /// Nothing when this very attempt is in hand already.
+    fn begin(outbox: &Outbox, delivery: &DueDelivery) -> Option<Self> {
+        let attempt = attempt_of(delivery);
+        if !outbox.attempts().insert(attempt) {
+            return None;
+        }
+        outbox.inner.in_flight.fetch_add(1, Ordering::Relaxed);
+        Some(Self { outbox: outbox.clone(), attempt })
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.outbox.attempts().remove(&self.attempt);
+        self.outbox.inner.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Finds deliveries that the store believes to be in our hands and that are not: the answer that handed them over was lost.
+/// Without this their lanes would stand still until this replica ends.
+async fn run_strays(outbox: Outbox, stop: CancellationToken) {
+    let mut suspects = HashSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(STRAYS_EVERY) => {}
+        }
+        match outbox.inner.store.outbox_held(outbox.inner.replica).await {
+            Ok(held) => {
+                let found = strays(held, &outbox.attempts(), &mut suspects);
+                for delivery in found {
+                    tracing::warn!(turn = %delivery.turn, lane = delivery.lane, "a delivery whose hand-over was lost is taken up");
+                    outbox.send(delivery, None);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "could not look for stray deliveries"),
+        }
+    }
+}
+
+/// Those of `held` that nobody sends and that the last look suspected already. They are marked: whoever had them may have
+/// died in the middle of sending.
+fn strays(held: Vec<DueDelivery>, sending: &HashSet<Attempt>, suspects: &mut HashSet<Attempt>) -> Vec<DueDelivery> {
+    let idle: Vec<DueDelivery> = held.into_iter().filter(|held| !sending.contains(&attempt_of(held))).collect();
+    let before = std::mem::replace(suspects, idle.iter().map(attempt_of).collect());
+    idle.into_iter()
+        .filter(|idle| before.contains(&attempt_of(idle)))
+        .map(|stray| DueDelivery { maybe_duplicate: true, ..stray })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{SessionId, TurnId};
+
+    fn delivery(lane: i64, attempt: i32) -> DueDelivery {
+        let turn = TurnId { session: SessionId(1), seq: 1 };
+        DueDelivery { lane, pos: 1, turn, attempt, part: 0, maybe_duplicate: false, body: Vec::new() }
+    }
+
+    #[test]
+    fn a_stray_is_what_two_looks_find_and_nobody_sends() {
+        let mut suspects = HashSet::new();
+        let sending = HashSet::from([(1, 1, 1)]);
+        let held = || vec![delivery(1, 1), delivery(2, 1), delivery(3, 1)];
+        assert!(strays(held(), &sending, &mut suspects).is_empty());
+        // Lane 2 was in fact handed over and is at its next attempt by now.
+        let found = strays(vec![delivery(1, 1), delivery(2, 2), delivery(3, 1)], &sending, &mut suspects);
+        assert_eq!(found.iter().map(|stray| (stray.lane, stray.maybe_duplicate)).collect::<Vec<_>>(), [(3, true)]);
+        assert!(strays(vec![delivery(1, 1)], &HashSet::new(), &mut suspects).is_empty());
+        assert_eq!(strays(vec![delivery(1, 1)], &HashSet::new(), &mut suspects).len(), 1);
     }
 }

@@ -138,6 +138,11 @@ impl Snapshot {
         self.by_no.get(&no)
     }
 
+    /// An agent by id, removed ones included: its running turns finish.
+    pub fn agent_or_removed(&self, id: &AgentId) -> Option<&Arc<AgentEntry>> {
+        self.agent(id).or_else(|| self.by_no(self.removed(id.as_str())?))
+    }
+
     /// The number of a removed agent.
     pub fn removed(&self, id: &str) -> Option<i32> {
         self.removed.get(id).copied()

@@ -213,15 +213,34 @@ impl Store {
     /// Deletes home documents, sessions and turns of a removed agent. Dedupe keys stay, so that a redelivery stays known.
     ///
     /// # Errors
-    /// [`Error::Conflict`] while one of its turns runs or waits.
+    /// [`Error::Conflict`] while one of its turns runs or waits, or a reply is not delivered yet (its text is the turn's).
     pub async fn agent_purge(&self, agent_no: i32) -> Result<()> {
+        match self.purge_once(agent_no).await {
+            Err(error) if error.is_retryable() => {
+                Err(Error::Conflict("one of its sessions got a message at the same time; try again".to_owned()))
+            }
+            other => other,
+        }
+    }
+
+    async fn purge_once(&self, agent_no: i32) -> Result<()> {
         let mut client = self.client().await?;
-        let tx = client.transaction().await?;
-        let sql = "SELECT count(*) FROM (SELECT 1 FROM sessions WHERE agent_no = $1 AND state <> 0 FOR UPDATE) x";
+        // One snapshot for all statements: what is deleted is what was locked, and never a session that came meanwhile.
+        let tx = client.build_transaction().isolation_level(tokio_postgres::IsolationLevel::RepeatableRead);
+        let tx = tx.start().await?;
+        let sql = "SELECT count(*) FILTER (WHERE x.state <> 0) FROM \
+                   (SELECT state FROM sessions WHERE agent_no = $1 ORDER BY session_id FOR UPDATE) x";
         let busy: i64 = tx.query_one(sql, &[&agent_no]).await?.get(0);
         if busy > 0 {
             return Err(Error::Conflict(format!(
                 "{busy} of its sessions still run or wait; try again when they have ended"
+            )));
+        }
+        let sql = "SELECT count(*) FROM outbox JOIN sessions USING (session_id) WHERE agent_no = $1";
+        let undelivered: i64 = tx.query_one(sql, &[&agent_no]).await?.get(0);
+        if undelivered > 0 {
+            return Err(Error::Conflict(format!(
+                "{undelivered} of its replies are not delivered yet; try again when they are"
             )));
         }
         for sql in [

@@ -80,14 +80,18 @@ impl Error {
 impl From<tokio_postgres::Error> for Error {
     fn from(source: tokio_postgres::Error) -> Self {
         match source.as_db_error() {
-            // 57P0x: admin shutdown, crash shutdown, cannot connect now; 53300: too many connections.
-            Some(db) if db.code().code().starts_with("57P0") || *db.code() == SqlState::TOO_MANY_CONNECTIONS => {
-                Self::Unavailable(db.message().to_owned())
-            }
+            Some(db) if is_passing(db.code()) => Self::Unavailable(db.message().to_owned()),
             Some(db) => Self::Refused { code: format!("{}: {}", db.code().code(), db.message()), source },
             None => Self::Unavailable(one_line(&source)),
         }
     }
+}
+
+/// Whether it is the server's state and not the statement or its data: a full disk, a statement that ran into its time
+/// limit, a shutdown. The same call may succeed later, so nothing may be given up because of it.
+fn is_passing(code: &SqlState) -> bool {
+    // Connection, resources, operator intervention (timeouts and shutdowns), system errors, locks, transaction time limits.
+    ["08", "53", "57", "58", "55P03", "25P03", "25P04"].iter().any(|class| code.code().starts_with(class))
 }
 
 fn one_line(error: &dyn std::error::Error) -> String {
@@ -166,6 +170,7 @@ impl FromStr for TurnId {
 #[derive(Clone)]
 pub struct Store {
     pool: Pool,
+    place: std::sync::Arc<str>,
 }
 
 impl fmt::Debug for Store {
@@ -183,6 +188,7 @@ impl Store {
         let mut config = tokio_postgres::Config::from_str(url).map_err(|_| {
             Error::Schema("the database URL cannot be read; write postgres://user:password@host:5432/name".to_owned())
         })?;
+        let place = place_of(&config);
         config.connect_timeout(Duration::from_secs(3));
         config.keepalives_idle(Duration::from_secs(10));
         config.application_name("hermes-control-plane");
@@ -206,7 +212,12 @@ impl Store {
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|error| Error::Schema(error.to_string()))?;
-        Ok(Self { pool })
+        Ok(Self { pool, place: place.into() })
+    }
+
+    /// Where the database is, for people: host and port or socket directory, and its name; never user or password.
+    pub fn place(&self) -> &str {
+        &self.place
     }
 
     /// Closes all connections; every later call is answered as unavailable.
@@ -244,6 +255,12 @@ impl Store {
                     let jitter = rand::random_range(1..=(4_u64 << attempt));
                     tokio::time::sleep(Duration::from_millis(jitter)).await;
                 }
+                // Others kept being faster. Nothing is wrong with the batch.
+                Err(Error::Refused { code, source })
+                    if source.code().is_some_and(|code| code.code().starts_with("40")) =>
+                {
+                    return Err(Error::Unavailable(code));
+                }
                 other => return other,
             }
         }
@@ -260,6 +277,36 @@ impl Store {
     }
 }
 
+fn place_of(config: &tokio_postgres::Config) -> String {
+    use tokio_postgres::config::Host;
+    let ports = config.get_ports();
+    let hosts = config.get_hosts().iter().enumerate().map(|(index, host)| match host {
+        Host::Tcp(name) => format!("{name}:{}", ports.get(index).or(ports.first()).unwrap_or(&5432)),
+        Host::Unix(dir) => dir.display().to_string(),
+    });
+    let hosts: Vec<String> = hosts.collect();
+    match config.get_dbname() {
+        Some(name) => format!("{}/{name}", hosts.join(",")),
+        None => hosts.join(","),
+    }
+}
+
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_or_a_slow_statement_is_no_fault_of_the_row() {
+        for passing in [SqlState::DISK_FULL, SqlState::OUT_OF_MEMORY, SqlState::QUERY_CANCELED, SqlState::IO_ERROR] {
+            assert!(is_passing(&passing), "{passing:?}");
+        }
+        assert!(is_passing(&SqlState::ADMIN_SHUTDOWN) && is_passing(&SqlState::TOO_MANY_CONNECTIONS));
+        for fault in [SqlState::CHARACTER_NOT_IN_REPERTOIRE, SqlState::CHECK_VIOLATION, SqlState::UNIQUE_VIOLATION] {
+            assert!(!is_passing(&fault), "{fault:?}");
+        }
+    }
 }

@@ -303,6 +303,15 @@ impl Store {
         Ok(self.query("SELECT * FROM assigned($1)", &[&workers]).await?.iter().map(leased).collect())
     }
 
+    /// Moves what older live registrations of the same process hold to `worker`; answers all that it holds now.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: the older leases stay until they lapse.
+    pub async fn adopt(&self, worker: i64, identity: &str) -> Result<Vec<Leased>> {
+        let rows = self.query_retrying("SELECT * FROM adopt($1,$2)", &[&worker, &identity]).await?;
+        Ok(rows.iter().map(leased).collect())
+    }
+
     /// Ends turns: one fenced transaction with the reply, the session's advance and the delivery. Answers per row.
     ///
     /// # Errors
@@ -393,6 +402,18 @@ impl Store {
     pub async fn outbox_claim(&self, replica: i64, limit: i32) -> Result<Vec<DueDelivery>> {
         let rows = self.query_retrying("SELECT * FROM claim_outbox($1,$2)", &[&replica, &limit]).await?;
         Ok(rows.iter().map(due_delivery).collect())
+    }
+
+    /// All that is `attempting` in this replica's name, also what was handed over in an answer that got lost.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn outbox_held(&self, replica: i64) -> Result<Vec<DueDelivery>> {
+        let sql = "SELECT o.lane_id AS o_lane, o.pos AS o_pos, o.session_id AS o_session, o.seq AS o_seq, o.attempt AS o_attempt, \
+                     o.part AS o_part, o.maybe_dup AS o_dup, coalesce(o.body, (SELECT t.reply FROM transcripts t \
+                       WHERE t.session_id = o.session_id AND t.seq = o.seq)) AS o_body \
+                   FROM outbox o WHERE o.head AND o.state = 1 AND o.owner = $1";
+        Ok(self.query(sql, &[&replica]).await?.iter().map(due_delivery).collect())
     }
 
     /// The lane of a chat, made when it is new.

@@ -99,7 +99,9 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn workers_drain(&self, workers: &[i64]) -> Result<()> {
-        let sql = "UPDATE workers SET draining = true WHERE worker_id = ANY($1)";
+        // Locked in the order in which polls lock them.
+        let sql = "WITH w AS MATERIALIZED (SELECT worker_id FROM workers WHERE worker_id = ANY($1) ORDER BY worker_id FOR NO KEY UPDATE) \
+                   UPDATE workers SET draining = true FROM w WHERE workers.worker_id = w.worker_id";
         self.execute(sql, &[&workers]).await.map(|_| ())
     }
 
@@ -108,7 +110,9 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn workers_lose(&self, workers: &[i64]) -> Result<()> {
-        let sql = "UPDATE workers SET lost = true, lost_at = clock_timestamp() WHERE worker_id = ANY($1) AND NOT lost";
+        let sql = "WITH w AS MATERIALIZED (SELECT worker_id FROM workers WHERE worker_id = ANY($1) AND NOT lost \
+                     ORDER BY worker_id FOR NO KEY UPDATE) \
+                   UPDATE workers SET lost = true, lost_at = clock_timestamp() FROM w WHERE workers.worker_id = w.worker_id";
         self.execute(sql, &[&workers]).await.map(|_| ())
     }
 
@@ -141,6 +145,22 @@ impl Store {
     pub async fn reclaim(&self, max_crashes: i32, notice: &str) -> Result<Vec<(TurnId, bool)>> {
         let rows = self.query_retrying("SELECT * FROM reclaim($1,$2)", &[&max_crashes, &notice.as_bytes()]).await?;
         Ok(rows.iter().map(|row| (TurnId { session: SessionId(row.get(0)), seq: row.get(1) }, row.get(2))).collect())
+    }
+
+    /// Lets sessions wait again that are leased and that [`Store::reclaim`] cannot find: no slot of a worker that lives, or was
+    /// lost in the last ten minutes, holds them. Reads all sessions. Answers how many.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn leases_repair(&self) -> Result<u64> {
+        let sql = "WITH s AS MATERIALIZED (SELECT s.session_id, s.agent_no FROM sessions s WHERE s.state = 2 AND NOT EXISTS \
+                     (SELECT 1 FROM workers w JOIN slots x ON x.worker_id = w.worker_id AND x.session_id = s.session_id \
+                       WHERE w.worker_id = s.worker_id AND (NOT w.lost OR w.lost_at > clock_timestamp() - interval '10 minutes')) \
+                     ORDER BY s.session_id FOR NO KEY UPDATE), \
+                   u AS (UPDATE sessions SET state = 1, epoch = sessions.epoch + 1, worker_id = NULL, deadline = NULL FROM s \
+                          WHERE sessions.session_id = s.session_id) \
+                   INSERT INTO ready(session_id, agent_no, ready_at) SELECT s.session_id, s.agent_no, clock_timestamp() FROM s";
+        self.execute(sql, &[]).await
     }
 
     /// Ends waiting turns of removed agents with `notice`; answers how many.

@@ -1,8 +1,8 @@
 //! A model provider on this machine: OpenAI's, Anthropic's and Gemini's streaming wires, with every way to misbehave.
 //!
 //! Used by the tests of the broker, by whole-system tests and by the benchmark (it answers well over 5,000 requests a
-//! second). It owns one listener on 127.0.0.1 and its connections; dropping it closes them. Always true: an answer has
-//! [`TOKENS`] tokens and begins with the first [`TAG_CHARS`] characters of the last user message, so that a driver can
+//! second). It owns one listener on 127.0.0.1 and its connections; dropping it closes them. Always true: an answer whose
+//! text is not scripted has [`TOKENS`] tokens and begins with the first [`TAG_CHARS`] characters of the last user message, so that a driver can
 //! tell which message is answered, and ends with [`LAST_WORD`]. It does not check keys: a script says when one is refused.
 
 mod wire;
@@ -24,7 +24,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
 pub use wire::{LAST_WORD, TAG_CHARS, TOKENS};
@@ -38,6 +38,8 @@ pub enum Behaviour {
     Answer,
     /// Answers after this time.
     Delay(Duration),
+    /// Answers exactly this text instead of [`TOKENS`] tokens.
+    Say(String),
     /// Takes the request and says nothing, until the client goes away.
     HangBeforeHeaders,
     /// Sends this many tokens, then nothing.
@@ -58,6 +60,10 @@ pub enum Behaviour {
     ErrorAfter(usize, &'static str),
     /// A proper answer without any text.
     Empty,
+    /// Answers as whom the system prompt names: its first line stands before the tag, as `first line | tag`.
+    Persona,
+    /// Answers when [`MockModel::release`] lets it.
+    Held,
 }
 
 /// The running server.
@@ -77,6 +83,7 @@ struct Shared {
     gone: AtomicU64,
     gone_changed: Notify,
     last: Mutex<LastRequest>,
+    held: Semaphore,
 }
 
 #[derive(Debug)]
@@ -113,6 +120,7 @@ impl MockModel {
             gone: AtomicU64::new(0),
             gone_changed: Notify::new(),
             last: Mutex::default(),
+            held: Semaphore::new(0),
         });
         let mut accepting = JoinSet::new();
         accepting.spawn(accept(listener, Arc::clone(&shared)));
@@ -142,6 +150,11 @@ impl MockModel {
     /// Requests without a script behave like this.
     pub fn otherwise(&self, behaviour: Behaviour) {
         self.shared.script.lock().unwrap_or_else(PoisonError::into_inner).then = behaviour;
+    }
+
+    /// Lets this many held answers go, those to come included.
+    pub fn release(&self, count: usize) {
+        self.shared.held.add_permits(count);
     }
 
     /// Requests for an answer so far, on any wire.
@@ -238,6 +251,10 @@ async fn behave(behaviour: Behaviour, answer: Answer, shared: &Arc<Shared>) -> R
             tokio::time::sleep(time).await;
             whole(&answer)
         }
+        Behaviour::Say(text) => match answer.plain_of(&text) {
+            Some(body) => full(StatusCode::OK, "application/json", body),
+            None => full(StatusCode::OK, events, answer.whole_of(&text)),
+        },
         Behaviour::HangBeforeHeaders => {
             let _gone = Gone(Arc::clone(shared));
             std::future::pending().await
@@ -277,6 +294,13 @@ async fn behave(behaviour: Behaviour, answer: Answer, shared: &Arc<Shared>) -> R
             full(StatusCode::OK, events, Bytes::from(body))
         }
         Behaviour::Empty => full(StatusCode::OK, events, answer.empty()),
+        Behaviour::Persona => whole(&answer.in_persona()),
+        Behaviour::Held => {
+            if let Ok(permit) = shared.held.acquire().await {
+                permit.forget();
+            }
+            whole(&answer)
+        }
     }
 }
 

@@ -131,6 +131,8 @@ pub(super) struct Answer {
     pub(super) wire: Wire,
     streamed: bool,
     tag: String,
+    /// First line of the system prompt; OpenAI's wire only.
+    persona: String,
 }
 
 #[derive(Deserialize)]
@@ -157,6 +159,15 @@ enum Content<'a> {
     Parts(Vec<Part<'a>>),
 }
 
+impl Content<'_> {
+    fn text(&self) -> String {
+        match self {
+            Content::Text(text) => text.clone(),
+            Content::Parts(parts) => joined(parts),
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct GeminiRequest<'a> {
     #[serde(borrow)]
@@ -181,14 +192,19 @@ impl Answer {
     /// # Errors
     /// When the body is not a request of this wire.
     pub(super) fn to(wire: Wire, body: &[u8]) -> Result<Self, serde_json::Error> {
+        let mut persona = String::new();
         let (streamed, said) = match wire {
             Wire::OpenAi | Wire::Anthropic => {
                 let request: OpenAiRequest<'_> = serde_json::from_slice(body)?;
-                let last = request.messages.into_iter().rev().find(|message| message.role == "user");
-                let said = last.and_then(|message| message.content).map_or_else(String::new, |content| match content {
-                    Content::Text(text) => text,
-                    Content::Parts(parts) => joined(&parts),
-                });
+                let of = |role: &str, message: &OpenAiMessage<'_>| {
+                    if message.role != role {
+                        return None;
+                    }
+                    Some(message.content.as_ref().map_or_else(String::new, Content::text))
+                };
+                let system = request.messages.iter().find_map(|message| of("system", message)).unwrap_or_default();
+                persona = system.lines().next().unwrap_or_default().to_owned();
+                let said = request.messages.iter().rev().find_map(|message| of("user", message)).unwrap_or_default();
                 (request.stream, said)
             }
             Wire::Gemini => {
@@ -198,7 +214,13 @@ impl Answer {
                 (true, last.map_or_else(String::new, |content| joined(&content.parts)))
             }
         };
-        Ok(Self { wire, streamed, tag: said.chars().take(TAG_CHARS).collect() })
+        Ok(Self { wire, streamed, tag: said.chars().take(TAG_CHARS).collect(), persona })
+    }
+
+    /// The same answer, given by the one whom the system prompt names.
+    pub(super) fn in_persona(self) -> Self {
+        let tag = format!("{} | {}", self.persona, self.tag);
+        Self { tag, ..self }
     }
 
     fn words(&self) -> impl Iterator<Item = Cow<'_, str>> {
@@ -261,14 +283,30 @@ impl Answer {
         Bytes::from(body)
     }
 
+    /// The complete stream of `text`, cut before its words.
+    pub(super) fn whole_of(&self, text: &str) -> Bytes {
+        let mut body = self.wire.head();
+        for word in text.split_inclusive(' ') {
+            body.push_str(&self.wire.token(word));
+        }
+        body.push_str(&self.wire.tail());
+        body.push_str(&self.wire.end_mark());
+        Bytes::from(body)
+    }
+
     /// The answer to a request that did not ask for a stream.
     pub(super) fn plain(&self) -> Option<Bytes> {
-        if self.streamed {
-            return None;
-        }
         let mut text = String::new();
         for word in self.words() {
             let _ = write!(text, "{word}");
+        }
+        self.plain_of(&text)
+    }
+
+    /// As [`Answer::plain`], saying `text`.
+    pub(super) fn plain_of(&self, text: &str) -> Option<Bytes> {
+        if self.streamed {
+            return None;
         }
         let body = match self.wire {
             Wire::OpenAi => json!({

@@ -197,6 +197,8 @@ impl Outside {
         let telegram = match surface {
             Surface::Telegram => {
                 let server = FakeTelegram::start().await.context("start the Bot API server")?;
+                // The bot exists before the control plane asks for it, as with the real @BotFather.
+                server.bot(telegram::TOKEN);
                 let base = server.base();
                 Some((server, base))
             }

@@ -1,0 +1,121 @@
+//! Drills of the store: each one drives the transitions in an order that a defect would get wrong.
+//!
+//! A drill is a function, so that it runs both against the real schema (one test each) and against schemas with one
+//! deliberate defect ([`mutations`]), where it must go red. Races are made, not hoped for: one transaction is held open
+//! until the other one waits for it.
+
+mod db;
+mod deliveries;
+mod leases;
+mod migrations;
+mod mutations;
+mod races;
+mod registry;
+mod removal;
+mod resets;
+mod turns;
+
+use anyhow::Result;
+
+use db::Db;
+
+type Drill = fn(&mut Db) -> Result<()>;
+
+/// Makes a test of each drill, and a list of them by name.
+macro_rules! drills {
+    ($($module:ident :: { $($name:ident),* $(,)? })*) => {
+        const DRILLS: &[(&str, Drill)] = &[$($((stringify!($name), $module::$name)),*),*];
+        $($(
+            #[test]
+            fn $name() {
+                $module::$name(&mut Db::migrated().unwrap()).unwrap();
+            }
+        )*)*
+    };
+}
+
+drills! {
+    turns::{
+        duplicates_inside_and_across_batches,
+        one_key_for_two_sessions_of_a_batch_names_the_first,
+        another_body_under_a_known_key_is_a_conflict,
+        one_new_key_of_two_agents_makes_two_sessions,
+        one_bad_message_does_not_spoil_its_batch,
+        order_holds_within_a_batch,
+        a_busy_session_is_not_leased_twice,
+        an_old_epoch_is_refused_and_the_rest_of_the_batch_stored,
+        calls_whose_answers_were_lost_can_be_repeated,
+        a_turn_taken_back_and_not_yet_claimed_is_fenced,
+        a_journal_can_be_replayed_but_not_changed,
+        a_lost_worker_or_one_of_another_agent_gets_no_lease,
+        a_draining_worker_keeps_its_turn_and_gets_no_next_one,
+        the_third_crash_is_a_dead_letter_and_the_next_turn_runs,
+        a_turn_without_a_lane_has_no_delivery,
+    }
+    races::{
+        a_duplicate_accepted_at_the_same_time_is_seen,
+        one_event_accepted_for_two_sessions_at_once_runs_once,
+        reclaim_waits_for_the_journal,
+        complete_wins_against_reclaim,
+        reclaim_wins_against_complete_and_journal,
+        a_lease_that_slips_in_beside_reclaim_is_found_later,
+        two_claims_take_different_sessions_and_do_not_wait,
+        a_message_accepted_beside_the_end_of_its_session_runs,
+        the_end_of_a_lanes_head_waits_for_a_new_follower,
+        a_new_delivery_beside_the_end_of_the_head_becomes_head,
+        batches_in_opposite_order_do_not_deadlock,
+    }
+    deliveries::{
+        a_lane_keeps_its_order_with_one_in_flight,
+        a_retry_keeps_the_lane_and_a_dead_sender_marks_a_possible_duplicate,
+        the_reply_and_its_delivery_are_one_transaction,
+        parts_that_arrived_survive_a_retry_and_a_dead_sender,
+        a_retry_is_not_due_before_its_time,
+        a_dead_delivery_lets_the_next_one_go,
+        a_stale_report_does_not_spoil_the_valid_one_of_its_batch,
+        a_replica_does_not_take_its_own_attempts_for_a_dead_senders,
+        what_a_lost_answer_handed_over_is_still_held,
+        a_chat_has_one_lane_whoever_asks_first,
+    }
+    resets::{
+        an_idle_session_is_replaced_and_the_new_one_runs_at_once,
+        either_threshold_alone_expires_a_session,
+        a_session_used_at_the_threshold_itself_stays,
+        a_replaced_session_that_runs_is_finished_first,
+        a_replaced_session_that_waits_is_finished_first,
+        a_chain_of_resets_runs_in_order,
+        a_dead_letter_lets_the_next_session_begin,
+        cancelling_a_removed_agents_turns_reaches_the_next_session,
+        a_duplicate_never_resets,
+        a_session_without_a_turn_does_not_expire,
+        all_messages_of_a_batch_go_to_the_new_session,
+        two_replicas_reset_at_once_and_one_session_follows,
+        a_reset_beside_the_end_of_the_old_session_strands_nobody,
+        a_message_beside_the_release_of_its_session_is_not_stranded,
+    }
+    removal::{
+        waiting_turns_of_a_removed_agent_are_cancelled_and_the_running_one_ends,
+        a_cancelled_turn_keeps_its_crash_from_the_next_one,
+        a_claim_beside_the_cancellation_takes_or_leaves_a_session_whole,
+        a_purge_is_refused_while_anything_runs_waits_or_is_undelivered,
+        a_message_beside_a_purge_is_lost_in_no_order,
+    }
+    leases::{
+        a_poll_renews_live_leases_only,
+        a_poll_tells_every_loop_what_there_is,
+        a_replica_is_lost_with_its_lease_and_comes_back,
+        replicas_that_were_all_late_do_not_wait_for_each_other,
+        workers_are_lost_and_drained_in_the_order_in_which_polls_renew,
+        the_sole_owner_takes_over_from_an_earlier_run,
+        long_lost_workers_are_forgotten_with_their_slots,
+        a_lease_that_no_slot_holds_is_found_by_the_slow_search,
+    }
+    registry::{
+        two_writers_of_one_version_are_one_winner,
+        a_route_to_an_agent_that_is_not_registered_refuses_the_whole_change,
+        a_removed_agent_is_a_tombstone_and_comes_back_with_its_number,
+        copied_and_set_home_documents_move_the_home_version,
+        two_pushes_from_one_version_are_one_winner,
+        a_token_for_one_use_is_spent_once,
+    }
+}

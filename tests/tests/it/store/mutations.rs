@@ -1,0 +1,242 @@
+//! Do the drills see anything? Each mutation is one deliberate defect in the SQL, and the drills that must catch it.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use hermes_tests::postgres::TestPostgres;
+
+use super::db::{Db, migrations_dir};
+use super::{DRILLS, Drill};
+
+struct Mutation {
+    name: &'static str,
+    /// What is replaced, wherever it occurs, and by what.
+    edits: &'static [(&'static str, &'static str)],
+    /// Each of them must go red.
+    caught_by: &'static [&'static str],
+}
+
+const FENCE: &str =
+    "LEFT JOIN sessions s ON s.session_id = i.sid AND s.epoch = i.epoch AND s.state = 2 AND s.head_seq = i.seq";
+const DEDUPE: &str = "b.dedupe_key IS NOT NULL OR row_number() OVER (PARTITION BY i.key ORDER BY i.ord) > 1 AS dup";
+
+const MUTATIONS: &[Mutation] = &[
+    Mutation {
+        name: "no epoch in the fence",
+        edits: &[(FENCE, "LEFT JOIN sessions s ON s.session_id = i.sid AND s.state = 2 AND s.head_seq = i.seq")],
+        caught_by: &["an_old_epoch_is_refused_and_the_rest_of_the_batch_stored"],
+    },
+    Mutation {
+        name: "neither state nor epoch in the fence",
+        edits: &[(FENCE, "LEFT JOIN sessions s ON s.session_id = i.sid AND s.head_seq = i.seq")],
+        caught_by: &["a_turn_taken_back_and_not_yet_claimed_is_fenced", "reclaim_wins_against_complete_and_journal"],
+    },
+    Mutation {
+        name: "no dedupe across batches",
+        edits: &[("b.dedupe_key IS NOT NULL OR row_number()", "row_number()")],
+        caught_by: &["duplicates_inside_and_across_batches", "a_duplicate_accepted_at_the_same_time_is_seen"],
+    },
+    Mutation {
+        name: "no dedupe at all",
+        edits: &[(DEDUPE, "false AS dup")],
+        caught_by: &["duplicates_inside_and_across_batches"],
+    },
+    Mutation {
+        name: "no dedupe, and the key is not unique",
+        edits: &[(DEDUPE, "false AS dup"), ("dedupe_key  bytea PRIMARY KEY", "dedupe_key  bytea")],
+        caught_by: &["duplicates_inside_and_across_batches", "one_event_accepted_for_two_sessions_at_once_runs_once"],
+    },
+    Mutation {
+        name: "another body is no conflict",
+        edits: &[("coalesce(f.bhash, f.fhash) IS DISTINCT FROM f.hash", "false")],
+        caught_by: &["another_body_under_a_known_key_is_a_conflict"],
+    },
+    Mutation {
+        name: "the delivery is not in the completion",
+        edits: &[("FROM f WHERE f.pos IS NOT NULL AND f.ln = 1 ORDER BY f.lane", "FROM f WHERE false ORDER BY f.lane")],
+        caught_by: &["the_reply_and_its_delivery_are_one_transaction"],
+    },
+    Mutation {
+        name: "the journal does not lock",
+        edits: &[(
+            "PERFORM 1 FROM sessions WHERE session_id = ANY(p_session) ORDER BY session_id FOR NO KEY UPDATE;      -- A: a reclaim waits for us",
+            "",
+        )],
+        caught_by: &["reclaim_waits_for_the_journal"],
+    },
+    Mutation {
+        name: "a batch is stored backwards",
+        edits: &[(
+            "WINDOW w AS (PARTITION BY d.sid, d.dup ORDER BY d.ord)",
+            "WINDOW w AS (PARTITION BY d.sid, d.dup ORDER BY d.ord DESC)",
+        )],
+        caught_by: &["order_holds_within_a_batch"],
+    },
+    Mutation {
+        name: "a busy lane's head is not told of followers",
+        edits: &[("DO UPDATE SET more = true              -- busy", "DO UPDATE SET more = outbox.more       -- busy")],
+        caught_by: &["the_end_of_a_lanes_head_waits_for_a_new_follower"],
+    },
+    Mutation {
+        name: "deliveries are not fenced",
+        edits: &[("AND o.owner = p_replica AND o.attempt = i.attempt", "")],
+        caught_by: &["a_retry_keeps_the_lane_and_a_dead_sender_marks_a_possible_duplicate"],
+    },
+    Mutation {
+        name: "any agent's worker will do",
+        edits: &[("k.agent_no = s.agent_no AND ", "")],
+        caught_by: &["a_lost_worker_or_one_of_another_agent_gets_no_lease"],
+    },
+    Mutation {
+        name: "crashes are not counted",
+        edits: &[("ELSE crashes + 1 END", "ELSE crashes END")],
+        caught_by: &["the_third_crash_is_a_dead_letter_and_the_next_turn_runs"],
+    },
+    Mutation {
+        name: "a busy session is leased",
+        edits: &[("n.rn = 1 AND s.state = 0 AND k.worker_id", "n.rn = 1 AND s.state <> 1 AND k.worker_id")],
+        caught_by: &["a_busy_session_is_not_leased_twice", "a_replaced_session_that_runs_is_finished_first"],
+    },
+    Mutation {
+        name: "reclaim looks at the newly lost only",
+        edits: &[("w.lost AND w.lost_at > t - interval '10 minutes' AND", "w.lost AND w.lost_at = t AND")],
+        caught_by: &["a_lease_that_slips_in_beside_reclaim_is_found_later"],
+    },
+    Mutation {
+        name: "a new session does not wait for the old one",
+        edits: &[("CASE WHEN r.state = 0 THEN 0 ELSE 3 END", "0")],
+        caught_by: &[
+            "a_replaced_session_that_runs_is_finished_first",
+            "a_replaced_session_that_waits_is_finished_first",
+            "a_chain_of_resets_runs_in_order",
+        ],
+    },
+    Mutation {
+        name: "a new session is never released",
+        edits: &[("AND o.state = 0 AND n.state = 3 ORDER BY", "AND false ORDER BY")],
+        caught_by: &[
+            "a_replaced_session_that_runs_is_finished_first",
+            "a_reset_beside_the_end_of_the_old_session_strands_nobody",
+        ],
+    },
+    Mutation {
+        name: "a new session is released while the old one runs",
+        edits: &[("AND o.state = 0 AND n.state = 3 ORDER BY", "AND n.state = 3 ORDER BY")],
+        caught_by: &["a_replaced_session_that_runs_is_finished_first"],
+    },
+    Mutation {
+        name: "a dead letter releases nobody",
+        edits: &[("IF o_dead AND r.successor IS NOT NULL THEN", "IF false THEN")],
+        caught_by: &["a_dead_letter_lets_the_next_session_begin"],
+    },
+    Mutation {
+        name: "a cancellation releases nobody",
+        edits: &[("PERFORM release_successors(sid);", "")],
+        caught_by: &["cancelling_a_removed_agents_turns_reaches_the_next_session"],
+    },
+    Mutation {
+        name: "a duplicate resets",
+        edits: &[("WHERE NOT EXISTS (SELECT 1 FROM inbound b WHERE b.dedupe_key = i.key) ORDER BY", "ORDER BY")],
+        caught_by: &["a_duplicate_never_resets"],
+    },
+    Mutation {
+        name: "a key that moved meanwhile is not noticed",
+        edits: &[("OR s.ended_at IS NOT NULL) THEN", ") THEN")],
+        caught_by: &["two_replicas_reset_at_once_and_one_session_follows"],
+    },
+    Mutation {
+        name: "a session that was purged meanwhile is not noticed",
+        edits: &[("WHERE s.session_id IS NULL OR s.ended_at", "WHERE s.ended_at")],
+        caught_by: &["a_message_beside_a_purge_is_lost_in_no_order"],
+    },
+    Mutation {
+        name: "a stale report counts as the first of its delivery",
+        edits: &[("ORDER BY (o.lane_id IS NULL), i.ord) = 1 AS ok", "ORDER BY i.ord) = 1 AS ok")],
+        caught_by: &["a_stale_report_does_not_spoil_the_valid_one_of_its_batch"],
+    },
+    Mutation {
+        name: "a late replica counts itself among the dead",
+        edits: &[("AND r.replica_id <> p_replica", "")],
+        caught_by: &["a_replica_does_not_take_its_own_attempts_for_a_dead_senders"],
+    },
+    Mutation {
+        name: "polls wait for each other",
+        edits: &[("lease_until < t FOR UPDATE SKIP LOCKED", "lease_until < t FOR UPDATE")],
+        caught_by: &["replicas_that_were_all_late_do_not_wait_for_each_other"],
+    },
+    Mutation {
+        name: "the parts that arrived are not kept",
+        edits: &[("part = f.part, maybe_dup", "maybe_dup")],
+        caught_by: &["parts_that_arrived_survive_a_retry_and_a_dead_sender"],
+    },
+    Mutation {
+        name: "a dead sender's attempt is not marked",
+        edits: &[("maybe_dup = o.maybe_dup OR o.state = 1", "maybe_dup = o.maybe_dup")],
+        caught_by: &["a_retry_keeps_the_lane_and_a_dead_sender_marks_a_possible_duplicate"],
+    },
+    Mutation {
+        name: "an expired lease can be renewed",
+        edits: &[("AND NOT lost AND lease_until > t RETURNING worker_id", "RETURNING worker_id")],
+        caught_by: &["a_poll_renews_live_leases_only"],
+    },
+    Mutation {
+        name: "running turns of a removed agent are cancelled too",
+        edits: &[(
+            "FROM ready x JOIN agents a USING (agent_no) WHERE a.removed_at IS NOT NULL
+               ORDER BY x.session_id",
+            "FROM sessions x JOIN agents a USING (agent_no) WHERE a.removed_at IS NOT NULL AND x.state > 0
+               ORDER BY x.session_id",
+        )],
+        caught_by: &["waiting_turns_of_a_removed_agent_are_cancelled_and_the_running_one_ends"],
+    },
+];
+
+fn sql() -> String {
+    ["V1__tables.sql", "V2__transitions.sql"]
+        .map(|file| fs::read_to_string(migrations_dir().join(file)).unwrap())
+        .concat()
+}
+
+fn drill(name: &str) -> Drill {
+    DRILLS.iter().find(|(known, _)| *known == name).unwrap_or_else(|| panic!("there is no drill {name}")).1
+}
+
+/// Whether each drill was green; one that panics is red.
+fn run(database: &TestPostgres, sql: &str, names: &[&str]) -> Vec<bool> {
+    let mut db = Db::from_sql(database, sql).unwrap();
+    let mut green = Vec::with_capacity(names.len());
+    for name in names {
+        db.reset().unwrap();
+        green.push(catch_unwind(AssertUnwindSafe(|| drill(name)(&mut db))).is_ok_and(|result| result.is_ok()));
+    }
+    green
+}
+
+#[test]
+fn every_mutation_is_caught() {
+    let (database, sql) = (TestPostgres::empty().unwrap(), sql());
+    let mut used: Vec<&str> = MUTATIONS.iter().flat_map(|mutation| mutation.caught_by).copied().collect();
+    used.sort_unstable();
+    used.dedup();
+    let unmutated = run(&database, &sql, &used);
+    let red: Vec<&&str> = used.iter().zip(unmutated).filter_map(|(name, green)| (!green).then_some(name)).collect();
+    assert!(red.is_empty(), "red without any mutation: {red:?}");
+
+    let (mut table, mut missed) = (String::new(), Vec::new());
+    for Mutation { name, edits, caught_by } in MUTATIONS {
+        let mut mutated = sql.clone();
+        for (old, new) in *edits {
+            assert!(mutated.contains(old), "mutation {name:?} replaces a text that is not there: {old}");
+            mutated = mutated.replace(old, new);
+        }
+        for (drill, green) in caught_by.iter().zip(run(&database, &mutated, caught_by)) {
+            let _ = writeln!(table, "{name}: {drill} {}", if green { "SAW NOTHING" } else { "went red" });
+            if green {
+                missed.push((name, drill));
+            }
+        }
+    }
+    println!("{table}");
+    assert!(missed.is_empty(), "these drills saw nothing: {missed:?}");
+}
