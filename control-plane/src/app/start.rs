@@ -50,7 +50,10 @@ pub(super) fn database_url(database: &Database) -> anyhow::Result<SecretString> 
 pub(super) async fn serve(serve: Serve, telemetry: &Telemetry) -> anyhow::Result<()> {
     let store = Store::new(database_url(&serve.database)?.expose_secret(), CONNECTIONS)?;
     if !serve.no_migrate {
-        store.migrate().await.with_context(|| format!("bring the schema of the database at {} up to date", store.place()))?;
+        store
+            .migrate()
+            .await
+            .with_context(|| format!("bring the schema of the database at {} up to date", store.place()))?;
     }
     if let Some(file) = &serve.operator_token_file {
         accept_operator_token(&store, file).await?;
@@ -152,7 +155,10 @@ async fn start_dev(
     sole: bool,
 ) -> anyhow::Result<(Replica, Launcher)> {
     let store = Store::new(url.expose_secret(), CONNECTIONS)?;
-    store.migrate().await.with_context(|| format!("bring the schema of the database at {} up to date", store.place()))?;
+    store
+        .migrate()
+        .await
+        .with_context(|| format!("bring the schema of the database at {} up to date", store.place()))?;
     ensure_operator_token(&store, data).await?;
     let sockets = sockets(listeners)?;
     let addresses = sockets.addresses;

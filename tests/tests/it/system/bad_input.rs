@@ -27,7 +27,8 @@ async fn version(grpc: &Grpc) -> u64 {
 
 async fn apply(grpc: &Grpc, text: &str) -> v1::ApplyResponse {
     // In pieces, as any client may send it.
-    let pieces: Vec<String> = text.chars().collect::<Vec<_>>().chunks(50_000).map(|piece| piece.iter().collect()).collect();
+    let pieces: Vec<String> =
+        text.chars().collect::<Vec<_>>().chunks(50_000).map(|piece| piece.iter().collect()).collect();
     let requests = pieces.into_iter().map(|text| v1::ApplyRequest { text, prune: false });
     grpc.system().apply(tokio_stream::iter(requests.collect::<Vec<_>>())).await.unwrap().into_inner()
 }
@@ -40,7 +41,12 @@ async fn a_faulty_document_is_refused_whole_with_the_line_and_path_of_every_faul
     }
     let deep = format!("routes: {}{}", "[".repeat(100_000), "]".repeat(100_000));
     let cases: Vec<(String, u32, &str, &str)> = vec![
-        ("routes:\n- match: {plattform: telegram}\n  agent: coder\n".into(), 2, "routes[0].match.plattform", "platform"),
+        (
+            "routes:\n- match: {plattform: telegram}\n  agent: coder\n".into(),
+            2,
+            "routes[0].match.plattform",
+            "platform",
+        ),
         ("routes:\n- match: {}\n  agent: coder\n".into(), 2, "routes[0].match", "empty match"),
         ("routes:\n- match: {platform: irc}\n  agent: ghost\n".into(), 3, "routes[0].agent", "ghost"),
         ("default_agent: ghost\n".into(), 1, "default_agent", "ghost"),
@@ -57,7 +63,12 @@ async fn a_faulty_document_is_refused_whole_with_the_line_and_path_of_every_faul
         ("model: a\0b\n".into(), 1, "", "U+0000"),
         ("limits: {message_bytes: -1}\n".into(), 1, "limits.message_bytes", "whole number"),
         ("surprise: 1\n".into(), 1, "surprise", "unknown key"),
-        ("platforms: {telegram: {accounts: [{id: b, token: '1:a'}]}}\n".into(), 1, "platforms.telegram.accounts[0].token", "token_env"),
+        (
+            "platforms: {telegram: {accounts: [{id: b, token: '1:a'}]}}\n".into(),
+            1,
+            "platforms.telegram.accounts[0].token",
+            "token_env",
+        ),
     ];
     let up = furnished("");
     let grpc = up.grpc();
@@ -107,7 +118,8 @@ async fn a_faulty_route_is_refused_over_argv_and_grpc() {
         assert!(matches!(ran.code, Some(1 | 2)), "{ran:?}");
         assert!(ran.out.is_empty() && ran.err.contains(part), "{ran:?}");
 
-        let pair = |(key, value): &(&str, &str)| v1::route::Match { key: (*key).to_owned(), value: (*value).to_owned() };
+        let pair =
+            |(key, value): &(&str, &str)| v1::route::Match { key: (*key).to_owned(), value: (*value).to_owned() };
         let route = v1::Route { r#match: pairs.iter().map(pair).collect(), agent: agent.to_owned() };
         let refused = grpc.routes().add_route(v1::AddRouteRequest { route: Some(route), at: None }).await.unwrap_err();
         let judged = [Code::InvalidArgument, Code::NotFound, Code::FailedPrecondition];
@@ -186,10 +198,46 @@ async fn raw_submit(grpc: &Grpc, text: Vec<u8>) -> Result<v1::SubmitResponse, St
 /// Names that must never become an id.
 fn hostile() -> Vec<String> {
     let mut ids: Vec<String> = [
-        "", ".", "..", "../x", "..%2f", "%2e%2e/", "..\\x", "/etc/passwd", "C:\\x", "\\\\h\\s", "a/b", "a\0b", "-rf",
-        "--help", "a b", " a", "a ", "a\n", "$(id)", "`id`", "${IFS}", ";id", "a'--", "a\" OR 1=1", "A", "\u{e9}",
-        "e\u{301}", "\u{440}\u{430}ypal", "a\u{202e}b", "a\u{200d}b", "\u{130}", "\u{ff0e}\u{ff0e}\u{ff0f}",
-        "\u{1f600}", "\u{fffd}", "__proto__", "-x", "x-", "x_", "_", "a.b",
+        "",
+        ".",
+        "..",
+        "../x",
+        "..%2f",
+        "%2e%2e/",
+        "..\\x",
+        "/etc/passwd",
+        "C:\\x",
+        "\\\\h\\s",
+        "a/b",
+        "a\0b",
+        "-rf",
+        "--help",
+        "a b",
+        " a",
+        "a ",
+        "a\n",
+        "$(id)",
+        "`id`",
+        "${IFS}",
+        ";id",
+        "a'--",
+        "a\" OR 1=1",
+        "A",
+        "\u{e9}",
+        "e\u{301}",
+        "\u{440}\u{430}ypal",
+        "a\u{202e}b",
+        "a\u{200d}b",
+        "\u{130}",
+        "\u{ff0e}\u{ff0e}\u{ff0f}",
+        "\u{1f600}",
+        "\u{fffd}",
+        "__proto__",
+        "-x",
+        "x-",
+        "x_",
+        "_",
+        "a.b",
     ]
     .map(str::to_owned)
     .into();
@@ -226,8 +274,11 @@ async fn a_hostile_agent_id_is_refused_wherever_an_id_is_written() {
         let copy = v1::AddAgentRequest { id: "x1".into(), from_agent: Some(id.clone()), ..add.clone() };
         let update = v1::UpdateAgentRequest { id: id.clone(), spec, ..v1::UpdateAgentRequest::default() };
         let remove = v1::RemoveAgentRequest { id: id.clone(), ..v1::RemoveAgentRequest::default() };
-        let reroute =
-            v1::RemoveAgentRequest { id: "coder".into(), reroute_to: Some(id.clone()), ..v1::RemoveAgentRequest::default() };
+        let reroute = v1::RemoveAgentRequest {
+            id: "coder".into(),
+            reroute_to: Some(id.clone()),
+            ..v1::RemoveAgentRequest::default()
+        };
         let message = v1::SubmitRequest { agent: Some(id.clone()), ..submit("x") };
         let document = json!({"agents": {id.as_str(): {}}}).to_string();
         for refused in [

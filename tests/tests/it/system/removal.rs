@@ -81,9 +81,7 @@ async fn what_runs_finishes_what_waits_is_cancelled_with_a_notice_and_all_comes_
     let finished = ended(&up, &running);
     assert_eq!(finished["state"], "succeeded");
     assert!(finished["reply"].as_str().unwrap().starts_with("first"), "{finished}");
-    until(SOON, "its worker leaves", || {
-        (!up.json(["worker", "list"]).to_string().contains("coder")).then_some(())
-    });
+    until(SOON, "its worker leaves", || (!up.json(["worker", "list"]).to_string().contains("coder")).then_some(()));
 
     // The same agent again: its home, and its sessions with all they hold.
     model.otherwise(Behaviour::Answer);

@@ -55,10 +55,13 @@ fn age(up: &Up, session: &Value, minutes: u32) {
 async fn an_old_dialogue_ends_by_policy_and_the_next_message_begins_a_new_one() {
     let model = MockModel::start().await.unwrap();
     let up = with_model(&model);
-    apply(&up, &json!({
-        "session_reset": {"mode": "idle", "idle_minutes": 10},
-        "reset_by_platform": {"slack": {"mode": "none"}, "irc": {"mode": "daily", "at_hour": 4}},
-    }));
+    apply(
+        &up,
+        &json!({
+            "session_reset": {"mode": "idle", "idle_minutes": 10},
+            "reset_by_platform": {"slack": {"mode": "none"}, "irc": {"mode": "daily", "at_hour": 4}},
+        }),
+    );
     let send = |platform: &str, text: &str| {
         up.json(["send", "--platform", platform, "--chat-id", "1", "--text", text, "--wait"])
     };
