@@ -60,7 +60,7 @@ async fn a_soul_is_uploaded_edited_by_hand_and_copied_with_memories_and_skills_b
     assert_ne!(clone, anna);
     assert_eq!(fs::read_to_string(clone.join("memories/MEMORY.md")).unwrap(), "The harbour is east.");
     assert!(clone.join("skills/maps/SKILL.md").is_file());
-    assert!(!clone.join("workspace/scratch.txt").exists());
+    assert!(!clone.join("workspace/scratch.txt").try_exists().unwrap());
 
     // From then on each is its own.
     fs::write(clone.join("SOUL.md"), "I am the clone.").unwrap();

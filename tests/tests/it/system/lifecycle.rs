@@ -27,7 +27,7 @@ fn ctrl_c_ends_everything_within_five_seconds_and_the_next_start_continues() {
     until_gone(Duration::ZERO, &processes);
     assert!(processes.iter().any(|process| process.name == "postgres"), "{processes:?}");
     assert!(processes.iter().filter(|process| process.name == "hermes-worker").count() >= 2, "{processes:?}");
-    assert!(!up.data().join("endpoint.json").exists(), "nobody listens there any more");
+    assert!(!up.data().join("endpoint.json").try_exists().unwrap(), "nobody listens there any more");
     let error = up.ctl(["status"]).refused(1);
     assert!(error.contains("hermesctl up"), "{error}");
 
