@@ -8,6 +8,7 @@ use prost::Message as _;
 
 const FILES: [&str; 9] = ["types", "agent", "route", "session", "message", "worker", "model", "identity", "system"];
 
+#[expect(clippy::disallowed_methods, reason = "cargo hands a build script its folder this way")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=hermes");
     let out = PathBuf::from(std::env::var("OUT_DIR")?);

@@ -7,7 +7,8 @@ say() { echo "checks: $*" >&2; }
 
 venv=${CARGO_TARGET_DIR:-$PWD/target}/test-venv
 pinned=deploy/requirements.txt
-if ! cmp -s "$pinned" "$venv/installed.txt"; then
+# Made again when the list changed, or the Python it was made of is gone.
+if ! cmp -s "$pinned" "$venv/installed.txt" || ! "$venv/bin/python" -c '' 2>/dev/null; then
   command -v python3 >/dev/null || apt_install python3
   python3 -c 'import venv, ensurepip' 2>/dev/null || apt_install python3-venv
   say "making the Python environment $venv"

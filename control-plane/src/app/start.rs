@@ -315,7 +315,7 @@ async fn accept_operator_token(store: &Store, file: &Path) -> anyhow::Result<()>
             named(file)
         );
     };
-    if store.find_by_hash(hash.clone()).await?.is_none() {
+    if store.find_by_hash(hash).await?.is_none() {
         let token = NewToken {
             id: Uuid::now_v7(),
             role: Role::Operator,

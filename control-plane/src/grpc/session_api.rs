@@ -107,7 +107,7 @@ fn turn_to(row: &TurnRow) -> v1::TranscriptTurn {
     let input: TurnInput = serde_json::from_slice(&row.payload).unwrap_or_default();
     let end = row.end();
     let state = row.state();
-    let usage = end.as_ref().map(|end| end.usage.clone()).unwrap_or_else(Usage::default);
+    let usage = end.as_ref().map(|end| end.usage.clone()).unwrap_or_default();
     v1::TranscriptTurn {
         turn: row.id.to_string(),
         state: TurnState::as_str(state).to_owned(),

@@ -335,7 +335,17 @@ mod tests {
 
     fn delivery(lane: i64, attempt: i32) -> DueDelivery {
         let turn = TurnId { session: SessionId(1), seq: 1 };
-        DueDelivery { lane, pos: 1, turn, attempt, failures: 0, part: 0, maybe_duplicate: false, body: Vec::new(), traceparent: None }
+        DueDelivery {
+            lane,
+            pos: 1,
+            turn,
+            attempt,
+            failures: 0,
+            part: 0,
+            maybe_duplicate: false,
+            body: Vec::new(),
+            traceparent: None,
+        }
     }
 
     #[test]
