@@ -77,13 +77,10 @@ async fn what_runs_finishes_what_waits_is_cancelled_with_a_notice_and_all_comes_
     let finished = ended(&up, &running);
     assert_eq!(finished["state"], "succeeded");
     assert!(finished["reply"].as_str().unwrap().starts_with("first"), "{finished}");
-<<<<<<< HEAD
-=======
     let cancelled = ended(&up, &waiting);
     assert_eq!(cancelled["state"], "cancelled");
     assert!(cancelled["reply"].as_str().unwrap().contains("removed"), "{cancelled}");
     assert_eq!(model.requests(), 1, "nobody was asked about it");
->>>>>>> 51bd1964b48b2d35d6c0655a3773db015d6de1cf
     until(SOON, "its worker leaves", || (!up.json(["worker", "list"]).to_string().contains("coder")).then_some(()));
 
     // The same agent again: its home, and its sessions with all they hold.
