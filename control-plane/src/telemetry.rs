@@ -32,9 +32,8 @@ use tracing_subscriber::{EnvFilter, Layer as _};
 /// `info_span!(target: TRACE, "turn", …)`. They are exported, and kept out of the log unless its filter names this target.
 pub const TRACE: &str = "hermes_trace";
 
-/// The log filter when nobody gives one. The library of model wires warns of every chunk without text, which is how each
-/// answer of OpenAI's wire ends.
-pub const DEFAULT_FILTER: &str = "info,genai=error";
+/// The log filter when nobody gives one.
+pub const DEFAULT_FILTER: &str = "info";
 
 /// Content type of [`Telemetry::render`].
 pub const METRICS_CONTENT_TYPE: &str = "text/plain; version=0.0.4";
@@ -178,7 +177,9 @@ impl Telemetry {
 
 fn log_filter(text: &str) -> Result<EnvFilter, Error> {
     let text = if text.trim().is_empty() { DEFAULT_FILTER } else { text };
-    let filter = EnvFilter::builder().parse(text).map_err(|error| Error::Filter(text.to_owned(), error))?;
+    // What the filter itself says of a target comes later and wins.
+    let whole = format!("{},{text}", crate::models::LOG_FILTER);
+    let filter = EnvFilter::builder().parse(whole).map_err(|error| Error::Filter(text.to_owned(), error))?;
     if text.contains(TRACE) {
         return Ok(filter);
     }

@@ -30,6 +30,10 @@ pub use failure::{FailureReason, ModelFailure};
 use failure::CallError;
 use run::Run;
 
+/// What of the wires' library goes into the log: it warns of every chunk without text, which is how each answer of OpenAI's
+/// wire ends.
+pub const LOG_FILTER: &str = "genai=error";
+
 /// The model id of the offline model.
 pub const ECHO: &str = "builtin/echo";
 

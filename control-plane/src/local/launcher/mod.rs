@@ -312,10 +312,15 @@ impl Supervisor {
         loop {
             let Some(spec) = self.wanted.borrow_and_update().clone() else { return };
             let began = Instant::now();
-            let started = tokio::select! {
+            let minted = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                started = self.start(&spec) => started,
+                minted = (self.shared.config.mint)(self.agent.clone()) => minted,
+            };
+            // Not cut short by the stop: a process that was started is watched over to its end.
+            let started = match minted {
+                Ok(token) => self.start(&spec, token).await,
+                Err(error) => Err(error),
             };
             let cause = match started {
                 Ok(child) => self.watch_over(child, stop).await,
@@ -343,8 +348,7 @@ impl Supervisor {
         }
     }
 
-    async fn start(&self, spec: &LaunchSpec) -> Result<Child, MintError> {
-        let token = (self.shared.config.mint)(self.agent.clone()).await?;
+    async fn start(&self, spec: &LaunchSpec, token: SecretString) -> Result<Child, MintError> {
         let child = self.shared.spawner.spawn(command(&self.shared.config, &spec.home, token)).await?;
         tracing::info!(agent = %self.agent, pid = child.pid(), home = %spec.home.display(), "worker started");
         Ok(child)
