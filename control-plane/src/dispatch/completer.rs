@@ -72,7 +72,9 @@ pub(super) async fn complete(dispatcher: &Dispatcher, worker: i64, agent: &Agent
     if let Some(fields) = usage.as_object_mut() {
         fields.insert("revision".to_owned(), revision.into());
     }
-    let next = place.as_ref().is_some_and(|place| !inner.fleet.is_waiting(place.agent_no));
+    // What waits behind a turn of a removed agent is cancelled and not begun.
+    let registered = inner.registry.current().agent(agent).is_some();
+    let next = registered && place.as_ref().is_some_and(|place| !inner.fleet.is_waiting(place.agent_no));
     let completion = Completion {
         turn: report.turn,
         epoch: report.epoch,
