@@ -143,6 +143,7 @@ CREATE TABLE turns (
   lane_id    bigint,                                  -- where the reply goes; NULL: it is kept for its caller only
   payload    bytea NOT NULL,                          -- JSON of hermes_core::turn::TurnInput
   traceparent text,
+  submitter  text,                                    -- id of the token that submitted it: the only API token that may read its reply
   created_at timestamptz NOT NULL DEFAULT now(),
   PRIMARY KEY (session_id, seq));
 
@@ -160,7 +161,7 @@ CREATE TABLE dead_turns (
 
 -- What a session's dialogue is: derived, never written twice.
 CREATE VIEW transcripts AS
-  SELECT t.session_id, t.seq, t.payload, t.created_at, s.ended, s.body AS reply, s.usage, s.at AS ended_at
+  SELECT t.session_id, t.seq, t.payload, t.submitter, t.created_at, s.ended, s.body AS reply, s.usage, s.at AS ended_at
     FROM turns t LEFT JOIN turn_steps s ON s.session_id = t.session_id AND s.seq = t.seq AND s.step = 2147483647 AND s.phase = 1;
 
 -- ---------- deliveries ----------

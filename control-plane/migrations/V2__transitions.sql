@@ -17,7 +17,7 @@
 -- Answer, in input order: the session and turn number, dup, conflict (the key is known with another body), and epoch NOT
 -- NULL when this very message now runs on p_worker[i].
 CREATE FUNCTION ingest_batch(p_key bytea[], p_hash bytea[], p_agent int[], p_skey text[], p_lane bigint[], p_payload bytea[],
-    p_trace text[], p_worker bigint[], p_slot smallint[], p_idle_before timestamptz[], p_daily_before timestamptz[], p_ttl_ms bigint)
+    p_trace text[], p_submitter text[], p_worker bigint[], p_slot smallint[], p_idle_before timestamptz[], p_daily_before timestamptz[], p_ttl_ms bigint)
 RETURNS TABLE (o_ord bigint, o_session bigint, o_seq bigint, o_dup boolean, o_conflict boolean, o_epoch bigint, o_waits boolean)
 LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE sid bigint[]; t timestamptz := clock_timestamp(); r record; fresh bigint;
@@ -55,8 +55,8 @@ BEGIN
   WITH d AS (SELECT i.*, b.session_id AS bsid, b.seq AS bseq, b.body_hash AS bhash,
                b.dedupe_key IS NOT NULL OR row_number() OVER (PARTITION BY i.key ORDER BY i.ord) > 1 AS dup,
                first_value(i.hash) OVER (PARTITION BY i.key ORDER BY i.ord) AS fhash
-          FROM unnest(sid, p_key, p_hash, p_lane, p_payload, p_trace, p_worker, p_slot) WITH ORDINALITY
-               i(sid, key, hash, lane, payload, trace, worker, slot, ord)
+          FROM unnest(sid, p_key, p_hash, p_lane, p_payload, p_trace, p_submitter, p_worker, p_slot) WITH ORDINALITY
+               i(sid, key, hash, lane, payload, trace, submitter, worker, slot, ord)
           LEFT JOIN inbound b ON b.dedupe_key = i.key),
    n AS (SELECT d.*, row_number() OVER w AS rn, count(*) OVER (PARTITION BY d.sid, d.dup) AS cnt FROM d
           WINDOW w AS (PARTITION BY d.sid, d.dup ORDER BY d.ord)),
@@ -70,7 +70,8 @@ BEGIN
            deadline = CASE WHEN f.ep IS NOT NULL THEN t + p_ttl_ms * interval '1 millisecond' ELSE s.deadline END
           FROM f WHERE s.session_id = f.sid AND f.rn = 1 AND NOT f.dup),
    b AS (INSERT INTO inbound(dedupe_key, session_id, seq, body_hash) SELECT f.key, f.sid, f.seq, f.hash FROM f WHERE NOT f.dup ORDER BY f.key),
-   q AS (INSERT INTO turns(session_id, seq, lane_id, payload, traceparent) SELECT f.sid, f.seq, f.lane, f.payload, f.trace FROM f WHERE NOT f.dup),
+   q AS (INSERT INTO turns(session_id, seq, lane_id, payload, traceparent, submitter)
+          SELECT f.sid, f.seq, f.lane, f.payload, f.trace, f.submitter FROM f WHERE NOT f.dup),
    r AS (INSERT INTO ready(session_id, agent_no, ready_at, prefer) SELECT f.sid, f.agent_no, t, f.prefer FROM f
           WHERE NOT f.dup AND f.rn = 1 AND f.st = 0 AND f.ep IS NULL),
    l AS (UPDATE slots x SET session_id = f.sid FROM f WHERE f.ep IS NOT NULL AND x.worker_id = f.worker AND x.slot = f.slot

@@ -265,7 +265,12 @@ impl Up {
     /// gRPC with the operator token.
     #[track_caller]
     pub fn grpc(&self) -> Grpc {
-        let token = fs::read_to_string(self.data().join("operator.token")).unwrap();
+        self.grpc_as(&fs::read_to_string(self.data().join("operator.token")).unwrap())
+    }
+
+    /// gRPC with this token.
+    #[track_caller]
+    pub fn grpc_as(&self, token: &str) -> Grpc {
         let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", self.endpoint().grpc)).unwrap();
         Grpc { channel: endpoint.connect_lazy(), bearer: Bearer(format!("Bearer {}", token.trim()).parse().unwrap()) }
     }
@@ -336,7 +341,7 @@ pub struct Grpc {
     bearer: Bearer,
 }
 
-/// Puts the operator token into each call.
+/// Puts the token into each call.
 #[derive(Clone, Debug)]
 pub struct Bearer(MetadataValue<Ascii>);
 

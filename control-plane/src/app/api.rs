@@ -33,6 +33,7 @@ impl Turns for Api {
                 history: submit.history,
                 preset: submit.preset,
                 dedupe,
+                submitter: Some(submit.principal),
                 reply_to: None,
             };
             let accepted = self.intake.submit(message).await.map_err(error_of)?;

@@ -415,7 +415,7 @@ fn announce(registry: &Registry) {
              document (`hermesctl apply -f`), or OPENROUTER_API_KEY, ANTHROPIC_API_KEY, OPENAI_API_KEY or GEMINI_API_KEY before the start"
         );
     }
-    for warning in registry.warnings().into_iter().take(20) {
+    for warning in registry.current().warnings().iter().take(20) {
         tracing::warn!("{}: {}", warning.path, warning.message);
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use hermes_core::AgentId;
-use hermes_core::turn::TurnState;
+use hermes_core::turn::{TurnState, Usage};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -46,8 +46,12 @@ pub(super) async fn complete(dispatcher: &Dispatcher, worker: i64, agent: &Agent
             (running.lane, running.revision, Some(place), running.traceparent, running.since)
         }
         // Resent after a reconnect. The fence decides whether it may still be written; whose turn it is must be asked.
+        // What its model calls used was counted where it ran before: it is unknown here, whatever the worker says.
         None => match inner.store.turn_place(report.turn).await {
-            Ok((owner, lane)) if owner == agent.as_str() => (lane, 0, None, None, Instant::now()),
+            Ok((owner, lane)) if owner == agent.as_str() => {
+                report.usage = Usage::default();
+                (lane, 0, None, None, Instant::now())
+            }
             Ok(_) => {
                 tracing::warn!(worker, turn = %report.turn, %agent, "a worker reported a turn of another agent");
                 return false;
@@ -68,7 +72,9 @@ pub(super) async fn complete(dispatcher: &Dispatcher, worker: i64, agent: &Agent
     if let Some(fields) = usage.as_object_mut() {
         fields.insert("revision".to_owned(), revision.into());
     }
-    let next = place.as_ref().is_some_and(|place| !inner.fleet.is_waiting(place.agent_no));
+    // What waits behind a turn of a removed agent is cancelled and not begun.
+    let registered = inner.registry.current().agent(agent).is_some();
+    let next = registered && place.as_ref().is_some_and(|place| !inner.fleet.is_waiting(place.agent_no));
     let completion = Completion {
         turn: report.turn,
         epoch: report.epoch,

@@ -356,6 +356,12 @@ impl Dispatcher {
         }
     }
 
+    /// Drains the workers connected here whose agents are not registered any more, whoever removed them and wherever.
+    pub async fn drain_removed(&self) {
+        let snapshot = self.inner.registry.current();
+        self.drain(|worker| snapshot.agent(&worker.agent).is_none()).await;
+    }
+
     /// Stores a report. True when it is stored now or was before; false when it is fenced.
     pub async fn complete(&self, worker: i64, agent: &AgentId, report: Report) -> bool {
         completer::complete(self, worker, agent, report).await

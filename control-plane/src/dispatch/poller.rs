@@ -121,6 +121,7 @@ async fn poll_once(dispatcher: &Dispatcher) -> store::Result<()> {
     if answer.version != inner.registry.current().version {
         inner.registry.reload().await?;
     }
+    dispatcher.drain_removed().await;
     inner.registry.follow_homes(answer.homes).await?;
     if answer.lost {
         let reclaimed = inner.store.reclaim(MAX_CRASHES, DEAD_NOTICE).await?;

@@ -61,6 +61,17 @@ impl AgentApi {
     }
 }
 
+/// A purge that cannot be carried out whole is not begun.
+fn busy(id: &AgentId, error: crate::store::Error) -> Status {
+    match error {
+        crate::store::Error::Conflict(why) => refuse(
+            Reason::Conflict,
+            format!("nothing was changed: {why}, or remove {id} without --purge first, which ends what waits"),
+        ),
+        error => store_status(error),
+    }
+}
+
 fn home_left(id: &AgentId, error: &std::io::Error) -> Status {
     if error.kind() == std::io::ErrorKind::WouldBlock {
         let message = format!("a worker of {id} still runs; purge it again when its turns have ended");
@@ -219,6 +230,11 @@ impl AgentService for AgentApi {
         let registered = self.registry.current().agent(&id).is_some();
         let mut routes_changed = 0;
         if registered {
+            if request.purge
+                && let Some(no) = gone
+            {
+                self.registry.store().agent_idle(no).await.map_err(|error| busy(&id, error))?;
+            }
             let edit = |snapshot: &Snapshot, edit: &mut Edit| {
                 remove(snapshot, edit, &id, request.drop_routes, reroute.as_ref())
             };

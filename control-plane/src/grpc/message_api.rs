@@ -16,7 +16,7 @@ use crate::dispatch::TurnEvent;
 use crate::identity::Principal;
 use crate::intake::{Accepted, Dedupe, Intake, Message};
 use crate::outbox::Adapters;
-use crate::store::{LaneKey, Store, TurnId};
+use crate::store::{LaneKey, Store, TurnId, TurnRow};
 
 /// The service.
 #[derive(Clone)]
@@ -70,7 +70,8 @@ impl MessageApi {
             },
             (None, None) => Dedupe::New,
         };
-        let message = Message { source, text: request.text, history: None, preset, dedupe, reply_to };
+        let submitter = Some(caller_of(caller));
+        let message = Message { source, text: request.text, history: None, preset, dedupe, submitter, reply_to };
         let accepted = self.intake.submit(message).await.map_err(intake_status)?;
         let state = if accepted.duplicate {
             self.store.turn_get(accepted.turn).await.map_err(store_status)?.state()
@@ -119,6 +120,16 @@ fn caller_of(principal: &Principal) -> String {
     }
 }
 
+/// Turn numbers can be guessed and a platform's message id is nobody's secret: an API token reads only what it submitted.
+fn readable(caller: &Principal, row: TurnRow) -> Result<TurnRow, Status> {
+    let allowed = match caller {
+        Principal::Operator { .. } | Principal::Viewer { .. } => true,
+        Principal::Api { .. } => row.submitter.as_deref() == Some(caller_of(caller).as_str()),
+        Principal::Worker { .. } | Principal::None => false,
+    };
+    if allowed { Ok(row) } else { Err(refuse(Reason::NotFound, format!("there is no turn {}", row.id))) }
+}
+
 fn body_hash(source: &hermes_core::Source, text: &str) -> [u8; 32] {
     let mut hash = Sha256::new();
     for part in [&source.platform, &source.chat_id, text] as [&str; 3] {
@@ -148,6 +159,9 @@ impl MessageService for MessageApi {
     ) -> Result<Response<Self::SubmitAndStreamStream>, Status> {
         let caller = principal(&request).clone();
         let (accepted, response) = self.accept(&caller, request.into_inner()).await?;
+        if accepted.duplicate {
+            readable(&caller, self.store.turn_get(accepted.turn).await.map_err(store_status)?)?;
+        }
         let first = v1::TurnEvent { event: Some(Event::Accepted(response)) };
         let events = self.intake.dispatcher().live().follow(self.store.clone(), accepted.turn).map(|event| {
             Ok(v1::TurnEvent {
@@ -161,9 +175,10 @@ impl MessageService for MessageApi {
     }
 
     async fn get_turn(&self, request: Request<v1::GetTurnRequest>) -> Result<Response<v1::GetTurnResponse>, Status> {
+        let caller = principal(&request).clone();
         let request = request.into_inner();
         let id = turn_id(&request.turn)?;
-        let mut row = self.store.turn_get(id).await.map_err(store_status)?;
+        let mut row = readable(&caller, self.store.turn_get(id).await.map_err(store_status)?)?;
         if request.wait && row.ended.is_none() {
             let mut events = self.intake.dispatcher().live().follow(self.store.clone(), id);
             while let Some(event) = events.next().await {

@@ -70,12 +70,21 @@ impl SystemApi {
 }
 
 /// A text as an edit of the document.
-pub(crate) fn apply_text(text: &str, prune: bool) -> impl Fn(&Snapshot, &mut Edit) -> Result<(), EditError> {
+pub(crate) fn apply_text(text: &str, prune: bool) -> impl Fn(&Snapshot, &mut Edit) -> Result<(), EditError> + use<> {
     let reading = read(text);
     move |_: &Snapshot, edit: &mut Edit| {
         (edit.document, edit.positions) = reading.onto(&edit.document, prune).map_err(EditError::Faults)?;
         Ok(())
     }
+}
+
+/// Runs what judges a whole document, which may take long for a large one, beside the threads that serve everybody.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+    let span = tracing::Span::current();
+    tokio::task::spawn_blocking(move || span.in_scope(work)).await.map_err(|error| {
+        tracing::error!(%error, "a document could not be judged");
+        refuse(Reason::Internal, "the document could not be judged; see the control plane's log")
+    })
 }
 
 /// The chunks of a document put together.
@@ -110,7 +119,7 @@ impl SystemService for SystemApi {
             };
             v1::AccountStatus { platform, account, state: state.to_owned(), detail }
         });
-        let warnings = parts.registry.warnings().into_iter().take(20).map(|w| format!("{}: {}", w.path, w.message));
+        let warnings = snapshot.warnings().iter().take(20).map(|w| format!("{}: {}", w.path, w.message));
         Ok(Response::new(v1::GetStatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             document_version: unsigned(snapshot.version),
@@ -136,7 +145,12 @@ impl SystemService for SystemApi {
         request: Request<Streaming<v1::ApplyRequest>>,
     ) -> Result<Response<v1::ApplyResponse>, Status> {
         let (text, prune) = gather(request.into_inner(), |part| (part.text, part.prune)).await?;
-        let edited = self.parts.registry.edit("apply", apply_text(&text, prune)).await;
+        let registry = self.parts.registry.clone();
+        let edited =
+            aside(move || tokio::runtime::Handle::current().block_on(registry.edit("apply", apply_text(&text, prune))))
+                .await?;
+        // Workers of agents that are gone are drained by the poll, and waiting turns cancelled.
+        self.parts.dispatcher.nudge();
         Ok(Response::new(match edited {
             Ok(Edited { version, changes, warnings, .. }) => v1::ApplyResponse {
                 faults: Vec::new(),
@@ -155,7 +169,8 @@ impl SystemService for SystemApi {
 
     async fn diff(&self, request: Request<Streaming<v1::DiffRequest>>) -> Result<Response<v1::DiffResponse>, Status> {
         let (text, prune) = gather(request.into_inner(), |part| (part.text, part.prune)).await?;
-        let edited = self.parts.registry.edit_dry(apply_text(&text, prune));
+        let registry = self.parts.registry.clone();
+        let edited = aside(move || registry.edit_dry(apply_text(&text, prune))).await?;
         Ok(Response::new(match edited {
             Ok(Edited { changes, warnings, .. }) => v1::DiffResponse {
                 faults: Vec::new(),

@@ -69,6 +69,11 @@ impl Conversation {
     }
 }
 
+/// The handle of a new conversation. Whoever shows it may go on with the conversation, so it cannot be guessed.
+pub(super) fn fresh_handle() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
 /// A header's trimmed text; `None` when it is absent, empty, too long, no UTF-8, or holds a control character.
 fn id(headers: &HeaderMap, name: &str) -> Option<String> {
     let text = std::str::from_utf8(headers.get(name)?.as_bytes()).ok()?.trim();

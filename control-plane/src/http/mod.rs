@@ -11,7 +11,8 @@
 //! - Without an `X-Hermes-…` header a call is stateless: its trailing user messages are the input, all before them is the
 //!   whole history, and its session is used by no other call. With `X-Hermes-Chat-Id`, `-User-Id`, `-Thread-Id` or
 //!   `X-Hermes-Session-Id` the session supplies the history and only the trailing user messages are taken. The answer of a
-//!   stateless call names its session in `X-Hermes-Session-Id`; sent back, it goes on from there.
+//!   stateless call names its session in `X-Hermes-Session-Id`; sent back, it goes on from there. It is 128 random bits, so
+//!   only who was told it can go on; a chat that callers name themselves is shared by all keys that name it.
 //! - `content` is a text or an array of text parts. Sampling fields (`temperature`, `top_p`, `max_tokens`, `stop`, `user` …)
 //!   are accepted and not used: the agent's profile decides. What would change the shape of the answer is refused rather
 //!   than ignored: `n` above 1, `tools` and `functions` (an agent runs its own), a `response_format` other than text, audio.
@@ -50,6 +51,8 @@ use error::ApiError;
 /// A message for intake.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Submit {
+    /// Whose key it came with, as [`Turns::authorize`] answered.
+    pub principal: String,
     /// Where it comes from; platform `api_server`.
     pub source: Source,
     /// What the user says; never empty.

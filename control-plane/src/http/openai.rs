@@ -63,14 +63,14 @@ pub(super) async fn chat_completions(
     let principal = caller::principal(&*parts.turns, &headers).await?;
     let body = bounded(&headers, body, parts.settings.body_time, parts.settings.body_bytes, DISCARDED).await?;
     let request = request::parse(&body)?;
-    let conversation = Conversation::of(&headers, || uuid::Uuid::now_v7().to_string())?;
+    let conversation = Conversation::of(&headers, caller::fresh_handle)?;
     let preset = request.model.as_deref().map(|model| agent(&parts, model)).transpose()?;
     let (dedupe_key, body_hash) = caller::idempotency(&headers, &principal, &conversation, &body)?.unzip();
     drop(body);
     let repeatable = dedupe_key.is_some();
     let Conversation { source, continued, handle } = conversation;
     let history = (!continued).then_some(request.history);
-    let submit = Submit { source, text: request.text, history, preset, dedupe_key, body_hash };
+    let submit = Submit { principal, source, text: request.text, history, preset, dedupe_key, body_hash };
     let submitted = parts.turns.submit(submit).await?;
 
     let head = Head {

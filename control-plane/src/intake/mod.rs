@@ -62,6 +62,8 @@ pub struct Message {
     pub preset: Option<AgentId>,
     /// How it is known again.
     pub dedupe: Dedupe,
+    /// Id of the token it was submitted with; no other API token reads the turn.
+    pub submitter: Option<String>,
     /// The chat that gets the reply; `None` keeps it for the caller.
     pub reply_to: Option<LaneKey>,
 }
@@ -265,6 +267,7 @@ impl Intake {
             lane,
             payload,
             traceparent,
+            submitter: message.submitter,
             reserved: None,
             idle_before: thresholds.idle_before,
             daily_before: thresholds.daily_before,

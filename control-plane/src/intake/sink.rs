@@ -72,6 +72,7 @@ fn message_of(message: InboundMessage) -> Message {
         history: None,
         preset: None,
         dedupe: Dedupe::Key { key: dedupe_key, event_time, body_hash: None },
+        submitter: None,
         reply_to: Some(reply_to),
     }
 }

@@ -1,8 +1,10 @@
 //! One attempt at one delivery: its parts in order, each outcome committed.
 
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use hermes_platforms::{OutboundMessage, SendError};
+use futures_util::FutureExt as _;
+use hermes_platforms::{Adapter, OutboundMessage, SendError, Sent};
 use tracing::Instrument as _;
 
 use super::Outbox;
@@ -23,6 +25,9 @@ const SCHEDULE: [Duration; 9] = [
     Duration::from_secs(10 * 3600),
 ];
 
+/// What is said of a message on which the adapter panicked.
+const ADAPTER_FAILED: &str = "the adapter failed on this message";
+
 pub(super) async fn run(outbox: &Outbox, delivery: DueDelivery) {
     let span = tracing::info_span!(target: TRACE, "delivery", turn = %delivery.turn, lane = delivery.lane, attempt = delivery.attempt);
     let span = telemetry::child_of(delivery.traceparent.as_deref().unwrap_or_default(), span);
@@ -34,7 +39,14 @@ async fn send(outbox: &Outbox, mut delivery: DueDelivery) {
         Ok(found) => found,
         Err(cause) => return settle(outbox, "none", &delivery, retry(&delivery, false, &cause)).await,
     };
-    let parts = adapter.split(&String::from_utf8_lossy(&delivery.body));
+    // An attempt that took its process along counts as failed: what does so again and again is not tried for ever.
+    if usize::try_from(delivery.failures).unwrap_or(0) > SCHEDULE.len() {
+        let outcome = retry(&delivery, false, "its sender ended during the attempt");
+        return settle(outbox, adapter.platform(), &delivery, outcome).await;
+    }
+    let Some(parts) = split(adapter.as_ref(), &String::from_utf8_lossy(&delivery.body)) else {
+        return settle(outbox, adapter.platform(), &delivery, retry(&delivery, false, ADAPTER_FAILED)).await;
+    };
     let first = usize::try_from(delivery.part).unwrap_or(0);
     let mut message_id = None;
     for (index, text) in parts.iter().enumerate().skip(first) {
@@ -44,7 +56,7 @@ async fn send(outbox: &Outbox, mut delivery: DueDelivery) {
             maybe_duplicate: delivery.maybe_duplicate && index == first,
             idempotency_key: format!("{}-{}-{index}", delivery.lane, delivery.pos),
         };
-        match adapter.send(message).await {
+        match send_part(adapter.as_ref(), message).await {
             Ok(sent) => message_id = message_id.or(sent.message_id),
             Err(error) => {
                 let outcome = match error {
@@ -64,6 +76,17 @@ async fn send(outbox: &Outbox, mut delivery: DueDelivery) {
         }
     }
     settle(outbox, adapter.platform(), &delivery, SendResult::Delivered { message_id }).await;
+}
+
+/// The parts of a text; `None` when the adapter panicked. One message must not stop the process, again at each start.
+fn split(adapter: &dyn Adapter, text: &str) -> Option<Vec<String>> {
+    std::panic::catch_unwind(AssertUnwindSafe(|| adapter.split(text))).ok()
+}
+
+/// Sends a part; where the adapter panics, nobody knows how far it came.
+async fn send_part(adapter: &dyn Adapter, message: OutboundMessage) -> Result<Sent, SendError> {
+    let sending = AssertUnwindSafe(async { adapter.send(message).await }).catch_unwind();
+    sending.await.unwrap_or_else(|_| Err(SendError::Ambiguous(ADAPTER_FAILED.to_owned())))
 }
 
 fn retry(delivery: &DueDelivery, ambiguous: bool, cause: &str) -> SendResult {
@@ -125,8 +148,58 @@ fn outcome_of(delivery: &DueDelivery, result: SendResult) -> DeliveryOutcome {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::future::BoxFuture;
+    use hermes_platforms::{ChatRef, InboundSink};
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
     use crate::store::{SessionId, TurnId};
+
+    struct Fragile;
+
+    impl Adapter for Fragile {
+        fn platform(&self) -> &'static str {
+            "fragile"
+        }
+        fn account(&self) -> &'static str {
+            "one"
+        }
+        fn receive<'a>(&'a self, _: &'a dyn InboundSink, _: CancellationToken) -> BoxFuture<'a, ()> {
+            std::future::ready(()).boxed()
+        }
+        fn split(&self, text: &str) -> Vec<String> {
+            assert!(text != "uncuttable", "no place to cut");
+            vec![text.to_owned()]
+        }
+        fn send(&self, message: OutboundMessage) -> BoxFuture<'_, Result<Sent, SendError>> {
+            assert!(message.text != "refused at once", "before the future");
+            async move {
+                assert!(message.text != "refused later", "within the future");
+                Ok(Sent { message_id: None })
+            }
+            .boxed()
+        }
+        fn typing(&self, _: ChatRef) -> BoxFuture<'_, ()> {
+            std::future::ready(()).boxed()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_an_adapter_is_a_failed_attempt() {
+        let message = |text: &str| OutboundMessage {
+            chat: ChatRef { chat_id: "1".to_owned(), thread_id: None },
+            text: text.to_owned(),
+            maybe_duplicate: false,
+            idempotency_key: String::new(),
+        };
+        assert_eq!(split(&Fragile, "uncuttable"), None);
+        assert_eq!(split(&Fragile, "fine").unwrap(), ["fine"]);
+        for text in ["refused at once", "refused later"] {
+            let failed = send_part(&Fragile, message(text)).await;
+            assert_eq!(failed, Err(SendError::Ambiguous(ADAPTER_FAILED.to_owned())), "{text}");
+        }
+        assert_eq!(send_part(&Fragile, message("fine")).await, Ok(Sent { message_id: None }));
+    }
 
     #[test]
     fn only_failures_count_towards_giving_up() {

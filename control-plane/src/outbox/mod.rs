@@ -10,10 +10,12 @@ mod adapters;
 mod attempt;
 
 use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use hermes_platforms::{Adapter, ChatRef};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -151,7 +153,8 @@ impl Outbox {
             let outbox = self.clone();
             self.inner.tasks.spawn("typing", async move {
                 if let Ok((adapter, chat)) = outbox.route(lane).await {
-                    adapter.typing(chat).await;
+                    // A signal that fails is no reason to stop.
+                    let _ = AssertUnwindSafe(async { adapter.typing(chat).await }).catch_unwind().await;
                 }
             });
         }

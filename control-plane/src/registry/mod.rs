@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use hermes_core::AgentId;
-use hermes_core::config::{Document, Fault, Positions, Provider, Warning};
+use hermes_core::config::{Document, Fault, Provider};
 use tokio::sync::watch;
 
 pub use edit::{Edit, EditError, Edited};
@@ -186,12 +186,6 @@ impl Registry {
     /// The store behind it.
     pub fn store(&self) -> &Store {
         &self.inner.store
-    }
-
-    /// What is accepted in the current document but probably not meant.
-    pub fn warnings(&self) -> Vec<Warning> {
-        let document = with_fallback(self.current().document.clone(), &self.inner.fallback);
-        hermes_core::config::check(&document, &Positions::default()).1
     }
 
     /// The providers that the environment defines and that are in use because the document has none.

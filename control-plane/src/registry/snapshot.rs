@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use hermes_core::AgentId;
-use hermes_core::config::{AgentSpec, Document, Provider};
+use hermes_core::config::{AgentSpec, Document, Positions, Provider, Warning, check};
 use hermes_core::routing::{Route, RouteTable};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -54,6 +54,7 @@ pub struct Snapshot {
     by_no: HashMap<i32, Arc<AgentEntry>>,
     /// Removed agents: their history comes back when the id is added again.
     removed: HashMap<String, i32>,
+    warnings: OnceLock<Vec<Warning>>,
 }
 
 impl Default for Snapshot {
@@ -68,6 +69,7 @@ impl Default for Snapshot {
             agents: HashMap::new(),
             by_no: HashMap::new(),
             removed: HashMap::new(),
+            warnings: OnceLock::new(),
         }
     }
 }
@@ -125,6 +127,7 @@ impl Snapshot {
             agents,
             by_no,
             removed,
+            warnings: OnceLock::new(),
         })
     }
 
@@ -153,6 +156,16 @@ impl Snapshot {
         let mut all: Vec<_> = self.agents.values().collect();
         all.sort_by(|a, b| a.id.cmp(&b.id));
         all
+    }
+
+    /// What is accepted in the document but probably not meant; judged once.
+    pub fn warnings(&self) -> &[Warning] {
+        self.warnings.get_or_init(|| {
+            let mut document = self.document.clone();
+            document.providers.clone_from(&self.models.providers);
+            document.default_provider.clone_from(&self.models.default_provider);
+            check(&document, &Positions::default()).1
+        })
     }
 
     /// The model of a spec, after defaults.

@@ -210,6 +210,19 @@ impl Store {
             .collect())
     }
 
+    /// Whether nothing of an agent runs, waits or is undelivered.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] says what is open.
+    pub async fn agent_idle(&self, agent_no: i32) -> Result<()> {
+        let sql = "SELECT (SELECT count(*) FROM sessions WHERE agent_no = $1 AND state <> 0), \
+                   (SELECT count(*) FROM outbox JOIN sessions USING (session_id) WHERE agent_no = $1)";
+        match self.query_opt(sql, &[&agent_no]).await? {
+            Some(row) => idle(row.get(0), row.get(1)),
+            None => Ok(()),
+        }
+    }
+
     /// Deletes home documents, sessions and turns of a removed agent. Dedupe keys stay, so that a redelivery stays known.
     ///
     /// # Errors
@@ -231,18 +244,9 @@ impl Store {
         let sql = "SELECT count(*) FILTER (WHERE x.state <> 0) FROM \
                    (SELECT state FROM sessions WHERE agent_no = $1 ORDER BY session_id FOR UPDATE) x";
         let busy: i64 = tx.query_one(sql, &[&agent_no]).await?.get(0);
-        if busy > 0 {
-            return Err(Error::Conflict(format!(
-                "{busy} of its sessions still run or wait; try again when they have ended"
-            )));
-        }
         let sql = "SELECT count(*) FROM outbox JOIN sessions USING (session_id) WHERE agent_no = $1";
         let undelivered: i64 = tx.query_one(sql, &[&agent_no]).await?.get(0);
-        if undelivered > 0 {
-            return Err(Error::Conflict(format!(
-                "{undelivered} of its replies are not delivered yet; try again when they are"
-            )));
-        }
+        idle(busy, undelivered)?;
         for sql in [
             "DELETE FROM turn_steps t USING sessions s WHERE s.agent_no = $1 AND t.session_id = s.session_id",
             "DELETE FROM turns t USING sessions s WHERE s.agent_no = $1 AND t.session_id = s.session_id",
@@ -257,4 +261,18 @@ impl Store {
         tx.commit().await?;
         Ok(())
     }
+}
+
+fn idle(busy: i64, undelivered: i64) -> Result<()> {
+    if busy > 0 {
+        return Err(Error::Conflict(format!(
+            "{busy} of its sessions still run or wait; try again when they have ended"
+        )));
+    }
+    if undelivered > 0 {
+        return Err(Error::Conflict(format!(
+            "{undelivered} of its replies are not delivered yet; try again when they are"
+        )));
+    }
+    Ok(())
 }

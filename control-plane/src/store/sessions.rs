@@ -63,6 +63,8 @@ pub struct TurnRow {
     pub usage: Option<Value>,
     /// JSON of `TurnInput`.
     pub payload: Vec<u8>,
+    /// Id of the token that submitted it; absent for what a platform brought.
+    pub submitter: Option<String>,
     /// When it was accepted.
     pub accepted_at: Timestamp,
     /// When it ended.
@@ -117,7 +119,7 @@ pub struct StatusCounts {
 const SESSION: &str = "s.session_id, a.agent_id, s.session_key, s.state, s.tail_seq, s.tail_seq - s.head_seq + 1 AS open, \
      s.created_at, s.updated_at, s.ended_at, s.end_reason FROM sessions s JOIN agents a USING (agent_no)";
 const TURN: &str = "t.session_id, t.seq, a.agent_id, s.session_key, t.ended, (s.state = 2 AND s.head_seq = t.seq) AS running, \
-     t.reply, t.usage, t.payload, t.created_at, t.ended_at \
+     t.reply, t.usage, t.payload, t.created_at, t.ended_at, t.submitter \
      FROM transcripts t JOIN sessions s USING (session_id) JOIN agents a USING (agent_no)";
 
 impl Store {
@@ -234,6 +236,7 @@ fn turn_row(row: &Row) -> TurnRow {
         reply: row.get::<_, Option<Vec<u8>>>(6).unwrap_or_default(),
         usage: row.get(7),
         payload: row.get(8),
+        submitter: row.get(11),
         accepted_at: row.get(9),
         ended_at: row.get(10),
     }

@@ -27,6 +27,8 @@ pub struct Ingest {
     pub payload: Vec<u8>,
     /// W3C trace context of the intake span.
     pub traceparent: Option<String>,
+    /// Id of the token that submitted it.
+    pub submitter: Option<String>,
     /// A reserved slot of a worker connected here.
     pub reserved: Option<(i64, i16)>,
     /// The session expires as idle when last used before this.
@@ -234,7 +236,7 @@ pub struct LaneKey {
 }
 
 const INGEST: &str = "SELECT o_session, o_seq, o_dup, o_conflict, o_epoch, o_waits \
-     FROM ingest_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12) ORDER BY o_ord";
+     FROM ingest_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13) ORDER BY o_ord";
 const COMPLETE: &str = "SELECT o_ok, o_pos, o_send, o_epoch, o_seq, o_lane, o_payload, o_trace, o_created, o_ready \
      FROM complete_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11) ORDER BY o_ord";
 
@@ -267,6 +269,7 @@ impl Store {
         let lanes: Vec<Option<i64>> = rows.iter().map(|row| row.lane).collect();
         let payloads: Vec<&[u8]> = rows.iter().map(|row| row.payload.as_slice()).collect();
         let traces: Vec<Option<&str>> = rows.iter().map(|row| row.traceparent.as_deref()).collect();
+        let submitters: Vec<Option<&str>> = rows.iter().map(|row| row.submitter.as_deref()).collect();
         let workers: Vec<Option<i64>> = rows.iter().map(|row| row.reserved.map(|(worker, _)| worker)).collect();
         let slots: Vec<Option<i16>> = rows.iter().map(|row| row.reserved.map(|(_, slot)| slot)).collect();
         let idle: Vec<Option<Timestamp>> = rows.iter().map(|row| row.idle_before).collect();
@@ -282,6 +285,7 @@ impl Store {
                     &lanes,
                     &payloads,
                     &traces,
+                    &submitters,
                     &workers,
                     &slots,
                     &idle,

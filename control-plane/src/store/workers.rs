@@ -163,13 +163,19 @@ impl Store {
         self.execute(sql, &[]).await
     }
 
-    /// Ends waiting turns of removed agents with `notice`; answers how many.
+    /// Ends all waiting turns of removed agents with `notice`, a batch a call; answers how many.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn removed_cancel(&self, notice: &str) -> Result<i64> {
-        let rows = self.query_retrying("SELECT cancel_removed($1)", &[&notice.as_bytes()]).await?;
-        Ok(rows.first().map_or(0, |row| row.get(0)))
+        let mut all = 0;
+        loop {
+            let rows = self.query_retrying("SELECT cancel_removed($1)", &[&notice.as_bytes()]).await?;
+            match rows.first().map_or(0, |row| row.get(0)) {
+                0 => return Ok(all),
+                cancelled => all += cancelled,
+            }
+        }
     }
 
     /// Forgets workers that were lost more than ten minutes ago, with their slots.

@@ -321,6 +321,7 @@ async fn a_stateless_call_brings_its_whole_history_and_shares_its_session_with_n
         {"role": "assistant", "content": "first"}, {"role": "user", "content": "two"}]});
     let first = server.chat(body.clone(), &[]).await;
     let handle = first.headers()["x-hermes-session-id"].to_str().unwrap().to_owned();
+    assert!(handle.len() == 32 && handle.chars().all(|c| c.is_ascii_hexdigit()), "128 bits: {handle}");
     let submit = server.turns.last();
     let history = submit.history.unwrap();
     let history: Vec<_> = history.iter().map(|message| (message.role, message.text.as_str())).collect();

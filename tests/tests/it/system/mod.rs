@@ -6,6 +6,7 @@ mod bad_input;
 mod homes;
 mod lifecycle;
 mod nothing_lost;
+mod readers;
 mod removal;
 mod sessions;
 

@@ -67,6 +67,11 @@ async fn what_runs_finishes_what_waits_is_cancelled_with_a_notice_and_all_comes_
     assert_eq!(waiting["state"], "queued");
     let home = super::agent_of(&up, "coder")["home"].as_str().unwrap().to_owned();
 
+    // Purged whole or not at all.
+    let error = up.ctl(["agent", "remove", "coder", "--purge"]).refused(1);
+    assert!(error.contains("nothing was changed") && error.contains("still run"), "{error}");
+    assert_eq!(super::agent_of(&up, "coder")["id"], "coder");
+
     up.ctl(["agent", "remove", "coder"]).ok();
     assert!(!up.json(["agent", "list"]).to_string().contains("coder"));
     assert!(to_coder("too late", &[]).refused(1).contains("coder"));
@@ -124,4 +129,27 @@ async fn a_restart_finds_the_turns_of_a_removed_agent_ended() {
         assert!(end["reply"].as_str().unwrap().contains("removed"), "{end}");
     }
     assert!(!up.json(["worker", "list"]).to_string().contains("coder"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_a_document_prunes_is_left_by_its_worker_and_what_waits_is_cancelled() {
+    let model = MockModel::start().await.unwrap();
+    model.otherwise(Behaviour::Held);
+    let up = with_model(&model);
+    up.ctl(["agent", "add", "coder"]).ok();
+    up.ctl(["route", "add", "--agent", "coder", "--match", "platform=telegram"]).ok();
+    let running = tell(&up, "1", "first");
+    let waiting = tell(&up, "1", "second");
+    until(SOON, "the first turn runs", || (model.requests() == 1).then_some(()));
+    let mut pruned = super::model_document(&model);
+    pruned["routes"] = serde_json::json!([]);
+    let file = up.file("pruned.yaml", pruned.to_string());
+    up.ctl(["apply", "--prune", "-f", file.to_str().unwrap()]).ok();
+    assert!(!up.json(["agent", "list"]).to_string().contains("coder"));
+    until(SOON, "its worker is drained", || (super::worker_of(&up, "coder")["state"] == "draining").then_some(()));
+    model.release(1);
+    assert_eq!(ended(&up, &running)["state"], "succeeded");
+    assert_eq!(ended(&up, &waiting)["state"], "cancelled");
+    assert_eq!(model.requests(), 1, "nobody was asked about it");
+    until(SOON, "its worker leaves", || (!up.json(["worker", "list"]).to_string().contains("coder")).then_some(()));
 }
