@@ -177,6 +177,7 @@ CREATE TABLE outbox (
   state smallint NOT NULL,                            -- 0 waits behind the head 1 attempting 3 due at next_at
   more boolean NOT NULL DEFAULT false,                -- others may wait behind this head
   maybe_dup boolean NOT NULL DEFAULT false, attempt int NOT NULL DEFAULT 1,
+  failures int NOT NULL DEFAULT 0,                    -- attempts that went wrong; being asked to wait is none
   part int NOT NULL DEFAULT 0,                        -- parts of the text that certainly arrived
   owner bigint, next_at timestamptz,
   session_id bigint NOT NULL, seq bigint NOT NULL,

@@ -20,8 +20,8 @@ use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::config::LogFormat;
 
-/// How long the last spans may take to leave.
-const FLUSH: Duration = Duration::from_secs(1);
+/// How long the last spans may take to leave; the control plane waits for it when everything stops.
+const FLUSH: Duration = Duration::from_millis(500);
 
 /// Keeps the exporter; [`Telemetry::shutdown`] sends what is left.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ impl Telemetry {
         Ok(Self { provider })
     }
 
-    /// Sends what is left, for at most a second. The exporter's connection lives on this runtime, so it must go on
+    /// Sends what is left, for at most half a second. The exporter's connection lives on this runtime, so it must go on
     /// while the exporter's thread is waited for.
     pub async fn shutdown(self) {
         if let Some(provider) = self.provider

@@ -1,12 +1,12 @@
 //! Homes as the place where workers run sees them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use hermes_core::AgentId;
 use hermes_core::config::{Document, Fault};
 
 use crate::local::homes::{self, Surroundings};
-use crate::registry::Homes;
+use crate::registry::{Delete, Homes};
 
 /// Homes on this host (process launcher).
 pub(super) struct LocalHomes(pub(super) Surroundings);
@@ -34,6 +34,11 @@ impl Homes for LocalHomes {
         faults.extend(shared.into_iter().map(fault));
         faults
     }
+
+    fn hold(&self, home: &Path) -> std::io::Result<Delete> {
+        let held = homes::hold(home, homes::LEAVING)?;
+        Ok(Box::new(move || held.map_or(Ok(()), homes::Held::delete)))
+    }
 }
 
 /// Homes on hosts we do not see: shown as configured, judged there.
@@ -46,5 +51,9 @@ impl Homes for ExternalHomes {
 
     fn check(&self, _: &Document) -> Vec<Fault> {
         Vec::new()
+    }
+
+    fn hold(&self, _: &Path) -> std::io::Result<Delete> {
+        Ok(Box::new(|| Ok(())))
     }
 }

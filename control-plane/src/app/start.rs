@@ -356,10 +356,7 @@ pub(super) async fn apply_config(registry: &Registry, file: &Path) -> anyhow::Re
         return Ok(());
     }
     let text = utf8(file, bytes)?;
-    let applied = match apply_text(&text, false) {
-        Ok(edit) => registry.edit("--config", edit).await,
-        Err(error) => Err(error),
-    };
+    let applied = registry.edit("--config", apply_text(&text, false)).await;
     match applied {
         Ok(edited) => {
             registry.store().config_file_hash_set(&hash).await?;

@@ -185,11 +185,13 @@ fn settle(dispatcher: &Dispatcher, pending: Pending, outcome: CompletionOutcome)
                 pos,
                 turn: completion.turn,
                 attempt: 1,
+                failures: 0,
                 part: 0,
                 maybe_duplicate: false,
                 body: completion.reply,
+                traceparent,
             };
-            inner.outbox.send(delivery, traceparent);
+            inner.outbox.send(delivery);
         }
         inner.live.end(completion.turn, end);
     } else {

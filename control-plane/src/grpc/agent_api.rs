@@ -41,11 +41,33 @@ impl AgentApi {
         Ok(agent)
     }
 
+    /// Deletes what a removed agent left, with its home locked so that a worker on its way out brings nothing back.
+    async fn purge(&self, id: &AgentId, no: i32) -> Result<(), Status> {
+        let store = self.registry.store();
+        let last = store.agent_revisions(no, i64::MAX, 1).await.map_err(store_status)?.into_iter().next();
+        let spec: AgentSpec = last.and_then(|row| serde_json::from_value(row.spec).ok()).unwrap_or_default();
+        let held = self.registry.hold_home(id, spec.home_dir.as_deref()).await;
+        let delete = held.map_err(|error| home_left(id, &error))?;
+        store.agent_purge(no).await.map_err(store_status)?;
+        let deleted =
+            tokio::task::spawn_blocking(delete).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        deleted.map_err(|error| home_left(id, &error))
+    }
+
     async fn view_of(&self, id: &AgentId) -> Result<v1::Agent, Status> {
         let snapshot = self.registry.current();
         let entry = snapshot.agent(id).ok_or_else(|| unknown(id))?;
         self.view(&snapshot, entry).await
     }
+}
+
+fn home_left(id: &AgentId, error: &std::io::Error) -> Status {
+    if error.kind() == std::io::ErrorKind::WouldBlock {
+        let message = format!("a worker of {id} still runs; purge it again when its turns have ended");
+        return refuse(Reason::Conflict, message);
+    }
+    tracing::error!(agent = %id, %error, "the home of a purged agent could not be deleted");
+    refuse(Reason::Internal, format!("the home of {id} could not be deleted ({error}); purge it again"))
 }
 
 fn unknown(id: &AgentId) -> Status {
@@ -211,7 +233,7 @@ impl AgentService for AgentApi {
         if request.purge
             && let Some(no) = gone
         {
-            self.registry.store().agent_purge(no).await.map_err(store_status)?;
+            self.purge(&id, no).await?;
         }
         Ok(Response::new(v1::RemoveAgentResponse { routes_changed, turns_cancelled: unsigned(turns_cancelled) }))
     }

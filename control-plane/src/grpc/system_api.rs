@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
-use hermes_core::config::{parse, to_yaml};
+use hermes_core::config::{read, to_yaml};
 use hermes_platforms::AccountState;
 use hermes_proto::v1::system_service_server::{SystemService, SystemServiceServer};
 use hermes_proto::{CHUNK_BYTES, v1};
@@ -70,16 +70,12 @@ impl SystemApi {
 }
 
 /// A text as an edit of the document.
-pub(crate) fn apply_text(
-    text: &str,
-    prune: bool,
-) -> Result<impl Fn(&Snapshot, &mut Edit) -> Result<(), EditError>, EditError> {
-    let patch = parse(text).map_err(EditError::Faults)?;
-    Ok(move |_: &Snapshot, edit: &mut Edit| {
-        edit.document = edit.document.merged(&patch, prune);
-        edit.positions = patch.positions.clone();
+pub(crate) fn apply_text(text: &str, prune: bool) -> impl Fn(&Snapshot, &mut Edit) -> Result<(), EditError> {
+    let reading = read(text);
+    move |_: &Snapshot, edit: &mut Edit| {
+        (edit.document, edit.positions) = reading.onto(&edit.document, prune).map_err(EditError::Faults)?;
         Ok(())
-    })
+    }
 }
 
 /// The chunks of a document put together.
@@ -140,10 +136,7 @@ impl SystemService for SystemApi {
         request: Request<Streaming<v1::ApplyRequest>>,
     ) -> Result<Response<v1::ApplyResponse>, Status> {
         let (text, prune) = gather(request.into_inner(), |part| (part.text, part.prune)).await?;
-        let edited = match apply_text(&text, prune) {
-            Ok(edit) => self.parts.registry.edit("apply", edit).await,
-            Err(error) => Err(error),
-        };
+        let edited = self.parts.registry.edit("apply", apply_text(&text, prune)).await;
         Ok(Response::new(match edited {
             Ok(Edited { version, changes, warnings, .. }) => v1::ApplyResponse {
                 faults: Vec::new(),
@@ -162,7 +155,7 @@ impl SystemService for SystemApi {
 
     async fn diff(&self, request: Request<Streaming<v1::DiffRequest>>) -> Result<Response<v1::DiffResponse>, Status> {
         let (text, prune) = gather(request.into_inner(), |part| (part.text, part.prune)).await?;
-        let edited = apply_text(&text, prune).and_then(|edit| self.parts.registry.edit_dry(edit));
+        let edited = self.parts.registry.edit_dry(apply_text(&text, prune));
         Ok(Response::new(match edited {
             Ok(Edited { changes, warnings, .. }) => v1::DiffResponse {
                 faults: Vec::new(),

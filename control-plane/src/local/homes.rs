@@ -2,13 +2,23 @@
 //!
 //! Asked by the composition root for each agent before it tells the launcher, and by the launcher for the set as a whole.
 //! Always true: an agent without a `home_dir` gets a home of its own; two agents never get the same directory, symlinks
-//! resolved. One home inside another is allowed. It creates nothing: the worker makes its home.
+//! resolved. One home inside another is allowed. It creates nothing: the worker makes its
+//! home; of a home it deletes only what the worker made and its agent owned, when the agent is purged.
 
 use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use hermes_core::id::AgentId;
+
+/// What a worker makes in a home and its agent owns; everything else there is somebody else's.
+const OWNED: [&str; 5] = ["SOUL.md", "memories", "skills", "workspace", ".hermes-documents.json"];
+/// The file by which a worker holds its home.
+const LOCK: &str = ".hermes-worker.lock";
+/// How long a worker that is told to leave may still hold it.
+pub const LEAVING: Duration = Duration::from_secs(5);
 
 /// Why an agent has no home here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -104,9 +114,64 @@ pub fn shared<'a>(homes: impl IntoIterator<Item = (&'a AgentId, &'a Path)>) -> V
     refused
 }
 
+/// A home that no worker can use while this lives.
+#[derive(Debug)]
+pub struct Held {
+    home: PathBuf,
+    _lock: File,
+}
+
+/// Waits at most `patience` for a worker that is leaving, then holds its home; `None` when no worker ever made one there.
+/// Blocking.
+///
+/// # Errors
+/// `WouldBlock` when a worker stays; otherwise what the system answered.
+pub fn hold(home: &Path, patience: Duration) -> io::Result<Option<Held>> {
+    let lock = match File::options().read(true).write(true).open(home.join(LOCK)) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let asked = Instant::now();
+    while let Err(refused) = lock.try_lock() {
+        match refused {
+            TryLockError::WouldBlock if asked.elapsed() < patience => std::thread::sleep(Duration::from_millis(10)),
+            other => return Err(other.into()),
+        }
+    }
+    Ok(Some(Held { home: home.to_owned(), _lock: lock }))
+}
+
+impl Held {
+    /// Deletes what the agent owned there, and the directory when nothing else is in it. Blocking.
+    ///
+    /// # Errors
+    /// What the system answered; some of it may be deleted then.
+    pub fn delete(self) -> io::Result<()> {
+        for name in OWNED.into_iter().chain([LOCK]) {
+            let path = self.home.join(name);
+            let deleted = match fs::symlink_metadata(&path) {
+                Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&path),
+                Ok(_) => fs::remove_file(&path),
+                Err(error) => Err(error),
+            };
+            match deleted {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        match fs::remove_dir(&self.home) {
+            Err(error) if ![io::ErrorKind::NotFound, io::ErrorKind::DirectoryNotEmpty].contains(&error.kind()) => {
+                Err(error)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// `path` with the symlinks of its existing part resolved; the missing rest is taken as written.
 fn resolve(path: &Path) -> PathBuf {
-    match std::fs::canonicalize(path) {
+    match fs::canonicalize(path) {
         Ok(resolved) => resolved,
         Err(error) if error.kind() == io::ErrorKind::NotFound => match (path.parent(), path.components().next_back()) {
             (Some(parent), Some(Component::ParentDir)) => {
@@ -127,6 +192,37 @@ mod tests {
 
     fn id(text: &str) -> AgentId {
         AgentId::parse(text).unwrap()
+    }
+
+    #[test]
+    fn a_held_home_is_deleted_without_what_somebody_else_put_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().join("coder");
+        assert!(hold(&home, Duration::ZERO).unwrap().is_none(), "no worker was ever there");
+        let make = || {
+            for name in ["memories", "skills/maps", "workspace"] {
+                fs::create_dir_all(home.join(name)).unwrap();
+            }
+            for name in ["SOUL.md", "memories/MEMORY.md", LOCK] {
+                fs::write(home.join(name), "x").unwrap();
+            }
+        };
+        make();
+        std::os::unix::fs::symlink(dir.path(), home.join("workspace/out")).unwrap();
+        hold(&home, Duration::ZERO).unwrap().unwrap().delete().unwrap();
+        assert!(!home.try_exists().unwrap() && dir.path().try_exists().unwrap());
+
+        make();
+        fs::write(home.join(".env"), "mine").unwrap();
+        hold(&home, Duration::ZERO).unwrap().unwrap().delete().unwrap();
+        let left: Vec<_> = fs::read_dir(&home).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, [".env"]);
+
+        make();
+        let worker = File::options().write(true).open(home.join(LOCK)).unwrap();
+        worker.lock().unwrap();
+        assert_eq!(hold(&home, Duration::ZERO).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(home.join("SOUL.md").try_exists().unwrap());
     }
 
     #[test]
@@ -154,7 +250,7 @@ mod tests {
     fn one_directory_has_one_agent_and_main_comes_first() {
         let temp = tempfile::tempdir().unwrap();
         let root = temp.path().canonicalize().unwrap();
-        std::fs::create_dir(root.join("real")).unwrap();
+        fs::create_dir(root.join("real")).unwrap();
         std::os::unix::fs::symlink(root.join("real"), root.join("link")).unwrap();
         let homes = [
             (id("a"), root.join("link/missing/../home")),

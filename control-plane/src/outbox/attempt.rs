@@ -23,16 +23,16 @@ const SCHEDULE: [Duration; 9] = [
     Duration::from_secs(10 * 3600),
 ];
 
-pub(super) async fn run(outbox: &Outbox, delivery: DueDelivery, traceparent: Option<String>) {
+pub(super) async fn run(outbox: &Outbox, delivery: DueDelivery) {
     let span = tracing::info_span!(target: TRACE, "delivery", turn = %delivery.turn, lane = delivery.lane, attempt = delivery.attempt);
-    let span = telemetry::child_of(traceparent.as_deref().unwrap_or_default(), span);
+    let span = telemetry::child_of(delivery.traceparent.as_deref().unwrap_or_default(), span);
     send(outbox, delivery).instrument(span).await;
 }
 
 async fn send(outbox: &Outbox, mut delivery: DueDelivery) {
     let (adapter, chat) = match outbox.route(delivery.lane).await {
         Ok(found) => found,
-        Err(cause) => return settle(outbox, "none", &delivery, retry(&delivery, None, false, &cause)).await,
+        Err(cause) => return settle(outbox, "none", &delivery, retry(&delivery, false, &cause)).await,
     };
     let parts = adapter.split(&String::from_utf8_lossy(&delivery.body));
     let first = usize::try_from(delivery.part).unwrap_or(0);
@@ -48,15 +48,17 @@ async fn send(outbox: &Outbox, mut delivery: DueDelivery) {
             Ok(sent) => message_id = message_id.or(sent.message_id),
             Err(error) => {
                 let outcome = match error {
-                    SendError::RetryAfter { after, ref cause } => retry(&delivery, Some(after), false, cause),
-                    SendError::Retry(ref cause) => retry(&delivery, None, false, cause),
-                    SendError::Ambiguous(ref cause) => retry(&delivery, None, true, cause),
+                    SendError::RetryAfter { after, ref cause } => wait(&delivery, after, cause),
+                    SendError::Retry(ref cause) => retry(&delivery, false, cause),
+                    SendError::Ambiguous(ref cause) => retry(&delivery, true, cause),
                     SendError::ChatGone(reason) | SendError::Refused(reason) => SendResult::Dead { reason },
                 };
                 return settle(outbox, adapter.platform(), &delivery, outcome).await;
             }
         }
         delivery.part = i32::try_from(index + 1).unwrap_or(i32::MAX);
+        // The mark was about the part that has just arrived.
+        delivery.maybe_duplicate = false;
         if index + 1 < parts.len() && !settle_progress(outbox, &delivery).await {
             return;
         }
@@ -64,17 +66,22 @@ async fn send(outbox: &Outbox, mut delivery: DueDelivery) {
     settle(outbox, adapter.platform(), &delivery, SendResult::Delivered { message_id }).await;
 }
 
-fn retry(delivery: &DueDelivery, after: Option<Duration>, ambiguous: bool, cause: &str) -> SendResult {
-    let tried = usize::try_from(delivery.attempt).unwrap_or(1);
-    let Some(planned) = tried.checked_sub(1).and_then(|index| SCHEDULE.get(index)) else {
-        return SendResult::Dead { reason: format!("given up after {tried} attempts: {cause}") };
+fn retry(delivery: &DueDelivery, ambiguous: bool, cause: &str) -> SendResult {
+    let failed = usize::try_from(delivery.failures).unwrap_or(0);
+    let Some(planned) = SCHEDULE.get(failed) else {
+        return SendResult::Dead { reason: format!("given up after {} attempts: {cause}", failed + 1) };
     };
     tracing::info!(cause, "a delivery will be tried again");
-    let jittered = planned.mul_f64(rand::random_range(0.5..=1.0));
-    // What the platform asks for is honoured to the letter, with a little room.
-    let after = after.map_or(jittered, |after| after + Duration::from_millis(50));
+    let after = planned.mul_f64(rand::random_range(0.5..=1.0));
     // Parts of this attempt that arrived are committed already; a mark of an earlier attempt for the same part stays.
     SendResult::Retry { after, maybe_duplicate: ambiguous || delivery.maybe_duplicate }
+}
+
+/// What the platform asks for is honoured to the letter, with a little room, and as often as it asks: a chat that is busy for
+/// long loses nothing.
+fn wait(delivery: &DueDelivery, after: Duration, cause: &str) -> SendResult {
+    tracing::info!(cause, "a delivery waits as it was asked to");
+    SendResult::Wait { after: after + Duration::from_millis(50), maybe_duplicate: delivery.maybe_duplicate }
 }
 
 async fn settle_progress(outbox: &Outbox, delivery: &DueDelivery) -> bool {
@@ -85,7 +92,7 @@ async fn settle_progress(outbox: &Outbox, delivery: &DueDelivery) -> bool {
 async fn settle(outbox: &Outbox, platform: &'static str, delivery: &DueDelivery, result: SendResult) {
     match &result {
         SendResult::Dead { reason } => tracing::warn!(reason, "a delivery was given up"),
-        SendResult::Retry { after, .. } => {
+        SendResult::Retry { after, .. } | SendResult::Wait { after, .. } => {
             // The second is the truth; this only makes a short wait exact.
             let (outbox, after) = (outbox.clone(), *after);
             let tasks = outbox.inner.tasks.clone();
@@ -103,7 +110,7 @@ async fn settle(outbox: &Outbox, platform: &'static str, delivery: &DueDelivery,
     let kind = match &result {
         SendResult::Delivered { .. } => "delivered",
         SendResult::Dead { .. } => "dead",
-        SendResult::Retry { .. } => "retry",
+        SendResult::Retry { .. } | SendResult::Wait { .. } => "retry",
         SendResult::Progress => "progress",
     };
     outbox.inner.metrics.delivery(platform, kind);
@@ -114,4 +121,31 @@ async fn settle(outbox: &Outbox, platform: &'static str, delivery: &DueDelivery,
 
 fn outcome_of(delivery: &DueDelivery, result: SendResult) -> DeliveryOutcome {
     DeliveryOutcome { lane: delivery.lane, pos: delivery.pos, attempt: delivery.attempt, part: delivery.part, result }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{SessionId, TurnId};
+
+    #[test]
+    fn only_failures_count_towards_giving_up() {
+        let turn = TurnId { session: SessionId(1), seq: 1 };
+        let delivery = |attempt, failures| DueDelivery {
+            lane: 1,
+            pos: 1,
+            turn,
+            attempt,
+            failures,
+            part: 0,
+            traceparent: None,
+            maybe_duplicate: false,
+            body: Vec::new(),
+        };
+        let asked = Duration::from_secs(40);
+        assert!(matches!(wait(&delivery(1000, 0), asked, "busy"), SendResult::Wait { after, .. } if after >= asked));
+        assert!(matches!(retry(&delivery(1000, 8), false, "500"), SendResult::Retry { .. }));
+        let SendResult::Dead { reason } = retry(&delivery(10, 9), false, "500") else { panic!() };
+        assert_eq!(reason, "given up after 10 attempts: 500");
+    }
 }

@@ -99,11 +99,11 @@ impl Outbox {
     }
 
     /// Sends a delivery that is `attempting` in this replica's name.
-    pub fn send(&self, delivery: DueDelivery, traceparent: Option<String>) {
+    pub fn send(&self, delivery: DueDelivery) {
         let Some(sending) = Sending::begin(self, &delivery) else { return };
         let outbox = self.clone();
         self.inner.tasks.spawn("delivery", async move {
-            attempt::run(&outbox, delivery, traceparent).await;
+            attempt::run(&outbox, delivery).await;
             drop(sending);
         });
     }
@@ -210,7 +210,7 @@ async fn run_recorder(outbox: Outbox, mut recorded: mpsc::Receiver<Recorded>, st
         tokio::select! {
             biased;
             taken = recorded.recv_many(&mut batch, BATCH_ROWS) => if taken == 0 { return },
-            () = stop.cancelled() => return,
+            () = nothing_in_flight(&outbox, &stop) => return,
         }
         let rows: Vec<DeliveryOutcome> = batch.iter().map(|recorded| recorded.outcome.clone()).collect();
         loop {
@@ -220,7 +220,7 @@ async fn run_recorder(outbox: Outbox, mut recorded: mpsc::Receiver<Recorded>, st
                         let _ = recorded.held.send(held);
                     }
                     for delivery in next {
-                        outbox.send(delivery, None);
+                        outbox.send(delivery);
                     }
                     break;
                 }
@@ -233,6 +233,14 @@ async fn run_recorder(outbox: Outbox, mut recorded: mpsc::Receiver<Recorded>, st
                 }
             }
         }
+    }
+}
+
+/// After the stop: what is being sent right now ends first. Without its outcome it would be sent again, marked as a duplicate.
+async fn nothing_in_flight(outbox: &Outbox, stop: &CancellationToken) {
+    stop.cancelled().await;
+    while outbox.inner.in_flight.load(Ordering::Relaxed) > 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
@@ -254,7 +262,7 @@ async fn run_due(outbox: Outbox, stop: CancellationToken) {
                     outbox.nudge();
                 }
                 for delivery in due {
-                    outbox.send(delivery, None);
+                    outbox.send(delivery);
                 }
             }
             Err(error) => tracing::warn!(%error, "could not look for due deliveries"),
@@ -301,7 +309,7 @@ async fn run_strays(outbox: Outbox, stop: CancellationToken) {
                 let found = strays(held, &outbox.attempts(), &mut suspects);
                 for delivery in found {
                     tracing::warn!(turn = %delivery.turn, lane = delivery.lane, "a delivery whose hand-over was lost is taken up");
-                    outbox.send(delivery, None);
+                    outbox.send(delivery);
                 }
             }
             Err(error) => tracing::warn!(%error, "could not look for stray deliveries"),
@@ -327,7 +335,17 @@ mod tests {
 
     fn delivery(lane: i64, attempt: i32) -> DueDelivery {
         let turn = TurnId { session: SessionId(1), seq: 1 };
-        DueDelivery { lane, pos: 1, turn, attempt, part: 0, maybe_duplicate: false, body: Vec::new() }
+        DueDelivery {
+            lane,
+            pos: 1,
+            turn,
+            attempt,
+            failures: 0,
+            part: 0,
+            maybe_duplicate: false,
+            body: Vec::new(),
+            traceparent: None,
+        }
     }
 
     #[test]

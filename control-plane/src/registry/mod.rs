@@ -9,7 +9,8 @@ mod edit;
 mod snapshot;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -29,7 +30,13 @@ pub trait Homes: Send + Sync {
     fn home_of(&self, agent: &AgentId, home_dir: Option<&str>) -> PathBuf;
     /// Faults of the agents' homes taken together (two agents with one home).
     fn check(&self, document: &Document) -> Vec<Fault>;
+    /// Keeps workers out of a removed agent's home until the answer is called or dropped. Blocks for a few seconds while
+    /// a worker is leaving; `WouldBlock` when it stays.
+    fn hold(&self, home: &Path) -> io::Result<Delete>;
 }
+
+/// Deletes what an agent owned in its home. Blocking.
+pub type Delete = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
 struct Inner {
     store: Store,
@@ -157,6 +164,23 @@ impl Registry {
     /// The home of an agent where workers run.
     pub fn home_of(&self, agent: &AgentId, home_dir: Option<&str>) -> PathBuf {
         self.inner.homes.home_of(agent, home_dir)
+    }
+
+    /// Keeps workers out of a removed agent's home; see [`Homes::hold`]. A home that another agent has by now is not
+    /// touched.
+    ///
+    /// # Errors
+    /// As [`Homes::hold`].
+    pub async fn hold_home(&self, agent: &AgentId, home_dir: Option<&str>) -> io::Result<Delete> {
+        let home = self.home_of(agent, home_dir);
+        let current = self.current();
+        if current.agents().iter().any(|entry| self.home_of(&entry.id, entry.spec.home_dir.as_deref()) == home) {
+            return Ok(Box::new(|| Ok(())));
+        }
+        let homes = Arc::clone(&self.inner.homes);
+        tokio::task::spawn_blocking(move || homes.hold(&home))
+            .await
+            .unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 
     /// The store behind it.

@@ -162,12 +162,16 @@ pub struct DueDelivery {
     pub turn: TurnId,
     /// The fence of this attempt.
     pub attempt: i32,
+    /// How many attempts went wrong; being asked to wait is none.
+    pub failures: i32,
     /// Parts that certainly arrived.
     pub part: i32,
     /// A copy of the next part may have arrived already.
     pub maybe_duplicate: bool,
     /// The whole text.
     pub body: Vec<u8>,
+    /// The trace of its turn.
+    pub traceparent: Option<String>,
 }
 
 /// How an attempt went.
@@ -188,6 +192,13 @@ pub enum SendResult {
         /// After this long.
         after: Duration,
         /// The next part may have arrived.
+        maybe_duplicate: bool,
+    },
+    /// The platform asks to wait, or our own pacing does: try again, and nothing went wrong.
+    Wait {
+        /// After this long.
+        after: Duration,
+        /// The next part may have arrived in an earlier attempt.
         maybe_duplicate: bool,
     },
     /// Parts up to `DeliveryOutcome::part` arrived and the attempt goes on.
@@ -366,11 +377,14 @@ impl Store {
         let mut reasons = Vec::with_capacity(rows.len());
         let mut duplicates = Vec::with_capacity(rows.len());
         let mut delays = Vec::with_capacity(rows.len());
+        // A platform's words may hold what Postgres text cannot.
+        let storable = |text: &str| text.replace('\0', "\u{fffd}");
         for row in rows {
             let (result, message, reason, duplicate, delay) = match &row.result {
-                SendResult::Delivered { message_id } => (2_i16, message_id.as_deref(), None, false, 0),
-                SendResult::Dead { reason } => (4, None, Some(reason.as_str()), false, 0),
+                SendResult::Delivered { message_id } => (2_i16, message_id.as_deref().map(storable), None, false, 0),
+                SendResult::Dead { reason } => (4, None, Some(storable(reason)), false, 0),
                 SendResult::Retry { after, maybe_duplicate } => (3, None, None, *maybe_duplicate, millis(*after)),
+                SendResult::Wait { after, maybe_duplicate } => (6, None, None, *maybe_duplicate, millis(*after)),
                 SendResult::Progress => (5, None, None, false, 0),
             };
             results.push(result);
@@ -411,7 +425,8 @@ impl Store {
     pub async fn outbox_held(&self, replica: i64) -> Result<Vec<DueDelivery>> {
         let sql = "SELECT o.lane_id AS o_lane, o.pos AS o_pos, o.session_id AS o_session, o.seq AS o_seq, o.attempt AS o_attempt, \
                      o.part AS o_part, o.maybe_dup AS o_dup, coalesce(o.body, (SELECT t.reply FROM transcripts t \
-                       WHERE t.session_id = o.session_id AND t.seq = o.seq)) AS o_body \
+                       WHERE t.session_id = o.session_id AND t.seq = o.seq)) AS o_body, \
+                     (SELECT q.traceparent FROM turns q WHERE q.session_id = o.session_id AND q.seq = o.seq) AS o_trace, o.failures AS o_failures \
                    FROM outbox o WHERE o.head AND o.state = 1 AND o.owner = $1";
         Ok(self.query(sql, &[&replica]).await?.iter().map(due_delivery).collect())
     }
@@ -497,8 +512,10 @@ fn due_delivery(row: &Row) -> DueDelivery {
         pos: row.get("o_pos"),
         turn: TurnId { session: SessionId(row.get("o_session")), seq: row.get("o_seq") },
         attempt: row.get("o_attempt"),
+        failures: row.get("o_failures"),
         part: row.get("o_part"),
         maybe_duplicate: row.get("o_dup"),
         body: row.get::<_, Option<Vec<u8>>>("o_body").unwrap_or_default(),
+        traceparent: row.get("o_trace"),
     }
 }

@@ -21,6 +21,8 @@ use tokio_util::task::TaskTracker;
 /// What goes wrong with one call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
+    /// None: the call is carried out and answered, so that a script can strike a later one.
+    Pass,
     /// An error envelope, without an effect.
     Answer {
         /// HTTP status and `error_code`.

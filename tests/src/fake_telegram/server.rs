@@ -71,7 +71,7 @@ async fn handle(bots: Bots, request: Request<Incoming>) -> Result<Response<Body>
     let call = Call::read(method, request).await.map_err(|_| Cut)?;
     bot.count(&call.method);
     match bot.take_fault(&call) {
-        None => Ok(whole(bot.answer(&call).await)),
+        None | Some(Fault::Pass) => Ok(whole(bot.answer(&call).await)),
         Some(Fault::Answer { code, description, retry_after }) => Ok(whole(error(code, &description, retry_after))),
         Some(Fault::Proxy(code)) => Ok(whole(Answer::html(code))),
         Some(Fault::CutBeforeReading) => Err(Cut),

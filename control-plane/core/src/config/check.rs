@@ -25,7 +25,7 @@ pub fn check(document: &Document, positions: &Positions) -> (Vec<Fault>, Vec<War
 /// [`check`] with the document's routes already compiled.
 pub fn check_compiled(document: &Document, table: &RouteTable, positions: &Positions) -> (Vec<Fault>, Vec<Warning>) {
     let mut faults = Faults::default();
-    check_agents(document, positions, &mut faults);
+    name_agents(document, positions, &mut faults);
     check_providers(document, positions, &mut faults);
     check_targets(document, positions, &mut faults);
     check_homes(document, positions, &mut faults);
@@ -67,9 +67,8 @@ pub fn check_spec(id: &AgentId, spec: &AgentSpec) -> Vec<Fault> {
 /// # Errors
 /// All faults of the text and of its references.
 pub fn load_offline(text: &str) -> Result<(Document, Vec<Warning>), Vec<Fault>> {
-    let patch = super::parse(text)?;
-    let document = Document::default().merged(&patch, false);
-    let (faults, warnings) = check(&document, &patch.positions);
+    let (document, positions) = super::read(text).onto(&Document::default(), false)?;
+    let (faults, warnings) = check(&document, &positions);
     if faults.is_empty() { Ok((document, warnings)) } else { Err(faults) }
 }
 
@@ -80,7 +79,14 @@ fn not_registered(id: &AgentId, document: &Document) -> String {
     }
 }
 
-fn check_agents(document: &Document, positions: &Positions, faults: &mut Faults) {
+/// References to agents alone, also in a document that was only understood in part.
+pub(super) fn check_agents(document: &Document, positions: &Positions) -> Vec<Fault> {
+    let mut faults = Faults::default();
+    name_agents(document, positions, &mut faults);
+    faults.into_list()
+}
+
+fn name_agents(document: &Document, positions: &Positions, faults: &mut Faults) {
     if !document.agents.contains_key(&document.default_agent) {
         let path = "default_agent".to_owned();
         let message = not_registered(&document.default_agent, document);

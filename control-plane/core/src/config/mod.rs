@@ -1,7 +1,7 @@
 //! The document: one YAML file with the seed's shape plus ours, used by `apply`, `diff`, `export` and `--config`.
 //!
-//! Read by the control plane (which stores it) and by hermesctl (offline). [`parse`] turns text into a [`Patch`],
-//! [`Document::merged`] makes the document that would result, [`check`] judges it whole, [`diff`] and [`to_yaml`] show it.
+//! Read by the control plane (which stores it) and by hermesctl (offline). [`read`] turns text into a [`Patch`]
+//! or its faults, [`Document::merged`] makes the document that would result, [`check`] judges it whole, [`diff`] and [`to_yaml`] show it.
 //! Always true: a refused text changes nothing and every fault names line and path; equal documents export equal text.
 //! Secrets appear by `*_env` or `*_file` reference only. It deliberately resolves no secret and opens no file.
 //!
@@ -32,7 +32,7 @@ pub use check::{check, check_compiled, check_spec, load_offline};
 pub use export::to_yaml;
 pub use merge::{Change, ChangeKind, diff};
 pub use models::{Endpoint, Resolved, resolve_model, unserved_message};
-pub use patch::{Patch, Positions, parse};
+pub use patch::{Patch, Positions, Reading, parse, read};
 
 use crate::AgentId;
 use crate::reset::{ResetPolicy, ResetRules};

@@ -1,9 +1,9 @@
 //! A text as a [`Patch`]: what one file says, nothing filled in.
 //!
 //! Called by `apply`, `diff` and `--config` in the control plane and by hermesctl's offline commands. Always true: either
-//! every key of the text was understood or all of its faults are answered; nothing is half read. It deliberately does not
-//! resolve references (an agent may be registered already and not be in this file); [`super::check`] does, on the merged
-//! document.
+//! every key of the text was understood or all of its faults are answered; nothing half read is ever applied. It
+//! deliberately does not resolve references (an agent may be registered already and not be in this file);
+//! [`super::check`] does, on the merged document.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use indexmap::IndexMap;
 
 use super::fields::{self, Faults, Path, Section, boolean, entries, integer, judged, list, text, texts};
 use super::tree::{self, Node};
-use super::{AgentSpec, Fault, Provider, ProviderKind, TelegramAccount, WebhookAccount, accounts, values};
+use super::{AgentSpec, Document, Fault, Provider, ProviderKind, TelegramAccount, WebhookAccount, accounts, values};
 use crate::AgentId;
 use crate::reset::{ResetMode, ResetPolicy};
 use crate::routing::{InvalidRoute, MatchKey, Route};
@@ -113,13 +113,49 @@ impl Positions {
     }
 }
 
+/// What reading a text gave. Without faults the patch is the whole text; with faults it is what could be understood, good
+/// for finding further faults and for nothing else.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    patch: Patch,
+    faults: Vec<Fault>,
+}
+
+impl Reading {
+    /// The document that applying the text to `document` gives, and where its text says what.
+    ///
+    /// # Errors
+    /// All faults of the text; agents that it names and that would not exist are among them, unless one of them may be
+    /// registered under a key that could not be read.
+    pub fn onto(&self, document: &Document, prune: bool) -> Result<(Document, Positions), Vec<Fault>> {
+        let merged = document.merged(&self.patch, prune);
+        if self.faults.is_empty() {
+            return Ok((merged, self.patch.positions.clone()));
+        }
+        let mut faults = self.faults.clone();
+        if faults.iter().all(|fault| fault.path != "agents") {
+            faults.extend(super::check::check_agents(&merged, &self.patch.positions));
+            faults.sort_by_key(|fault| if fault.line == 0 { u32::MAX } else { fault.line });
+        }
+        Err(faults)
+    }
+}
+
 /// Reads a text strictly.
 ///
 /// # Errors
 /// All faults of the text, each with its 1-based line and path, at most 1,000 and a count of the rest.
 pub fn parse(text: &str) -> Result<Patch, Vec<Fault>> {
-    let Some(root) = tree::read(text)? else {
-        return Ok(Patch::default());
+    let Reading { patch, faults } = read(text);
+    if faults.is_empty() { Ok(patch) } else { Err(faults) }
+}
+
+/// Reads a text as far as it can be understood.
+pub fn read(text: &str) -> Reading {
+    let root = match tree::read(text) {
+        Ok(Some(root)) => root,
+        Ok(None) => return Reading::default(),
+        Err(faults) => return Reading { patch: Patch::default(), faults },
     };
     let mut faults = Faults::default();
     let mut patch = Patch::default();
@@ -141,7 +177,7 @@ pub fn parse(text: &str) -> Result<Patch, Vec<Fault>> {
     if let Some(node) = top.get("routes") {
         patch.routes = read_routes(node, &mut patch.positions, &mut faults);
     }
-    faults.into_result(patch)
+    Reading { patch, faults: faults.into_list() }
 }
 
 fn read_scalars(top: &Section<'_, '_>, patch: &mut Patch, faults: &mut Faults) {
@@ -328,6 +364,8 @@ fn read_routes(node: &Node, positions: &mut Positions, faults: &mut Faults) -> O
         let path = top.index(index);
         if !matches!(item.content, tree::Content::Map(_)) {
             faults.add(item.line, path, "a route is a mapping of match and agent");
+            positions.routes.push((item.line, item.line));
+            routes.push(Route { keys: Vec::new(), agent: AgentId::main() });
             continue;
         }
         let section = Section::open(item, &path, &["match", "agent"], faults);
@@ -345,10 +383,10 @@ fn read_routes(node: &Node, positions: &mut Positions, faults: &mut Faults) -> O
                 Vec::new()
             }
         };
-        if let Some((agent, line)) = agent {
-            positions.routes.push((item.line, line));
-            routes.push(Route { keys, agent });
-        }
+        // A faulty route keeps its place, so that the index of those behind it is theirs.
+        let (agent, line) = agent.unwrap_or_else(|| (AgentId::main(), item.line));
+        positions.routes.push((item.line, line));
+        routes.push(Route { keys, agent });
     }
     Some(routes)
 }

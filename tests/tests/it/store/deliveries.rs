@@ -164,3 +164,19 @@ pub(super) fn a_chat_has_one_lane_whoever_asks_first(db: &mut Db) -> Result<()> 
     same!(db.wait(db.store.lane_get(topic))?, chat("3"));
     Ok(())
 }
+
+pub(super) fn being_asked_to_wait_is_no_failure(db: &mut Db) -> Result<()> {
+    db.wait(db.store.poll(1, &[], TTL))?;
+    let p = replies(db, 1)?[0];
+    let wait = || SendResult::Wait { after: Duration::ZERO, maybe_duplicate: false };
+    same!(db.deliver(1, &[sent(9, p, 1, wait())])?, "t");
+    same!(db.look("SELECT state, attempt, failures FROM outbox")?, "3|2|0");
+    same!(db.due(1)?, format!("{p}/2/0/f/r1.1"));
+    same!(db.deliver(1, &[sent(9, p, 2, again())])?, "t");
+    same!(db.look("SELECT state, attempt, failures FROM outbox")?, "3|3|1");
+    same!(db.due(1)?, format!("{p}/3/0/f/r1.1"));
+    // Words of a platform never keep an outcome from being stored.
+    same!(db.deliver(1, &[sent(9, p, 3, SendResult::Dead { reason: "a\0b".to_owned() })])?, "t");
+    same!(db.look("SELECT reason FROM deliveries")?, "a\u{fffd}b");
+    Ok(())
+}

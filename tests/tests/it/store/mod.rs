@@ -76,6 +76,7 @@ drills! {
         a_replica_does_not_take_its_own_attempts_for_a_dead_senders,
         what_a_lost_answer_handed_over_is_still_held,
         a_chat_has_one_lane_whoever_asks_first,
+        being_asked_to_wait_is_no_failure,
     }
     resets::{
         an_idle_session_is_replaced_and_the_new_one_runs_at_once,

@@ -45,6 +45,10 @@ async fn whatever_happens_to_a_send_nothing_is_lost_and_copies_are_marked() {
     bot.fail_in(105, "sendMessage", 1, Fault::flood(2));
     bot.fail_in(106, "sendMessage", 2, Fault::answer(500, "Internal Server Error"));
     bot.fail_in(107, "sendMessage", u32::MAX, Fault::answer(403, "Forbidden: bot was blocked by the user"));
+    // The second of three parts; what has arrived before it is not sent again.
+    bot.fail_in(110, "sendMessage", 1, Fault::Pass);
+    bot.fail_in(110, "sendMessage", 1, Fault::CutAfterApplying);
+    bot.push_text(110, 110, &"long ".repeat(1_800));
     for chat in 102..=109 {
         say_three(&bot, chat);
     }
@@ -57,6 +61,10 @@ async fn whatever_happens_to_a_send_nothing_is_lost_and_copies_are_marked() {
     assert_eq!(texts(&bot, 104, 3).await, [again.as_str(), all[1], all[2]], "a proxy may have passed it on");
     assert_eq!(texts(&bot, 105, 3).await, all, "after a flood");
     assert_eq!(texts(&bot, 106, 3).await, all, "after two errors");
+    let parts = texts(&bot, 110, 5).await;
+    assert!(parts[0].starts_with("[main] long ") && parts[0].ends_with(" (1/3)"), "{parts:?}");
+    assert!(parts[1].ends_with(" (2/3)") && parts[4].ends_with(" (3/3)"), "{parts:?}");
+    assert_eq!((parts[2].as_str(), &parts[3]), ("(may be a duplicate)", &parts[1]), "no room for the mark in the part");
     let first = |chat: i64| bot.delivered(chat)[0].at;
     let waited = first(105).duration_since(first(108));
     assert!(waited >= Duration::from_millis(1_800), "retry_after is honoured, not {waited:?}");
@@ -67,7 +75,9 @@ async fn whatever_happens_to_a_send_nothing_is_lost_and_copies_are_marked() {
     bot.push_text(107, 107, "back again");
     let revived = bot.wait_for(107, 1, SOON).await.expect("an answer");
     assert_eq!(revived.last().unwrap().text, "[main] back again");
-    for (chat, count) in [(101, 3), (102, 4), (103, 4), (104, 3), (105, 3), (106, 3), (107, 1), (108, 3), (109, 3)] {
+    for (chat, count) in
+        [(101, 3), (102, 4), (103, 4), (104, 3), (105, 3), (106, 3), (107, 1), (108, 3), (109, 3), (110, 5)]
+    {
         assert_eq!(bot.delivered(chat).len(), count, "chat {chat}: {:?}", bot.delivered(chat));
     }
     assert!(!up.log().contains("a-secret"), "no token is logged");

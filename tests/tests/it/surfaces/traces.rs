@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use hermes_tests::fake_telegram::{Bot, FakeTelegram};
+use hermes_tests::fake_telegram::{Bot, FakeTelegram, Fault};
 use hermes_tests::mock_model::MockModel;
 use hermes_tests::otlp::{Collector, HungCollector, Span};
 use hermes_tests::system::Up;
@@ -19,6 +19,12 @@ fn up(fake: &FakeTelegram, mock: &MockModel, endpoint: &str) -> (Up, Bot) {
     (start(&with_model(mock, document), &env), bot)
 }
 
+/// Spans without a parent among these.
+fn roots(trace: &[Span]) -> Vec<&Span> {
+    let ids: BTreeSet<&str> = trace.iter().map(|span| span.id.as_str()).collect();
+    trace.iter().filter(|span| !ids.contains(span.parent.as_str())).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_is_one_trace_from_intake_to_delivery_across_both_processes() {
     let (fake, mock) = (FakeTelegram::start().await.unwrap(), MockModel::start().await.unwrap());
@@ -26,9 +32,9 @@ async fn a_message_is_one_trace_from_intake_to_delivery_across_both_processes() 
     let (up, bot) = up(&fake, &mock, &collector.endpoint());
     bot.push_text(11, 11, "follow me");
     texts(&bot, 11, 1).await;
-    // Both processes send what they still hold when they stop.
-    stop(up);
-
+    bot.fail_in(12, "sendMessage", 1, Fault::answer(500, "Internal Server Error"));
+    bot.push_text(12, 12, "and me, the second time");
+    texts(&bot, 12, 1).await;
     let expected = [
         ("hermes-control-plane", "claim"),
         ("hermes-control-plane", "delivery"),
@@ -37,15 +43,28 @@ async fn a_message_is_one_trace_from_intake_to_delivery_across_both_processes() 
         ("hermes-worker", "model"),
         ("hermes-worker", "turn"),
     ];
-    let of_message = |spans: &[Span]| -> Vec<Span> {
-        let intake = spans.iter().find(|span| span.name == "intake").map(|span| span.trace.clone());
-        spans.iter().filter(|span| Some(&span.trace) == intake.as_ref()).cloned().collect()
+    // Spans arrive in the order of their ends, so the first of a kind is the first message's.
+    let with = |spans: &[Span], name: &str, key: &str, value: &str| -> Vec<Span> {
+        let is_it = |span: &&Span| span.name == name && (key.is_empty() || span.attributes[key] == value);
+        let trace = spans.iter().find(is_it).map(|span| span.trace.clone());
+        spans.iter().filter(|span| Some(&span.trace) == trace.as_ref()).cloned().collect()
     };
+    let of_message = |spans: &[Span]| with(spans, "intake", "", "");
+    let of_retry = |spans: &[Span]| with(spans, "delivery", "attempt", "2");
     let names = |spans: &[Span]| -> BTreeSet<(String, String)> {
         spans.iter().map(|span| (span.service.clone(), span.name.clone())).collect()
     };
     let wanted: BTreeSet<_> = expected.map(|(service, name)| (service.to_owned(), name.to_owned())).into();
-    let spans = collector.wait_for(SOON, |spans| names(&of_message(spans)).is_superset(&wanted)).await.unwrap();
+    let all_there = |spans: &[Span]| {
+        let whole = |trace: Vec<Span>| names(&trace).is_superset(&wanted) && roots(&trace).len() == 1;
+        whole(of_message(spans)) && whole(of_retry(spans))
+    };
+    let spans = collector.wait_for(SOON, all_there).await.unwrap();
+    stop(up);
+    let retried = of_retry(&spans);
+    let attempts: Vec<&str> =
+        retried.iter().filter(|span| span.name == "delivery").map(|span| span.attributes["attempt"].as_str()).collect();
+    assert_eq!(attempts, ["1", "2"], "a later attempt stays in its message's trace");
     let trace = of_message(&spans);
 
     // Who is whose child: everything hangs together, and the model call of the control plane is that of the worker's turn.
@@ -59,10 +78,7 @@ async fn a_message_is_one_trace_from_intake_to_delivery_across_both_processes() 
     let (turn, asked) = (one("hermes-worker", "turn"), one("hermes-worker", "model"));
     assert_eq!(intake.parent, "");
     assert_eq!(asked.parent, turn.id);
-    let ids: BTreeSet<&str> = trace.iter().map(|span| span.id.as_str()).collect();
-    let strays: Vec<&Span> =
-        trace.iter().filter(|span| span.parent.is_empty() || !ids.contains(&*span.parent)).collect();
-    assert_eq!(strays, [intake], "every other span has its parent in the trace");
+    assert_eq!(roots(&trace), [intake], "every other span has its parent in the trace");
     let answering = one("hermes-control-plane", "model");
     let mut above = answering.parent.as_str();
     while above != asked.id {

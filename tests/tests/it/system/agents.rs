@@ -45,7 +45,7 @@ async fn a_model_change_applies_to_the_next_started_turn_in_the_same_process() {
     up.ctl(["agent", "update", "main", "--model", "mock/mock-2"]).ok();
     assert_eq!(model.last().json()["model"], "mock-1");
     model.release(1);
-    assert_eq!(ended(&up, &running)["model"], "mock-1");
+    assert_eq!(ended(&up, &running)["model"], "mock/mock-1");
     ended(&up, &waiting);
     assert_eq!(model.last().json()["model"], "mock-2", "a queued turn takes the newest profile");
     ask(&up, "1", "third");

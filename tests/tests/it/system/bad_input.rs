@@ -93,7 +93,7 @@ async fn a_faulty_document_is_refused_whole_with_the_line_and_path_of_every_faul
     let error = up.ctl([OsStr::new("apply"), OsStr::new("-f"), file.as_os_str()]).refused(1);
     assert!(error.contains("bytes.yaml:2") && error.contains("UTF-8"), "{error}");
 
-    let all = "routes:\n- match: {x: 1}\n  agent: ghost\nagents: {A: {}}\nnonsense: 1\n";
+    let all = "routes:\n- match: {x: 1}\n  agent: ghost\nagents: {A: {}}\nmodel: [1]\n";
     let error = up.ctl_with_input(["apply", "-f", "-"], all.as_bytes()).refused(1);
     for place in ["<stdin>:2", "<stdin>:3", "<stdin>:4", "<stdin>:5"] {
         assert!(error.contains(place), "all faults at once: {error}");

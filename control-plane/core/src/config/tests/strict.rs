@@ -53,6 +53,25 @@ routes:
 }
 
 #[test]
+fn agents_that_do_not_exist_are_reported_together_with_all_other_faults() {
+    refused(
+        "default_agent: nobody\nroutes:\n- x\n- {match: {chatid: 1}, agent: ghost}\n- {match: {chat_id: 1}, agent: 7}\n- {match: {chat_id: 2}, agent: ghost}\n",
+        &[
+            (1, "default_agent", "agent nobody is not registered"),
+            (3, "routes[0]", "a route is a mapping"),
+            (4, "routes[1].match.chatid", "did you mean chat_id?"),
+            (4, "routes[1].agent", "agent ghost is not registered"),
+            (5, "routes[2].agent", "quote it"),
+            (6, "routes[3].agent", "agent ghost is not registered"),
+        ],
+    );
+    refused(
+        "agents: {7: {}}\nroutes: [{match: {chat_id: 1}, agent: '7'}]\n",
+        &[(1, "agents", "write \"7\" in quotes")],
+    );
+}
+
+#[test]
 fn match_values_are_text_or_plain_integers_of_any_length() {
     for (spelled, value) in [
         ("-1001234", "-1001234"),
