@@ -1,6 +1,6 @@
 //! SessionService: looking at sessions and their turns.
 
-use hermes_core::turn::{TurnInput, TurnState, Usage};
+use hermes_core::turn::{TurnInput, TurnState};
 use hermes_proto::v1;
 use hermes_proto::v1::session_service_server::{SessionService, SessionServiceServer};
 use tonic::{Request, Response, Status};
