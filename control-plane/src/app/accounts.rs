@@ -27,19 +27,23 @@ struct Running {
     stop: CancellationToken,
 }
 
-/// Follows the document until the stop.
-pub(super) async fn run(registry: Registry, adapters: Adapters, sink: Sink, tasks: Tasks) {
-    let stop = tasks.stopping();
+/// Builds the accounts the document has now, then follows it until the stop. When this answers, all of them take messages.
+pub(super) fn start(registry: Registry, adapters: Adapters, sink: Sink, tasks: &Tasks) {
     let mut changes = registry.changes();
+    changes.borrow_and_update();
     let mut running: HashMap<(String, String), Running> = HashMap::new();
-    loop {
-        changes.borrow_and_update();
-        follow(&registry.current().document, &mut running, &adapters, &sink, &tasks);
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = changes.changed() => if changed.is_err() { return },
+    follow(&registry.current().document, &mut running, &adapters, &sink, tasks);
+    let (own, stop) = (tasks.clone(), tasks.stopping());
+    tasks.spawn("accounts", async move {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = changes.changed() => if changed.is_err() { return },
+            }
+            changes.borrow_and_update();
+            follow(&registry.current().document, &mut running, &adapters, &sink, &own);
         }
-    }
+    });
 }
 
 fn follow(

@@ -117,7 +117,7 @@ impl Replica {
             Intake::start(registry.clone(), dispatcher.clone(), outbox.clone(), clock, metrics.clone(), &tasks);
         let broker = Broker::new(common.model.settings(), secrets::for_models()).context("set up model calls")?;
         let sink = Sink::new(intake.clone(), adapters.clone());
-        tasks.spawn("accounts", accounts::run(registry.clone(), adapters, sink.clone(), tasks.clone()));
+        accounts::start(registry.clone(), adapters, sink.clone(), &tasks);
         tasks.spawn("tokens", start::touch_tokens(tokens.clone(), tasks.stopping()));
         let this = Self { registry, dispatcher, outbox, tokens, authority, replica, tasks };
         this.serve(sockets, &intake, sink, broker, worker_names, telemetry, &metrics).await?;

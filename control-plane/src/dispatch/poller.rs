@@ -7,43 +7,59 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::{DEAD_NOTICE, Dispatcher, LEASE, MAX_CRASHES, REMOVED_NOTICE, STICKY};
-use crate::store::{self, BATCH_ROWS};
+use crate::store::{self, BATCH_ROWS, Claimed};
 
 const PERIOD: Duration = Duration::from_secs(1);
 
+/// What a claim found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// A session for each free slot: another claim may find more.
+    Full,
+    /// Not enough, because sessions are left to the workers they were last on for [`STICKY`].
+    Sticky,
+    /// Nothing more is due.
+    Rest,
+}
+
 /// Claims waiting sessions whenever a slot is free for them.
 pub(super) async fn run_claimer(dispatcher: Dispatcher, stop: CancellationToken) {
+    let mut found = Found::Rest;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = dispatcher.inner.claim.notified() => {}
+            () = tokio::time::sleep(STICKY), if found == Found::Sticky => {}
         }
-        while !stop.is_cancelled() && claim_once(&dispatcher).await {}
+        found = Found::Full;
+        while found == Found::Full && !stop.is_cancelled() {
+            found = claim_once(&dispatcher).await;
+        }
     }
 }
 
-/// One claim; true when another may find more.
-async fn claim_once(dispatcher: &Dispatcher) -> bool {
+/// One claim.
+async fn claim_once(dispatcher: &Dispatcher) -> Found {
     let inner = &dispatcher.inner;
     let waiting = inner.fleet.claimable();
     if waiting.is_empty() {
-        return false;
+        return Found::Rest;
     }
     let agents: Vec<i32> = waiting.iter().map(|(agent, _)| *agent).collect();
     let _leasing = dispatcher.leasing().await;
     let slots = inner.fleet.reserve_all(&agents, BATCH_ROWS);
     if slots.is_empty() {
-        return false;
+        return Found::Rest;
     }
-    let leased = match inner.store.claim(&slots, STICKY, LEASE).await {
-        Ok(leased) => leased,
+    let Claimed { leased, sticky } = match inner.store.claim(&slots, STICKY, LEASE).await {
+        Ok(claimed) => claimed,
         Err(error) => {
             // It may have leased all the same: the slots stay reserved until the store was asked.
             tracing::warn!(%error, "could not claim waiting sessions");
             for (worker, slot) in slots {
                 inner.fleet.doubt(worker, slot);
             }
-            return false;
+            return Found::Rest;
         }
     };
     for (worker, slot) in &slots {
@@ -55,11 +71,16 @@ async fn claim_once(dispatcher: &Dispatcher) -> bool {
     for lease in leased {
         dispatcher.begin(lease);
     }
-    if !full {
-        // Nothing more is due for these agents now; the poll finds what becomes due later.
-        inner.fleet.clear_waiting(&waiting);
+    if full {
+        return Found::Full;
     }
-    full
+    if sticky {
+        // Those agents' sessions still wait.
+        return Found::Sticky;
+    }
+    // Nothing more is due for these agents now; the poll finds what becomes due later.
+    inner.fleet.clear_waiting(&waiting);
+    Found::Rest
 }
 
 /// One statement a second answers for all loops of this replica.

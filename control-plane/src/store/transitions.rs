@@ -71,6 +71,15 @@ pub struct Leased {
     pub next: NextTurn,
 }
 
+/// What a claim found.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    /// The turns leased.
+    pub leased: Vec<Leased>,
+    /// Sessions that are due were left to the workers they were last on.
+    pub sticky: bool,
+}
+
 /// What a worker needs of a turn.
 #[derive(Clone, Debug)]
 pub struct NextTurn {
@@ -298,16 +307,17 @@ impl Store {
     }
 
     /// Leases waiting sessions to free slots (worker, slot), at most one each; `sticky` is how long a session waits for the
-    /// worker it was last on.
+    /// worker it was last on, if that lives.
     ///
     /// # Errors
     /// [`Error::Unavailable`]: what was leased is found by [`Store::assigned`].
-    pub async fn claim(&self, free: &[(i64, i16)], sticky: Duration, ttl: Duration) -> Result<Vec<Leased>> {
+    pub async fn claim(&self, free: &[(i64, i16)], sticky: Duration, ttl: Duration) -> Result<Claimed> {
         let workers: Vec<i64> = free.iter().map(|(worker, _)| *worker).collect();
         let slots: Vec<i16> = free.iter().map(|(_, slot)| *slot).collect();
         let sql = "SELECT * FROM claim_batch($1,$2,$3,$4)";
-        let rows = self.query_retrying(sql, &[&workers, &slots, &millis(sticky), &millis(ttl)]).await?;
-        Ok(rows.iter().map(leased).collect())
+        let mut rows = self.query_retrying(sql, &[&workers, &slots, &millis(sticky), &millis(ttl)]).await?;
+        let sticky = rows.pop_if(|row| row.get::<_, Option<i64>>("o_session").is_none()).is_some();
+        Ok(Claimed { leased: rows.iter().map(leased).collect(), sticky })
     }
 
     /// What these workers hold, for a lease whose answer was lost.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use hermes_control_plane::store::{
-    Completion, DeliveryOutcome, Ended, Ingest, SendResult, SessionId, Store, TurnId, WorkerRegistration,
+    Claimed, Completion, DeliveryOutcome, Ended, Ingest, SendResult, SessionId, Store, TurnId, WorkerRegistration,
 };
 use hermes_tests::postgres::TestPostgres;
 use jiff::Timestamp;
@@ -313,13 +313,18 @@ impl Db {
 
     /// `session/turn/epoch/payload` of each, by session.
     pub(super) fn claim(&self, free: &[(i64, i16)]) -> Result<String> {
-        let mut leased = self.wait(self.store.claim(free, Duration::ZERO, TTL))?;
+        self.claim_sticky(free, Duration::ZERO)
+    }
+
+    /// [`Self::claim`], and `sticky` at the end when sessions were left to the workers they were last on.
+    pub(super) fn claim_sticky(&self, free: &[(i64, i16)], sticky: Duration) -> Result<String> {
+        let Claimed { mut leased, sticky } = self.wait(self.store.claim(free, sticky, TTL))?;
         leased.sort_by_key(|leased| leased.turn);
         let shown = leased.iter().map(|leased| {
             let TurnId { session, seq } = leased.turn;
             format!("{}/{seq}/{}/{}", session.0, leased.epoch, text(&leased.next.payload))
         });
-        Ok(shown.collect::<Vec<_>>().join(" "))
+        Ok(shown.chain(sticky.then(|| "sticky".to_owned())).collect::<Vec<_>>().join(" "))
     }
 
     /// `session/turn/given up` of what was taken back.

@@ -48,6 +48,7 @@ drills! {
         a_turn_taken_back_and_not_yet_claimed_is_fenced,
         a_journal_can_be_replayed_but_not_changed,
         a_lost_worker_or_one_of_another_agent_gets_no_lease,
+        a_waiting_session_is_left_to_its_worker_for_a_while_if_that_lives,
         a_draining_worker_keeps_its_turn_and_gets_no_next_one,
         the_third_crash_is_a_dead_letter_and_the_next_turn_runs,
         a_turn_without_a_lane_has_no_delivery,

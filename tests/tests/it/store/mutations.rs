@@ -89,6 +89,19 @@ const MUTATIONS: &[Mutation] = &[
         caught_by: &["a_lost_worker_or_one_of_another_agent_gets_no_lease"],
     },
     Mutation {
+        name: "a session waits for a lost worker",
+        edits: &[(
+            "OR NOT EXISTS (SELECT 1 FROM workers p WHERE",
+            "OR EXISTS (SELECT 1 FROM workers p WHERE p.lost AND",
+        )],
+        caught_by: &["a_waiting_session_is_left_to_its_worker_for_a_while_if_that_lives"],
+    },
+    Mutation {
+        name: "sessions left to their workers are not told",
+        edits: &[("WHERE r.prefer IS NOT NULL AND r.ready_at <= t AND", "WHERE false AND")],
+        caught_by: &["a_waiting_session_is_left_to_its_worker_for_a_while_if_that_lives"],
+    },
+    Mutation {
         name: "crashes are not counted",
         edits: &[("ELSE crashes + 1 END", "ELSE crashes END")],
         caught_by: &["the_third_crash_is_a_dead_letter_and_the_next_turn_runs"],

@@ -1,5 +1,7 @@
 //! Turns: dedupe, order, leases, the fence, the journal and crashes.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use sha2::{Digest as _, Sha256};
 
@@ -172,6 +174,22 @@ pub(super) fn a_lost_worker_or_one_of_another_agent_gets_no_lease(db: &mut Db) -
     db.wait(db.store.workers_drain(&[draining]))?;
     same!(db.ingest(&[msg("c", "z").on(draining, 1)])?, "3/1/f/-");
     same!(db.claim(&[(draining, 1)])?, "");
+    Ok(())
+}
+
+pub(super) fn a_waiting_session_is_left_to_its_worker_for_a_while_if_that_lives(db: &mut Db) -> Result<()> {
+    let (long, none) = (Duration::from_secs(60), Duration::ZERO);
+    let (last, other) = (db.worker(1)?, db.worker(1)?);
+    db.ingest(&[msg("a", "x").on(last, 1), msg("b", "y").on(last, 2), msg("c", "z").on(last, 3)])?;
+    db.complete(&[end(1, 1, 1), end(2, 1, 1), end(3, 1, 1)])?;
+    db.ingest(&[msg("d", "x"), msg("e", "y"), msg("f", "z")])?;
+    same!(db.claim_sticky(&[(other, 1)], long)?, "sticky");
+    same!(db.claim_sticky(&[(other, 1)], none)?, "1/2/2/pd");
+    same!(db.claim_sticky(&[(last, 1)], long)?, "2/2/2/pe sticky");
+    // Nobody is left to wait for.
+    db.expire(last)?;
+    same!(db.claim_sticky(&[(other, 2)], long)?, "3/2/2/pf");
+    same!(db.claim_sticky(&[(other, 3)], long)?, "");
     Ok(())
 }
 
