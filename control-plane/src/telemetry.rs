@@ -3,7 +3,7 @@
 //! Started once by `main.rs` ([`Telemetry::start`]) and flushed by it at the stop; every other part only opens spans with
 //! the target [`TRACE`], joins them by `traceparent` text, and counts through [`Metrics`]. Owns the export queues and the
 //! metrics registry behind `/metrics`. Always true: logs go to stderr alone; exporting never blocks a caller (a full queue
-//! drops spans), an export takes at most two seconds, the last flush one, whatever the collector does; without a collector
+//! drops spans), an export takes at most two seconds, the last flush half of one, whatever the collector does; without a collector
 //! a span costs one flag test and no allocation. It deliberately exports no log lines and reads no environment itself
 //! (the SDK honours the other `OTEL_` variables: sampler, headers, service name, resource attributes).
 
@@ -40,8 +40,8 @@ pub const METRICS_CONTENT_TYPE: &str = "text/plain; version=0.0.4";
 
 const SERVICE: &str = "hermes-control-plane";
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Short: it is the last part of a stop that takes less than five seconds.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest wait for the last spans and metrics. Short: it is the last part of a stop that takes less than five seconds.
+pub const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 const COMPLAINTS_EVERY: Duration = Duration::from_secs(60);
 const SPAN_DELAY: Duration = Duration::from_secs(1);
 const METRICS_PERIOD: Duration = Duration::from_secs(15);
@@ -162,7 +162,7 @@ impl Telemetry {
         render(&self.registry)
     }
 
-    /// Sends what is queued, for at most one second; answers whether that ended in time.
+    /// Sends what is queued, for at most half a second; answers whether that ended in time.
     pub async fn shutdown(self) -> bool {
         let (done, ended) = tokio::sync::oneshot::channel();
         // A thread of its own: these calls block, and a blocking task of the runtime would be waited for at exit.

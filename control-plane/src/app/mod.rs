@@ -1,8 +1,9 @@
 //! The composition root: builds the parts, joins them, serves, and stops them in order.
 //!
 //! Called by `main.rs` with parsed options. It owns the processes it starts (Postgres, workers), the listeners and the order
-//! of the stop: workers first, so that their turns can be stored, then everything that stores, then Postgres. It holds no
-//! business rules.
+//! of the stop: its own workers first (or the listeners and the streams of workers that others started: these register with
+//! another replica), so that what they report can be stored, then everything that stores, then Postgres. It holds no business
+//! rules.
 
 mod accounts;
 mod api;
@@ -21,6 +22,7 @@ use hermes_core::AgentId;
 use hermes_proto::{DESCRIPTORS, v1};
 use secrecy::ExposeSecret as _;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpIncoming;
 
 pub use options::{Command, Common, Database, Dev, LogFormat, ModelLimits, Options, Serve, Surroundings};
@@ -47,8 +49,12 @@ use crate::telemetry::{Metrics, Telemetry};
 
 /// Connections to Postgres of one replica.
 const CONNECTIONS: usize = 12;
+/// Longest wait for the reports that workers have sent when their streams are ended.
+const PART_GRACE: Duration = Duration::from_secs(1);
 /// Longest wait for tasks at the stop.
-const GRACE: Duration = Duration::from_secs(1);
+const GRACE: Duration = Duration::from_millis(500);
+/// Longest wait for each of the two notes a replica leaves behind; both can be missed.
+const NOTE_GRACE: Duration = Duration::from_millis(150);
 
 /// The wall clock, for certificates and signed timestamps only.
 pub(crate) fn wall_clock() -> jiff::Timestamp {
@@ -71,6 +77,8 @@ struct Replica {
     tokens: Tokens,
     authority: Arc<Authority>,
     replica: i64,
+    /// Closes the listeners; the stop of the tasks does it, too.
+    doors: CancellationToken,
     tasks: Tasks,
 }
 
@@ -119,7 +127,8 @@ impl Replica {
         let sink = Sink::new(intake.clone(), adapters.clone());
         accounts::start(registry.clone(), adapters, sink.clone(), &tasks);
         tasks.spawn("tokens", start::touch_tokens(tokens.clone(), tasks.stopping()));
-        let this = Self { registry, dispatcher, outbox, tokens, authority, replica, tasks };
+        let doors = tasks.stopping().child_token();
+        let this = Self { registry, dispatcher, outbox, tokens, authority, replica, doors, tasks };
         this.serve(sockets, &intake, sink, broker, worker_names, telemetry, &metrics).await?;
         Ok(this)
     }
@@ -178,7 +187,7 @@ impl Replica {
             .add_service(WorkerApi::server(self.registry.clone(), self.dispatcher.clone(), self.tasks.clone()))
             .add_service(ModelApi::server(self.registry.clone(), self.dispatcher.clone(), broker, metrics.clone()))
             .add_service(identity.into_server());
-        let stop = self.tasks.stopping();
+        let stop = self.doors.clone();
         let incoming = TcpIncoming::from(sockets.grpc).with_nodelay(Some(true));
         self.tasks.spawn(
             "operator listener",
@@ -227,16 +236,26 @@ impl Replica {
         }
     }
 
-    /// Stops what stores; workers have stopped before.
+    /// Takes nothing new and parts with the workers, which others started and which go on at another replica.
+    async fn part(&self) {
+        self.doors.cancel();
+        self.dispatcher.part(PART_GRACE).await;
+    }
+
+    /// Stops what stores; workers have stopped or were parted with before.
     async fn stop(self) {
-        if let Err(error) = self.tokens.touch().await {
-            tracing::debug!(%error, "could not note when tokens were used");
+        match tokio::time::timeout(NOTE_GRACE, self.tokens.touch()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "could not note when tokens were used"),
+            Err(_) => tracing::debug!("could not note in time when tokens were used"),
         }
         if !self.tasks.shutdown(GRACE).await {
             tracing::warn!("some tasks did not stop in time");
         }
-        if let Err(error) = self.registry.store().replica_leave(self.replica).await {
-            tracing::debug!(%error, "could not sign off");
+        match tokio::time::timeout(NOTE_GRACE, self.registry.store().replica_leave(self.replica)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "could not sign off"),
+            Err(_) => tracing::debug!("could not sign off in time"),
         }
         self.registry.store().close();
     }

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::homes::{ExternalHomes, LocalHomes};
 use super::options::{Database, Dev, Serve, Surroundings};
-use super::{CONNECTIONS, Plan, Replica, Sockets, local, named, wall_clock};
+use super::{CONNECTIONS, GRACE, NOTE_GRACE, Plan, Replica, Sockets, local, named, wall_clock};
 use crate::grpc::system_api::{Addresses, apply_text};
 use crate::identity::{Authority, NewToken, Role, Token, TokenStore as _, Tokens, mint, mint_join, parse_bearer};
 use crate::local::data_dir::{self, DataDir, Endpoint};
@@ -28,11 +28,19 @@ use crate::local::postgres::{self, Postgres};
 use crate::local::spawn::Spawner;
 use crate::registry::{EditError, Registry};
 use crate::store::{LAUNCH_TTL, Store};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{FLUSH_TIMEOUT, Telemetry};
 
-/// How long workers may finish what they run when everything stops; the whole stop takes less than five seconds.
-const WORKER_GRACE: Duration = Duration::from_millis(1500);
-const POSTGRES_GRACE: Duration = Duration::from_secs(2);
+/// How long workers may finish what they run when everything stops.
+const WORKER_GRACE: Duration = Duration::from_millis(1250);
+const POSTGRES_GRACE: Duration = Duration::from_millis(1500);
+/// What the stop takes when every limit is reached; the rest of five seconds is for ending processes.
+const STOP_AT_MOST: u128 = WORKER_GRACE.as_millis()
+    + GRACE.as_millis()
+    + 2 * NOTE_GRACE.as_millis()
+    + POSTGRES_GRACE.as_millis()
+    + postgres::IMMEDIATE.as_millis()
+    + FLUSH_TIMEOUT.as_millis();
+const _: () = assert!(STOP_AT_MOST < 4_700, "a stop takes less than five seconds");
 
 pub(super) fn database_url(database: &Database) -> anyhow::Result<SecretString> {
     match (&database.database_url, &database.database_url_file) {
@@ -74,7 +82,7 @@ pub(super) async fn serve(serve: Serve, telemetry: &Telemetry) -> anyhow::Result
     announce(&replica.registry);
     ready(&addresses, None)?;
     let reason = replica.until_stop().await;
-    replica.dispatcher.drain(|_| true).await;
+    replica.part().await;
     replica.stop().await;
     reason
 }

@@ -295,6 +295,13 @@ impl Fleet {
         }
     }
 
+    /// Ends all streams; answers whether there is none.
+    pub fn hang_up_all(&self) -> bool {
+        let state = self.state();
+        state.members.values().for_each(|member| member.about.hang_up.cancel());
+        state.members.is_empty()
+    }
+
     /// The worker has taken a turn.
     pub fn accepted(&self, worker: i64, turn: TurnId, epoch: i64) {
         let mut state = self.state();

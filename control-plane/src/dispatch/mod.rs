@@ -138,6 +138,8 @@ struct Inner {
     completions: mpsc::Sender<completer::Pending>,
     claim: Notify,
     poll: Notify,
+    /// A worker's stream has ended.
+    detached: Notify,
     launcher: OnceLock<LauncherEnd>,
     metrics: Metrics,
     /// Held for reading from before a call that leases until its leases are in the fleet; held for writing, nothing is on its
@@ -180,6 +182,7 @@ impl Dispatcher {
             completions,
             claim: Notify::new(),
             poll: Notify::new(),
+            detached: Notify::new(),
             launcher: OnceLock::new(),
             metrics,
             leasing: RwLock::new(()),
@@ -317,6 +320,7 @@ impl Dispatcher {
     /// A worker's stream has ended. Its lease stays until it lapses, unless it left in order or its process is known to be gone.
     pub async fn detach(&self, worker: i64, left_in_order: bool) {
         let held = self.inner.fleet.leave(worker);
+        self.inner.detached.notify_waiters();
         tracing::info!(worker, turns = held.len(), left_in_order, "worker disconnected");
         for running in &held {
             // The process may have registered anew and brought the turn along.
@@ -343,6 +347,25 @@ impl Dispatcher {
         match self.inner.store.workers_of_process(agent.as_str(), i64::from(pid), self.inner.replica).await {
             Ok(known) => self.lose(&[workers, known].concat()).await,
             Err(error) => tracing::warn!(%error, "could not look up the workers of an exited process"),
+        }
+    }
+
+    /// Ends the streams of all workers, for the stop of this replica: they go on with what they run, register with another
+    /// replica and bring it along. Answers when what they reported until now is stored, at the latest after `patience`.
+    pub async fn part(&self, patience: Duration) {
+        let parted = async {
+            loop {
+                let detached = self.inner.detached.notified();
+                tokio::pin!(detached);
+                detached.as_mut().enable();
+                if self.inner.fleet.hang_up_all() {
+                    return;
+                }
+                detached.await;
+            }
+        };
+        if tokio::time::timeout(patience, parted).await.is_err() {
+            tracing::warn!("some workers' reports could not be stored in time; they will send them again");
         }
     }
 

@@ -276,8 +276,10 @@ impl Link {
         let mut storing: FuturesUnordered<BoxFuture<'static, ToWorker>> = FuturesUnordered::new();
         loop {
             tokio::select! {
-                () = hang_up.cancelled() => break,
+                // Once all stops, a report that is not stored must not be told to be fenced: the worker sends it elsewhere.
+                biased;
                 () = stop.cancelled() => break,
+                () = hang_up.cancelled() => break,
                 Some(ack) = storing.next() => {
                     self.dispatcher.fleet().send(self.worker_id, ack);
                 }

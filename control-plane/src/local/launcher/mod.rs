@@ -440,8 +440,17 @@ async fn idle_start(shared: &Arc<Shared>, signals: &Arc<Signals>) {
 fn command(config: &Config, home: &Path, token: SecretString) -> ChildSpec {
     let server = format!("https://{}", config.worker_addr);
     let parent = std::process::id().to_string();
-    let args: [OsString; 6] =
-        ["--server".into(), server.into(), "--home".into(), home.into(), "--parent-pid".into(), parent.into()];
+    let args: [OsString; 8] = [
+        "--server".into(),
+        server.into(),
+        "--home".into(),
+        home.into(),
+        "--parent-pid".into(),
+        parent.into(),
+        // What `output` reads.
+        "--log-format".into(),
+        "json".into(),
+    ];
     ChildSpec {
         program: config.worker_binary.clone(),
         args: args.into(),

@@ -1,17 +1,54 @@
 //! A worker's stdout and stderr, line by line into our log.
 //!
 //! Always true: a line of any length and any bytes costs bounded memory, and a worker never waits for a reader that is
-//! gone. It ends with the last process that holds the pipe.
+//! gone; a log line of the worker keeps its level and is told once, with one timestamp. It ends with the last process that
+//! holds the pipe.
+
+use std::fmt::Write as _;
 
 use hermes_core::id::AgentId;
+use serde::Deserialize;
+use serde_json::{Map, Value};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 
 /// Longer lines are cut into pieces of this size.
 const LINE_BYTES_MAX: usize = 16 * 1024;
 
+/// A log line as workers write it with `--log-format json`; its time is that of our own line.
+#[derive(Deserialize)]
+struct LogLine {
+    level: String,
+    fields: Map<String, Value>,
+}
+
 pub(super) async fn copy(agent: AgentId, pipe: pipe::Receiver) {
-    each_line(pipe, |line| tracing::info!(target: "worker", %agent, "{line}")).await;
+    each_line(pipe, |line| tell_log(&agent, line)).await;
+}
+
+/// Tells a log line at its level; anything else, such as the last words of a panic, as it is.
+fn tell_log(agent: &AgentId, line: &str) {
+    let (level, text) = parse(line).unwrap_or_else(|| ("INFO".to_owned(), line.to_owned()));
+    match level.as_str() {
+        "ERROR" => tracing::error!(target: "worker", %agent, "{text}"),
+        "WARN" => tracing::warn!(target: "worker", %agent, "{text}"),
+        "DEBUG" => tracing::debug!(target: "worker", %agent, "{text}"),
+        "TRACE" => tracing::trace!(target: "worker", %agent, "{text}"),
+        _ => tracing::info!(target: "worker", %agent, "{text}"),
+    }
+}
+
+/// Level, and message with its fields.
+fn parse(line: &str) -> Option<(String, String)> {
+    let LogLine { level, mut fields } = serde_json::from_str(line).ok()?;
+    let mut text = match fields.remove("message") {
+        Some(Value::String(message)) => message,
+        other => other.map(|other| other.to_string()).unwrap_or_default(),
+    };
+    for (name, value) in fields {
+        let _ = write!(text, " {name}={value}");
+    }
+    Some((level, text))
 }
 
 async fn each_line(mut pipe: impl tokio::io::AsyncRead + Unpin, mut tell: impl FnMut(&str)) {
@@ -44,6 +81,16 @@ fn tell_line(pending: &mut Vec<u8>, tell: &mut impl FnMut(&str)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_line_keeps_level_message_and_fields_and_anything_else_is_no_log_line() {
+        let line = r#"{"timestamp":"2026-01-01T00:00:00Z","level":"WARN","fields":{"message":"not connected","reason":"a \"b\"","running":2},"target":"hermes_worker::link"}"#;
+        let said = r#"not connected reason="a \"b\"" running=2"#;
+        assert_eq!(parse(line), Some(("WARN".to_owned(), said.to_owned())));
+        for other in ["thread 'main' panicked at src/x.rs:1:2:", "{", "1", r#"{"level":"INFO"}"#] {
+            assert_eq!(parse(other), None, "{other}");
+        }
+    }
 
     #[tokio::test]
     async fn lines_are_told_whole_long_ones_in_pieces_and_the_last_without_its_end() {

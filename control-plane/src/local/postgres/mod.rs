@@ -46,7 +46,7 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How often a recovery that goes on is mentioned.
 const RECOVERY_NEWS: Duration = Duration::from_secs(5);
 /// How long an immediate shutdown (the next start recovers) may take before it is a kill.
-const IMMEDIATE: Duration = Duration::from_millis(500);
+pub const IMMEDIATE: Duration = Duration::from_millis(500);
 /// A log longer than this is set aside at the next start; one old log is kept.
 const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// How much of the log an error carries.
@@ -192,8 +192,8 @@ impl Postgres {
         self.server.wait().await
     }
 
-    /// Stops the server: sessions end and a checkpoint is written, for which four seconds are plenty; after `patience` it
-    /// is stopped hard, within half a second, and the next start recovers. Nothing committed is lost either way.
+    /// Stops the server: sessions end and a checkpoint is written, which takes a moment; after `patience` it
+    /// is stopped hard, within [`IMMEDIATE`], and the next start recovers. Nothing committed is lost either way.
     pub async fn stop(mut self, patience: Duration) {
         let status = self.server.stop(&[(Signal::SIGINT, patience), (Signal::SIGQUIT, IMMEDIATE)]).await;
         if status.success() {
