@@ -4,136 +4,25 @@
 //! of that agent is known to wait (it would jump the queue); every message to a worker goes through its bounded channel and
 //! a worker that lets it fill up is disconnected. It never waits and never asks the database.
 
+mod member;
+
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hermes_core::AgentId;
 use hermes_core::turn::Usage;
-use jiff::Timestamp;
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+pub use member::{Connected, Running, ToWorker, WorkerView};
+
+use member::{Member, Slot, slot_number};
 
 use super::Assignment;
 use crate::store::TurnId;
 
 /// How often a lease is tried to be handed over before it is left to the slow search for leases without a slot.
 const MAX_UNRESOLVED: u32 = 60;
-
-/// What the control plane tells a worker.
-#[derive(Clone, Debug)]
-pub enum ToWorker {
-    /// Run this turn.
-    Assign(Box<Assignment>),
-    /// The completion is stored (or fenced: forget the turn).
-    CompletedAck {
-        /// The turn.
-        turn: TurnId,
-        /// Its fence.
-        epoch: i64,
-        /// False: fenced.
-        stored: bool,
-    },
-    /// Answer to a heartbeat.
-    HeartbeatAck {
-        /// Of the heartbeat.
-        sequence: u64,
-        /// Stop and register again.
-        lease_lost: bool,
-    },
-    /// Finish what runs, take nothing new, leave.
-    Drain,
-}
-
-/// A turn in a slot.
-#[derive(Clone, Debug)]
-pub struct Running {
-    /// The turn.
-    pub turn: TurnId,
-    /// Its fence.
-    pub epoch: i64,
-    /// Where its reply goes.
-    pub lane: Option<i64>,
-    /// Its session's key.
-    pub session_key: String,
-    /// The profile revision pinned for it.
-    pub revision: i64,
-    /// Trace context of its intake.
-    pub traceparent: Option<String>,
-    /// When it was handed to the worker.
-    pub since: Instant,
-    /// What its model calls used so far, as the broker counted.
-    pub usage: Option<Usage>,
-    /// The worker said that it has it.
-    pub accepted: bool,
-}
-
-#[derive(Debug)]
-enum Slot {
-    Free,
-    Reserved,
-    Runs(Box<Running>),
-}
-
-/// A connected worker, for people.
-#[derive(Clone, Debug)]
-pub struct WorkerView {
-    /// Registration number.
-    pub worker_id: i64,
-    /// Its agent.
-    pub agent: AgentId,
-    /// The host's pid, as it says.
-    pub pid: i64,
-    /// Its home, as it says.
-    pub home: String,
-    /// Its build, as it says.
-    pub build: String,
-    /// `ready`, `busy` (no free slot) or `draining`.
-    pub state: &'static str,
-    /// Slots.
-    pub slots: u32,
-    /// Turns running.
-    pub running: u32,
-    /// Since when.
-    pub connected_at: Timestamp,
-}
-
-/// A worker that has registered.
-#[derive(Debug)]
-pub struct Connected {
-    /// Registration number.
-    pub worker_id: i64,
-    /// Its agent's number.
-    pub agent_no: i32,
-    /// Its agent.
-    pub agent: AgentId,
-    /// The uuid of its certificate.
-    pub identity: Uuid,
-    /// The host's pid, as it says.
-    pub pid: i64,
-    /// Its home, as it says.
-    pub home: String,
-    /// Its build, as it says.
-    pub build: String,
-    /// Since when.
-    pub connected_at: Timestamp,
-    /// To its stream.
-    pub outgoing: mpsc::Sender<ToWorker>,
-    /// Ends its stream.
-    pub hang_up: CancellationToken,
-}
-
-#[derive(Debug)]
-struct Member {
-    about: Connected,
-    slots: Vec<Slot>,
-    free: usize,
-    heard: bool,
-    last_heard: Instant,
-    draining: bool,
-}
 
 #[derive(Debug, Default)]
 struct State {
@@ -524,76 +413,13 @@ impl Fleet {
     }
 }
 
-impl Member {
-    fn take_slot(&mut self, hash: usize) -> Option<i16> {
-        if self.free == 0 || self.draining || self.about.hang_up.is_cancelled() {
-            return None;
-        }
-        let count = self.slots.len();
-        let index = (0..count)
-            .map(|i| hash.wrapping_add(i) % count)
-            .find(|i| matches!(self.slots.get(*i), Some(Slot::Free)))?;
-        *self.slots.get_mut(index)? = Slot::Reserved;
-        self.free -= 1;
-        Some(slot_number(index))
-    }
-
-    fn slot(&self, slot: i16) -> Option<&Slot> {
-        self.slots.get(usize::try_from(slot).ok()?.checked_sub(1)?)
-    }
-
-    fn put(&mut self, slot: i16, content: Slot) {
-        let Some(place) = usize::try_from(slot).ok().and_then(|n| n.checked_sub(1)).and_then(|i| self.slots.get_mut(i))
-        else {
-            return;
-        };
-        let was_free = matches!(place, Slot::Free);
-        let is_free = matches!(content, Slot::Free);
-        *place = content;
-        match (was_free, is_free) {
-            (true, false) => self.free -= 1,
-            (false, true) => self.free += 1,
-            _ => {}
-        }
-    }
-
-    fn send(&mut self, message: ToWorker) -> bool {
-        if self.about.outgoing.try_send(message).is_ok() {
-            return true;
-        }
-        // Full: it has stopped reading. Closed: it is leaving. Either way the lease decides.
-        self.about.hang_up.cancel();
-        false
-    }
-
-    fn view(&self) -> WorkerView {
-        let running = self.slots.iter().filter(|slot| matches!(slot, Slot::Runs(_))).count();
-        WorkerView {
-            worker_id: self.about.worker_id,
-            agent: self.about.agent.clone(),
-            pid: self.about.pid,
-            home: self.about.home.clone(),
-            build: self.about.build.clone(),
-            state: if self.draining {
-                "draining"
-            } else if self.free == 0 {
-                "busy"
-            } else {
-                "ready"
-            },
-            slots: u32::try_from(self.slots.len()).unwrap_or(u32::MAX),
-            running: u32::try_from(running).unwrap_or(u32::MAX),
-            connected_at: self.about.connected_at,
-        }
-    }
-}
-
-fn slot_number(index: usize) -> i16 {
-    i16::try_from(index + 1).unwrap_or(i16::MAX)
-}
-
 #[cfg(test)]
 mod tests {
+    use hermes_core::AgentId;
+    use jiff::Timestamp;
+    use tokio::sync::mpsc;
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
     use crate::store::SessionId;
 
