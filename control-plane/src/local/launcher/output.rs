@@ -40,12 +40,13 @@ fn tell_log(agent: &AgentId, line: &str) {
 
 /// Level, and message with its fields.
 fn parse(line: &str) -> Option<(String, String)> {
-    let LogLine { level, mut fields } = serde_json::from_str(line).ok()?;
-    let mut text = match fields.remove("message") {
-        Some(Value::String(message)) => message,
-        other => other.map(|other| other.to_string()).unwrap_or_default(),
+    let LogLine { level, fields } = serde_json::from_str(line).ok()?;
+    let mut text = match fields.get("message") {
+        Some(Value::String(message)) => message.clone(),
+        other => other.map(Value::to_string).unwrap_or_default(),
     };
-    for (name, value) in fields {
+    // Not taken out of the map: in a map that keeps its order that would move the last field to the front.
+    for (name, value) in fields.iter().filter(|(name, _)| *name != "message") {
         let _ = write!(text, " {name}={value}");
     }
     Some((level, text))
