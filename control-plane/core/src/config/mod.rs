@@ -119,13 +119,14 @@ impl Document {
 pub struct Limits {
     /// Largest accepted message, bytes of UTF-8. Default 262144.
     pub message_bytes: u64,
-    /// Most history given to a model, bytes of text; older turns are left out whole. Default 262144.
+    /// Most history given to a model, bytes of text; older turns are left out whole. Default 65536, about 16,000 tokens: every turn
+    /// pays for its history again.
     pub history_bytes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { message_bytes: 262_144, history_bytes: 262_144 }
+        Self { message_bytes: 262_144, history_bytes: 65_536 }
     }
 }
 
