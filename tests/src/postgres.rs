@@ -53,12 +53,12 @@ pub struct TestPostgres {
 
 impl TestPostgres {
     /// A database in the state that `migrate` (given a URL) brings an empty one to. The migrated template is shared by
-    /// all that name the same directory with the same content, so `migrate` may depend on nothing else.
+    /// all that name the same directories with the same content, so `migrate` may depend on nothing else.
     ///
     /// # Errors
     /// When there is no Postgres (the error says how to get it), or `migrate` fails.
-    pub fn migrated(migrations: &Path, migrate: &(dyn Fn(&str) -> Result<()> + Sync)) -> Result<Self> {
-        let template = format!("template_{}", digest_of(migrations)?);
+    pub fn migrated(sources: &[&Path], migrate: &(dyn Fn(&str) -> Result<()> + Sync)) -> Result<Self> {
+        let template = format!("template_{}", digest_of(sources)?);
         apart(|| {
             let server = server()?;
             server.make_template(&template, migrate)?;
@@ -288,10 +288,15 @@ fn build_dir() -> PathBuf {
     target.or_else(|| exe.parent()).unwrap_or(Path::new("/tmp")).to_path_buf()
 }
 
-/// Changes with the name or content of any file in `dir`.
-fn digest_of(dir: &Path) -> Result<String> {
+/// Changes with the name or content of any file in `dirs`.
+fn digest_of(dirs: &[&Path]) -> Result<String> {
     let read = || -> std::io::Result<String> {
-        let mut paths = fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+        let mut paths = Vec::new();
+        for dir in dirs {
+            for entry in fs::read_dir(dir)? {
+                paths.push(entry?.path());
+            }
+        }
         paths.retain(|path| path.is_file());
         paths.sort_unstable();
         let mut hash = Sha256::new();
@@ -304,7 +309,7 @@ fn digest_of(dir: &Path) -> Result<String> {
         }
         Ok(hex::encode(hash.finalize()))
     };
-    let digest = read().with_context(|| format!("read the migrations in {}", dir.display()))?;
+    let digest = read().with_context(|| format!("read the migrations in {dirs:?}"))?;
     Ok(digest.chars().take(24).collect())
 }
 
@@ -330,7 +335,7 @@ mod tests {
             Ok(Client::connect(url, NoTls)?.batch_execute("CREATE TABLE kept (v int)")?)
         };
         let clones = std::thread::scope(|scope| {
-            let make = || TestPostgres::migrated(temp.path(), &migrate).unwrap();
+            let make = || TestPostgres::migrated(&[temp.path()], &migrate).unwrap();
             let threads: Vec<_> = (0..3).map(|_| scope.spawn(make)).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
         });
@@ -340,7 +345,7 @@ mod tests {
         assert_eq!((count(clones[0].url()), count(clones[1].url()), count(clones[2].url())), (1, 0, 0));
 
         fs::write(temp.path().join("0002.sql"), "-- more").unwrap();
-        TestPostgres::migrated(temp.path(), &migrate).unwrap();
+        TestPostgres::migrated(&[temp.path()], &migrate).unwrap();
         assert_eq!(runs.load(Ordering::Relaxed), 2, "other migrations, another template");
     }
 
@@ -358,8 +363,8 @@ mod tests {
     fn a_migration_that_fails_leaves_no_template_behind() {
         let temp = tempfile::tempdir().unwrap();
         fs::write(temp.path().join("0001.sql"), temp.path().display().to_string()).unwrap();
-        let error = TestPostgres::migrated(temp.path(), &|_| bail!("broken")).unwrap_err();
+        let error = TestPostgres::migrated(&[temp.path()], &|_| bail!("broken")).unwrap_err();
         assert_eq!(format!("{error:#}"), "migrate the template database: broken");
-        TestPostgres::migrated(temp.path(), &|_| Ok(())).unwrap();
+        TestPostgres::migrated(&[temp.path()], &|_| Ok(())).unwrap();
     }
 }

@@ -63,6 +63,7 @@ pub(super) async fn serve(serve: Serve, telemetry: &Telemetry) -> anyhow::Result
             .await
             .with_context(|| format!("bring the schema of the database at {} up to date", store.place()))?;
     }
+    store.check_functions().await?;
     if let Some(file) = &serve.operator_token_file {
         accept_operator_token(&store, file).await?;
     }

@@ -10,6 +10,7 @@
 mod agents;
 mod clock;
 mod documents;
+mod functions;
 mod homes;
 mod identities;
 mod migrate;
@@ -28,6 +29,7 @@ use tokio_postgres::{NoTls, Row};
 
 pub use agents::{AgentRow, RegistryChange, RegistryRows, RevisionRow};
 pub use clock::DatabaseClock;
+pub use functions::Functions;
 pub use homes::{HomeDocument, HomeDocumentInfo, PushOutcome};
 pub use identities::LAUNCH_TTL;
 pub use sessions::{SessionRow, StatusCounts, TranscriptRow, TurnEnd, TurnRow};
@@ -171,6 +173,7 @@ impl FromStr for TurnId {
 pub struct Store {
     pool: Pool,
     place: std::sync::Arc<str>,
+    functions: std::sync::Arc<Functions>,
 }
 
 impl fmt::Debug for Store {
@@ -185,6 +188,14 @@ impl Store {
     /// # Errors
     /// [`Error::Schema`] when the URL cannot be read; its text is not repeated since it may hold a password.
     pub fn new(url: &str, connections: usize) -> Result<Self> {
+        Self::with_functions(url, connections, Functions::default())
+    }
+
+    /// [`Store::new`] with another set of functions.
+    ///
+    /// # Errors
+    /// As [`Store::new`].
+    pub fn with_functions(url: &str, connections: usize, functions: Functions) -> Result<Self> {
         let mut config = tokio_postgres::Config::from_str(url).map_err(|_| {
             Error::Schema("the database URL cannot be read; write postgres://user:password@host:5432/name".to_owned())
         })?;
@@ -192,9 +203,12 @@ impl Store {
         config.connect_timeout(Duration::from_secs(3));
         config.keepalives_idle(Duration::from_secs(10));
         config.application_name("hermes-control-plane");
-        let own = "-c search_path=hermes -c plan_cache_mode=force_generic_plan -c jit=off -c statement_timeout=30s \
-                   -c idle_in_transaction_session_timeout=10s -c client_min_messages=warning";
-        let options = config.get_options().map_or_else(|| own.to_owned(), |given| format!("{own} {given}"));
+        let own = format!(
+            "-c search_path={},hermes -c plan_cache_mode=force_generic_plan -c jit=off -c statement_timeout=30s \
+             -c idle_in_transaction_session_timeout=10s -c client_min_messages=warning",
+            functions.schema()
+        );
+        let options = config.get_options().map_or_else(|| own.clone(), |given| format!("{own} {given}"));
         config.options(options);
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let manager = if config.get_ssl_mode() == tokio_postgres::config::SslMode::Require {
@@ -212,7 +226,7 @@ impl Store {
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|error| Error::Schema(error.to_string()))?;
-        Ok(Self { pool, place: place.into() })
+        Ok(Self { pool, place: place.into(), functions: functions.into() })
     }
 
     /// Where the database is, for people: host and port or socket directory, and its name; never user or password.

@@ -1,4 +1,4 @@
-//! The hot path: intake, claim, completion and delivery, many rows a call. The SQL is in `migrations/V2__transitions.sql`.
+//! The hot path: intake, claim, completion and delivery, many rows a call. The SQL is in `control-plane/functions`.
 //!
 //! Always true: answers are in input order; a batch that met a concurrent writer is repeated whole; a batch that one bad
 //! row poisons is repeated row by row, so that one message never blocks another.

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use hermes_control_plane::store::{
-    Claimed, Completion, DeliveryOutcome, Ended, Ingest, SendResult, SessionId, Store, TurnId, WorkerRegistration,
+    Claimed, Completion, DeliveryOutcome, Ended, Functions, Ingest, SendResult, SessionId, Store, TurnId,
+    WorkerRegistration,
 };
 use hermes_tests::postgres::TestPostgres;
 use jiff::Timestamp;
@@ -165,7 +166,7 @@ pub(super) fn migrate(url: &str) -> Result<()> {
 
 /// A migrated database without any row of ours.
 pub(super) fn migrated() -> Result<TestPostgres> {
-    TestPostgres::migrated(&migrations_dir(), &migrate)
+    TestPostgres::migrated(&[&migrations_dir(), &migrations_dir().join("../functions")], &migrate)
 }
 
 impl Db {
@@ -397,7 +398,8 @@ impl Held {
 
 fn connect(url: &str) -> Result<Client> {
     let mut client = Client::connect(url, NoTls)?;
-    client.batch_execute("SET search_path = hermes; SET lock_timeout = '15s'")?;
+    let search_path = format!("SET search_path = {}, hermes; SET lock_timeout = '15s'", Functions::default().schema());
+    client.batch_execute(&search_path)?;
     Ok(client)
 }
 

@@ -1,5 +1,6 @@
 //! Migrations: who may start on which schema, and what the schema is.
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -10,7 +11,7 @@ use hermes_control_plane::store::{Error, Store};
 use hermes_tests::postgres::TestPostgres;
 use postgres::{Client, NoTls};
 
-use super::db::{migrate, migrated};
+use super::db::{migrate, migrated, migrations_dir};
 
 fn history(url: &str) -> Vec<(i32, String)> {
     let mut client = Client::connect(url, NoTls).unwrap();
@@ -19,7 +20,16 @@ fn history(url: &str) -> Vec<(i32, String)> {
 }
 
 fn known() -> Vec<(i32, String)> {
-    vec![(1, "tables".to_owned()), (2, "transitions".to_owned())]
+    let mut known: Vec<(i32, String)> = fs::read_dir(migrations_dir())
+        .unwrap()
+        .map(|entry| {
+            let file = entry.unwrap().file_name().into_string().unwrap();
+            let (version, name) = file.strip_suffix(".sql").unwrap().split_once("__").unwrap();
+            (version[1..].parse().unwrap(), name.to_owned())
+        })
+        .collect();
+    known.sort();
+    known
 }
 
 fn change(url: &str, sql: &str) {

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use hermes_control_plane::store::Functions;
 use hermes_tests::postgres::TestPostgres;
 
 use super::db::{Db, migrations_dir};
@@ -205,10 +206,18 @@ const MUTATIONS: &[Mutation] = &[
     },
 ];
 
+/// The tables and the functions of this build as one text. V2 made the first functions and V3 dropped them.
 fn sql() -> String {
-    ["V1__tables.sql", "V2__transitions.sql"]
-        .map(|file| fs::read_to_string(migrations_dir().join(file)).unwrap())
-        .concat()
+    let mut files: Vec<_> = fs::read_dir(migrations_dir()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|file| {
+        !["V2__", "V3__"].iter().any(|done| file.file_name().unwrap().to_str().unwrap().starts_with(done))
+    });
+    files.sort_by_key(|file| {
+        let name = file.file_name().unwrap().to_str().unwrap();
+        name[1..].split('_').next().unwrap().parse::<u32>().unwrap()
+    });
+    let tables = files.iter().map(|file| fs::read_to_string(file).unwrap());
+    tables.chain([Functions::default().text().to_owned()]).collect()
 }
 
 fn drill(name: &str) -> Drill {

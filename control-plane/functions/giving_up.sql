@@ -1,0 +1,55 @@
+-- Turns taken from workers that are gone, and turns that nobody will run.
+
+-- Takes back what lost workers hold. Driven by state, not by the edge "has just been lost": a worker stays under watch for 10 minutes, so a
+-- lease that slipped in while it was being marked is taken back on the next tick. The p_max_crashes-th crash of a head turn: dead letter,
+-- notice into the outbox and the session moves on, in this same transaction.
+CREATE FUNCTION reclaim(p_max_crashes int, p_notice bytea) RETURNS TABLE (o_session bigint, o_seq bigint, o_dead boolean) LANGUAGE plpgsql
+SET enable_seqscan = off AS $$
+DECLARE sid bigint[]; t timestamptz := clock_timestamp(); r record;
+BEGIN
+  UPDATE workers SET lost = true, lost_at = t WHERE worker_id IN (
+    SELECT worker_id FROM workers WHERE NOT lost AND lease_until < t ORDER BY worker_id FOR UPDATE SKIP LOCKED);
+  sid := ARRAY(SELECT DISTINCT s.session_id FROM workers w JOIN slots x ON x.worker_id = w.worker_id JOIN sessions s ON s.session_id = x.session_id
+               WHERE w.lost AND w.lost_at > t - interval '10 minutes' AND s.state = 2 AND s.worker_id = w.worker_id);
+  IF cardinality(sid) = 0 THEN RETURN; END IF;
+  PERFORM 1 FROM sessions WHERE session_id = ANY(sid) ORDER BY session_id FOR NO KEY UPDATE;            -- A: waits for journal/complete
+  FOR r IN SELECT s.* FROM sessions s JOIN workers w ON w.worker_id = s.worker_id                       -- B: still leased, still lost
+            WHERE s.session_id = ANY(sid) AND s.state = 2 AND w.lost ORDER BY s.session_id LOOP
+    o_session := r.session_id; o_seq := r.head_seq; o_dead := r.crashes + 1 >= p_max_crashes;
+    IF o_dead THEN
+      INSERT INTO turn_steps(session_id, seq, step, phase, epoch, kind, ended, body) VALUES (r.session_id, r.head_seq, 2147483647, 1, r.epoch, 3, 4, p_notice);
+      INSERT INTO dead_turns(session_id, seq, reason) VALUES (r.session_id, r.head_seq, 'crashed');
+      PERFORM enqueue(q.lane_id, q.session_id, q.seq, p_notice) FROM turns q
+        WHERE q.session_id = r.session_id AND q.seq = r.head_seq AND q.lane_id IS NOT NULL;
+    END IF;
+    UPDATE sessions SET epoch = epoch + 1, worker_id = NULL, deadline = NULL, crashes = CASE WHEN o_dead THEN 0 ELSE crashes + 1 END,
+           head_seq = head_seq + o_dead::int, state = CASE WHEN o_dead AND tail_seq = head_seq THEN 0 ELSE 1 END WHERE session_id = r.session_id;
+    IF NOT o_dead OR r.tail_seq > r.head_seq THEN
+      -- The first crash is tried again at once: a worker that died with the machine says nothing about the turn.
+      INSERT INTO ready(session_id, agent_no, ready_at) VALUES (r.session_id, r.agent_no,
+        CASE WHEN o_dead OR r.crashes = 0 THEN t ELSE t + interval '1 second' * power(2, r.crashes) * (0.5 + random()/2) END);
+    END IF;
+    IF o_dead AND r.successor IS NOT NULL THEN PERFORM release_successors(ARRAY[r.session_id]); END IF;
+    RETURN NEXT;
+  END LOOP;
+END $$;
+
+-- Ends the waiting turns of removed agents with a notice each. Running ones finish first and bring their session here.
+CREATE FUNCTION cancel_removed(p_notice bytea) RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off AS $$
+DECLARE sid bigint[]; r record; n bigint := 0;
+BEGIN
+  sid := ARRAY(SELECT x.session_id FROM ready x JOIN agents a USING (agent_no) WHERE a.removed_at IS NOT NULL
+               ORDER BY x.session_id LIMIT 256 FOR UPDATE OF x SKIP LOCKED);
+  IF cardinality(sid) = 0 THEN RETURN 0; END IF;
+  DELETE FROM ready WHERE session_id = ANY(sid);
+  PERFORM 1 FROM sessions WHERE session_id = ANY(sid) ORDER BY session_id FOR NO KEY UPDATE;
+  FOR r IN SELECT q.session_id, q.seq, q.lane_id, s.epoch FROM sessions s JOIN turns q ON q.session_id = s.session_id AND q.seq BETWEEN s.head_seq AND s.tail_seq
+            WHERE s.session_id = ANY(sid) ORDER BY q.session_id, q.seq LOOP
+    INSERT INTO turn_steps(session_id, seq, step, phase, epoch, kind, ended, body) VALUES (r.session_id, r.seq, 2147483647, 1, r.epoch, 3, 5, p_notice);
+    IF r.lane_id IS NOT NULL THEN PERFORM enqueue(r.lane_id, r.session_id, r.seq, p_notice); END IF;
+    n := n + 1;
+  END LOOP;
+  UPDATE sessions SET head_seq = tail_seq + 1, state = 0, crashes = 0, epoch = epoch + 1, worker_id = NULL WHERE session_id = ANY(sid);
+  PERFORM release_successors(sid);
+  RETURN n;
+END $$;
