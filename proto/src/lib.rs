@@ -34,4 +34,8 @@ pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 pub const CHUNK_BYTES: usize = 256 << 10;
 
 /// The worker protocol this build speaks.
-pub const WORKER_PROTOCOL_VERSION: u32 = 1;
+pub const WORKER_PROTOCOL_VERSION: u32 = 2;
+
+/// The oldest worker protocol this build still serves: the one before its own, so that workers and control plane can be
+/// upgraded one after the other, in either order.
+pub const WORKER_PROTOCOL_OLDEST: u32 = 1;

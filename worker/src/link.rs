@@ -302,8 +302,8 @@ impl Link {
                 return Some(refusal(refused.reason, refused.retry));
             }
             Some(Message::Welcome(_)) => tracing::warn!("a second Welcome is ignored"),
-            // A message of a later protocol: not for us.
-            None => {}
+            // Nothing is journaled or steered yet; and a message of a later protocol is not for us.
+            Some(Message::StepAck(_) | Message::Steer(_)) | None => {}
         }
         None
     }

@@ -79,8 +79,8 @@ pub async fn generate(
             Some(generate_event::Event::Failed(failed)) => {
                 return Err(Error::Failed { sentence: failed.message, reason: failed.reason });
             }
-            // An event of a later protocol: not for us.
-            None => {}
+            // No tools were offered; and an event of a later protocol is not for us.
+            Some(generate_event::Event::ToolCall(_)) | None => {}
         }
     }
 }
@@ -113,7 +113,12 @@ fn parts(message: Message) -> impl Iterator<Item = generate_request::Part> {
         let more = length < rest.len();
         start = more.then_some(from + length);
         let text = rest.get(..length).unwrap_or_default().to_owned();
-        Some(generate_request::Part::Message(ModelMessage { role: message.role.into(), text, more }))
+        Some(generate_request::Part::Message(ModelMessage {
+            role: message.role.into(),
+            text,
+            more,
+            ..ModelMessage::default()
+        }))
     })
 }
 

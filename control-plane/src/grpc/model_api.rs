@@ -87,7 +87,7 @@ async fn read(parts: &mut Streaming<v1::GenerateRequest>) -> Result<Vec<Message>
             v1::ModelRole::System => Role::System,
             v1::ModelRole::User => Role::User,
             v1::ModelRole::Assistant => Role::Assistant,
-            v1::ModelRole::Unspecified => return Err(invalid("message.role", "it is missing")),
+            v1::ModelRole::Tool | v1::ModelRole::Unspecified => return Err(invalid("message.role", "it is missing")),
         };
         match messages.last_mut() {
             Some(last) if continued => last.text.push_str(&message.text),
@@ -135,7 +135,7 @@ impl ModelService for ModelApi {
                     metrics.model_tokens("input", usage.input_tokens);
                     metrics.model_tokens("output", usage.output_tokens);
                     dispatcher.fleet().note_usage(worker, turn, epoch, &usage);
-                    Event::Done(v1::GenerateDone { usage: Some(usage_to(usage)), finish_reason })
+                    Event::Done(v1::GenerateDone { usage: Some(usage_to(usage)), finish_reason, replayed: false })
                 }
                 ModelEvent::Failed(failure) => {
                     metrics.model_call(kind, failure.reason.as_str(), started.elapsed());

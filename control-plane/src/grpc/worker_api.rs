@@ -109,7 +109,7 @@ impl WorkerService for WorkerApi {
         let Some(FromWire::Register(register)) = first.and_then(|message| message.message) else {
             return Err(invalid("message", "the first message must be Register"));
         };
-        if register.protocol_version != WORKER_PROTOCOL_VERSION {
+        if !(hermes_proto::WORKER_PROTOCOL_OLDEST..=WORKER_PROTOCOL_VERSION).contains(&register.protocol_version) {
             let reason = format!(
                 "this control plane speaks worker protocol {WORKER_PROTOCOL_VERSION}, the worker {}; upgrade the older one",
                 register.protocol_version
@@ -137,6 +137,7 @@ impl WorkerService for WorkerApi {
             heartbeat_ms: u32::try_from(HEARTBEAT.as_millis()).unwrap_or(u32::MAX),
             lease_ms: u32::try_from(LEASE.as_millis()).unwrap_or(u32::MAX),
             agent: caller.agent.to_string(),
+            protocol_version: WORKER_PROTOCOL_VERSION,
         };
         let link = Link { dispatcher: self.dispatcher.clone(), worker_id: attached.worker_id, agent: caller.agent };
         let stop = self.tasks.stopping();
@@ -171,6 +172,17 @@ impl WorkerService for WorkerApi {
             push_chunks(&mut chunks, row.seq, v1::TranscriptRole::Assistant, &row.reply);
         }
         Ok(Response::new(futures_util::stream::iter(chunks.into_iter().map(Ok)).boxed()))
+    }
+
+    type FetchJournalStream = BoxStream<'static, Result<v1::JournalChunk, Status>>;
+
+    async fn fetch_journal(
+        &self,
+        request: Request<v1::FetchJournalRequest>,
+    ) -> Result<Response<Self::FetchJournalStream>, Status> {
+        let caller = caller(&request)?;
+        self.running(&caller, request.into_inner().turn.as_ref())?;
+        Ok(Response::new(futures_util::stream::empty().boxed()))
     }
 
     type FetchHomeStream = BoxStream<'static, Result<v1::HomeChunk, Status>>;
@@ -340,6 +352,9 @@ impl Link {
                 }));
                 return Ok(true);
             }
+            Some(FromWire::Step(_) | FromWire::HandBack(_)) => {
+                return Err(invalid("message", "it is of a kind this build does not take"));
+            }
             Some(FromWire::Register(_)) => return Err(invalid("message", "Register comes once")),
             None => return Err(invalid("message", "it is empty or of a kind this build does not know")),
         }
@@ -410,6 +425,7 @@ fn assignment_to(assignment: Assignment) -> v1::Assignment {
         attempt: assignment.attempt,
         history_bytes: u32::try_from(assignment.history_bytes).unwrap_or(u32::MAX),
         home_version: unsigned(assignment.home_version),
+        journal_entries: 0,
     }
 }
 

@@ -84,7 +84,12 @@ impl ModelCall {
 
     pub(crate) async fn done(self) {
         let usage = Some(Usage { input_tokens: 3, output_tokens: 5, model: "fake/model".into(), ..Usage::default() });
-        self.send(generate_event::Event::Done(GenerateDone { usage, finish_reason: "stop".into() })).await;
+        self.send(generate_event::Event::Done(GenerateDone {
+            usage,
+            finish_reason: "stop".into(),
+            ..GenerateDone::default()
+        }))
+        .await;
     }
 
     pub(crate) async fn fail(self, sentence: &str) {
@@ -147,7 +152,7 @@ impl Attached {
 
     pub(crate) async fn welcome_with(&mut self, heartbeat_ms: u32, lease_ms: u32) -> Register {
         let register = self.register().await;
-        let welcome = Welcome { worker_id: 7, heartbeat_ms, lease_ms, agent: AGENT.into() };
+        let welcome = Welcome { worker_id: 7, heartbeat_ms, lease_ms, agent: AGENT.into(), ..Welcome::default() };
         self.send(control_message::Message::Welcome(welcome)).await;
         register
     }
@@ -384,6 +389,15 @@ impl WorkerService for Service {
     type AttachStream = ReceiverStream<Result<ControlMessage, Status>>;
     type FetchTranscriptStream = Answers<TranscriptChunk>;
     type FetchHomeStream = Answers<HomeChunk>;
+    type FetchJournalStream = Answers<JournalChunk>;
+
+    async fn fetch_journal(
+        &self,
+        request: Request<FetchJournalRequest>,
+    ) -> Result<Response<Self::FetchJournalStream>, Status> {
+        self.certified(&request)?;
+        Ok(answers(Vec::new()))
+    }
 
     async fn attach(&self, request: Request<Streaming<WorkerMessage>>) -> Result<Response<Self::AttachStream>, Status> {
         self.certified(&request)?;

@@ -115,7 +115,7 @@ async fn cancel_ends_the_turn_and_its_model_call() {
     let (mut fake, _worker, mut link) = attached().await;
     link.assign(assignment(turn(1, 1, 1), &says("hi"))).await;
     let call = fake.call().await;
-    let cancel = Cancel { turn: Some(turn(1, 1, 1)), reason: "the user said stop".into() };
+    let cancel = Cancel { turn: Some(turn(1, 1, 1)), reason: "the user said stop".into(), ..Cancel::default() };
     link.send(control_message::Message::Cancel(cancel)).await;
     assert_eq!(link.completed().await.outcome(), Outcome::Cancelled);
     soon("the end of the model call", call.events.closed()).await;

@@ -88,6 +88,7 @@ pub fn required(rpc: Rpc) -> Requirement {
 
         Rpc::WorkerAttach
         | Rpc::WorkerFetchTranscript
+        | Rpc::WorkerFetchJournal
         | Rpc::WorkerFetchHome
         | Rpc::WorkerPushDocument
         | Rpc::ModelGenerate

@@ -100,6 +100,7 @@ fn pace(called: Called) -> Pace {
         | Rpc::SystemExport
         | Rpc::WorkerAttach
         | Rpc::WorkerFetchTranscript
+        | Rpc::WorkerFetchJournal
         | Rpc::WorkerFetchHome
         | Rpc::ModelGenerate => Pace::Stream,
     }
