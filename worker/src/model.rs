@@ -130,7 +130,7 @@ mod tests {
         let message = Message { role: ModelRole::User, text: text.into() };
         let part = |part| match part {
             generate_request::Part::Message(message) => message,
-            generate_request::Part::Header(_) => panic!("no header here"),
+            _ => panic!("only messages here"),
         };
         parts(message).map(part).collect()
     }
