@@ -6,7 +6,9 @@
 //! a path that a worker named.
 
 pub mod app;
+pub mod accounts;
 pub mod dispatch;
+pub mod doorbell;
 pub mod grpc;
 pub mod http;
 pub mod identity;

@@ -299,6 +299,9 @@ pub struct Metrics {
     rpcs: Counter<u64>,
     rpc_time: Histogram<f64>,
     refusals: Counter<u64>,
+    accounts_deaf: Gauge<u64>,
+    oldest_transaction: Gauge<f64>,
+    retained: Counter<u64>,
 }
 
 impl Metrics {
@@ -323,6 +326,13 @@ impl Metrics {
             rpcs: counter("hermes_rpcs", "gRPC calls by rpc and code"),
             rpc_time: seconds("hermes_rpc", "gRPC calls from request to the last byte of the answer"),
             refusals: counter("hermes_refusals", "gRPC calls refused before their handler, by reason"),
+            accounts_deaf: gauge("hermes_accounts_deaf", "accounts this replica receives for whose platform is silent"),
+            oldest_transaction: meter
+                .f64_gauge("hermes_database_oldest_transaction")
+                .with_unit("s")
+                .with_description("age of the database's oldest transaction or snapshot, seen once a minute")
+                .build(),
+            retained: counter("hermes_retention_removed", "rows that retention removed, by what they were"),
         }
     }
 
@@ -383,6 +393,21 @@ impl Metrics {
     pub fn rpc(&self, rpc: &'static str, code: &'static str, took: Duration) {
         self.rpcs.add(1, &[KeyValue::new("rpc", rpc), KeyValue::new("code", code)]);
         self.rpc_time.record(took.as_secs_f64(), &[KeyValue::new("rpc", rpc)]);
+    }
+
+    /// `hermes_accounts_deaf`.
+    pub fn accounts_deaf(&self, accounts: u64) {
+        self.accounts_deaf.record(accounts, &[]);
+    }
+
+    /// `hermes_database_oldest_transaction_seconds`.
+    pub fn oldest_transaction(&self, age: Duration) {
+        self.oldest_transaction.record(age.as_secs_f64(), &[]);
+    }
+
+    /// `hermes_retention_removed_total{what}`: the table.
+    pub fn retention_removed(&self, what: &'static str, rows: u64) {
+        self.retained.add(rows, &[KeyValue::new("what", what)]);
     }
 
     /// `hermes_refusals_total{reason}`: refused by a layer; such calls are not in `hermes_rpcs_total`.

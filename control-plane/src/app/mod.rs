@@ -121,6 +121,10 @@ impl Replica {
             metrics.clone(),
             &tasks,
         );
+        if !common.no_doorbell {
+            let rung = dispatcher.clone();
+            registry.bell().start(store.clone(), move |words| rung.rung(words), &tasks);
+        }
         let intake =
             Intake::start(registry.clone(), dispatcher.clone(), outbox.clone(), clock, metrics.clone(), &tasks);
         let broker = Broker::new(common.model.settings(), secrets::for_models()).context("set up model calls")?;

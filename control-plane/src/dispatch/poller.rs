@@ -2,7 +2,7 @@
 //!
 //! Always true: each tick may run at any time, twice, or after a crash; a nudge only makes it earlier.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -91,7 +91,9 @@ pub(super) async fn run_poller(dispatcher: Dispatcher, stop: CancellationToken) 
         tokio::select! {
             () = stop.cancelled() => return,
             () = inner.poll.notified() => {}
-            () = tokio::time::sleep(PERIOD) => {}
+            () = inner.outbox.adapters().leases().changed() => {}
+            // Never in step with other replicas for long, and never more than one a second.
+            () = tokio::time::sleep(PERIOD + Duration::from_millis(rand::random_range(0..50))) => {}
         }
         if let Err(error) = poll_once(&dispatcher).await {
             tracing::warn!(%error, "the poll failed");
@@ -124,9 +126,15 @@ async fn repair(dispatcher: &Dispatcher) {
 async fn poll_once(dispatcher: &Dispatcher) -> store::Result<()> {
     let inner = &dispatcher.inner;
     let heard = inner.fleet.take_heard();
-    let answer = inner.store.poll(inner.replica, &heard, LEASE).await?;
+    let leases = inner.outbox.adapters().leases();
+    let (claims, asked) = (leases.claims(), Instant::now());
+    let answer = inner.store.poll_for(inner.replica, &heard, &claims, LEASE).await?;
+    leases.told(&claims, asked, &answer.accounts, answer.live, LEASE);
     inner.clock.set(answer.now);
     inner.registry.set_database(Ok(()));
+    inner.registry.bell().replicas(answer.live);
+    inner.outbox.adapters().share(u32::try_from(answer.live).unwrap_or(1));
+    inner.metrics.accounts_deaf(leases.deaf().len() as u64);
     let lapsed: Vec<i64> = heard.into_iter().filter(|worker| !answer.alive.contains(worker)).collect();
     if !lapsed.is_empty() {
         tracing::warn!(?lapsed, "the leases of connected workers have lapsed");
