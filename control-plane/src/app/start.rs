@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::homes::{ExternalHomes, LocalHomes};
 use super::options::{Database, Dev, Serve, Surroundings};
-use super::{CONNECTIONS, GRACE, NOTE_GRACE, Plan, Replica, Sockets, local, named, wall_clock};
+use super::{CONNECTIONS, GRACE, NOTE_GRACE, Plan, Replica, Seams, Sockets, local, named, wall_clock};
 use crate::grpc::system_api::{Addresses, apply_text};
 use crate::identity::{Authority, NewToken, Role, Token, TokenStore as _, Tokens, mint, mint_join, parse_bearer};
 use crate::local::data_dir::{self, DataDir, Endpoint};
@@ -55,8 +55,8 @@ pub(super) fn database_url(database: &Database) -> anyhow::Result<SecretString> 
 }
 
 /// One replica on somebody's Postgres.
-pub(super) async fn serve(serve: Serve, telemetry: &Telemetry) -> anyhow::Result<()> {
-    let store = Store::new(database_url(&serve.database)?.expose_secret(), CONNECTIONS)?;
+pub(super) async fn serve(serve: Serve, telemetry: &Telemetry, seams: &Seams) -> anyhow::Result<()> {
+    let store = seams.store(database_url(&serve.database)?.expose_secret(), CONNECTIONS)?;
     if !serve.no_migrate {
         store
             .migrate()
@@ -89,7 +89,12 @@ pub(super) async fn serve(serve: Serve, telemetry: &Telemetry) -> anyhow::Result
 }
 
 /// Postgres, control plane and workers on this machine.
-pub(super) async fn dev(dev: Dev, surroundings: Surroundings, telemetry: &Telemetry) -> anyhow::Result<()> {
+pub(super) async fn dev(
+    dev: Dev,
+    surroundings: Surroundings,
+    telemetry: &Telemetry,
+    seams: &Seams,
+) -> anyhow::Result<()> {
     let path = match &dev.data_dir {
         Some(path) => std::path::absolute(path).with_context(|| format!("find {}", named(path)))?,
         None => data_dir::default_path(
@@ -117,9 +122,19 @@ pub(super) async fn dev(dev: Dev, surroundings: Surroundings, telemetry: &Teleme
             (Some(server), url)
         }
     };
-    let started =
-        start_dev(&dev, &data, &surroundings, &url, listeners, telemetry, spawner, worker_binary, postgres.is_some())
-            .await;
+    let started = start_dev(
+        &dev,
+        &data,
+        &surroundings,
+        &url,
+        listeners,
+        telemetry,
+        seams,
+        spawner,
+        worker_binary,
+        postgres.is_some(),
+    )
+    .await;
     let result = match started {
         Ok((replica, launcher)) => {
             let reason = tokio::select! {
@@ -159,11 +174,12 @@ async fn start_dev(
     url: &SecretString,
     listeners: Listeners,
     telemetry: &Telemetry,
+    seams: &Seams,
     spawner: Spawner,
     worker_binary: PathBuf,
     sole: bool,
 ) -> anyhow::Result<(Replica, Launcher)> {
-    let store = Store::new(url.expose_secret(), CONNECTIONS)?;
+    let store = seams.store(url.expose_secret(), CONNECTIONS)?;
     store
         .migrate()
         .await
