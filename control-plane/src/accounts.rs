@@ -87,7 +87,11 @@ impl Leases {
                 if ended {
                     std::future::pending::<()>().await;
                 }
-                tracing::info!(platform = key.0, account = key.1, "this replica does not receive for the account any more");
+                tracing::info!(
+                    platform = key.0,
+                    account = key.1,
+                    "this replica does not receive for the account any more"
+                );
             }
         };
         stop.run_until_cancelled(whole).await;
@@ -210,9 +214,10 @@ fn give_away(state: &mut State, live: i64) {
     if held <= share || !due {
         return;
     }
-    let mut can_go = state.seats.values_mut().filter(|seat| {
-        seat.until.borrow().is_some() && seat.given.is_none_or(|at| at.elapsed() >= KEEP)
-    });
+    let mut can_go = state
+        .seats
+        .values_mut()
+        .filter(|seat| seat.until.borrow().is_some() && seat.given.is_none_or(|at| at.elapsed() >= KEEP));
     if let Some(seat) = can_go.next() {
         (seat.giving, seat.given) = (true, Some(Instant::now()));
         seat.until.send_replace(None);

@@ -5,10 +5,11 @@
 //! prost types stop at `grpc`; platform wire formats stop in `hermes-platforms`. It never executes a tool and never opens
 //! a path that a worker named.
 
-pub mod app;
 pub mod accounts;
+pub mod app;
 pub mod dispatch;
 pub mod doorbell;
+pub mod failpoint;
 pub mod grpc;
 pub mod http;
 pub mod identity;

@@ -1,10 +1,13 @@
-//! How fast connections are tried again while Postgres cannot be reached: jittered, doubling, at most a second apart.
+//! What a call of the store does when Postgres cannot be reached or does not answer.
 //!
-//! Used by every call of the store before it takes a connection. Always true: while connections work nobody waits here; when
-//! Postgres comes back, every caller has tried again within a second, and not all in the same instant. The pool bounds how many.
+//! Connections are tried again after pauses that are jittered and doubling, at most a second long; no answer is waited for without
+//! end. Always true: while connections work nobody waits here; when Postgres comes back, every caller has tried again within a
+//! second, and not all in the same instant. The pool bounds how many.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+
+use super::{Error, Result};
 
 const FIRST: Duration = Duration::from_millis(25);
 const MOST: Duration = Duration::from_secs(1);
@@ -34,6 +37,22 @@ impl Gate {
             }
         } else {
             self.failures.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// One call on a connection of the pool. A connection that has not answered in time is closed and not used again: whoever had it
+/// next would wait behind this call.
+pub(super) async fn within<T>(
+    limit: Duration,
+    client: deadpool_postgres::Object,
+    call: impl AsyncFnOnce(&deadpool_postgres::Object) -> std::result::Result<T, tokio_postgres::Error>,
+) -> Result<T> {
+    match tokio::time::timeout(limit, call(&client)).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => {
+            drop(deadpool_postgres::Object::take(client));
+            Err(Error::Unavailable(format!("no answer within {} s", limit.as_secs())))
         }
     }
 }

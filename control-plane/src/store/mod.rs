@@ -30,6 +30,8 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{NoTls, Row};
 
+use crate::failpoint::{Failpoints, Verdict};
+
 pub use accounts::{AccountClaim, AccountHeld, AccountRow};
 pub use agents::{AgentRow, RegistryChange, RegistryRows, RevisionRow};
 pub use clock::DatabaseClock;
@@ -186,6 +188,7 @@ pub struct Store {
     gate: std::sync::Arc<gate::Gate>,
     /// For connections beside the pool.
     direct: std::sync::Arc<doorbell::Direct>,
+    failpoints: Failpoints,
 }
 
 impl fmt::Debug for Store {
@@ -245,7 +248,19 @@ impl Store {
             functions: functions.into(),
             gate: std::sync::Arc::default(),
             direct: direct.into(),
+            failpoints: Failpoints::default(),
         })
+    }
+
+    /// With points around each transition.
+    #[must_use]
+    pub fn with_failpoints(self, failpoints: Failpoints) -> Self {
+        Self { failpoints, ..self }
+    }
+
+    /// The points of this process.
+    pub(crate) fn failpoints(&self) -> &Failpoints {
+        &self.failpoints
     }
 
     /// Where the database is, for people: host and port or socket directory, and its name; never user or password.
@@ -272,7 +287,7 @@ impl Store {
 
     async fn query_within(&self, limit: Duration, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
         let client = self.client().await?;
-        within(limit, client, async |client| {
+        gate::within(limit, client, async |client| {
             let statement = client.prepare_cached(sql).await?;
             client.query(&statement, params).await
         })
@@ -285,11 +300,29 @@ impl Store {
 
     async fn execute(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<u64> {
         let client = self.client().await?;
-        within(CALL_LIMIT, client, async |client| {
+        gate::within(CALL_LIMIT, client, async |client| {
             let statement = client.prepare_cached(sql).await?;
             client.execute(&statement, params).await
         })
         .await
+    }
+
+    /// A transition with its points; those are named after the function that the statement calls.
+    async fn drilled(&self, limit: Duration, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+        if !self.failpoints.are_set() {
+            return self.query_within(limit, sql, params).await;
+        }
+        let head = sql.split('(').next().unwrap_or_default();
+        let function = head.split_whitespace().next_back().unwrap_or_default();
+        let cut = || Error::Unavailable("cut by a drill".to_owned());
+        if self.failpoints.reach(&format!("{function}.before")).await == Verdict::Fail {
+            return Err(cut());
+        }
+        let rows = self.query_within(limit, sql, params).await?;
+        match self.failpoints.reach(&format!("{function}.after")).await {
+            Verdict::GoOn => Ok(rows),
+            Verdict::Fail => Err(cut()),
+        }
     }
 
     /// Repeats a whole batch that met a concurrent writer, a few times with jitter.
@@ -305,7 +338,7 @@ impl Store {
     ) -> Result<Vec<Row>> {
         let mut attempt = 0_u32;
         loop {
-            match self.query_within(limit, sql, params).await {
+            match self.drilled(limit, sql, params).await {
                 Err(error) if error.is_retryable() && attempt < 6 => {
                     attempt += 1;
                     let jitter = rand::random_range(1..=(4_u64 << attempt));
@@ -330,22 +363,6 @@ impl Store {
         let row = self.query_opt("SELECT current_setting('server_version')", &[]).await?;
         let version: String = row.map_or_else(String::new, |row| row.get(0));
         Ok(format!("postgres {}", version.split_whitespace().next().unwrap_or("?")))
-    }
-}
-
-/// One call on a connection of the pool. A connection that has not answered in time is closed and not used again: whoever had it
-/// next would wait behind this call.
-async fn within<T>(
-    limit: Duration,
-    client: deadpool_postgres::Object,
-    call: impl AsyncFnOnce(&deadpool_postgres::Object) -> std::result::Result<T, tokio_postgres::Error>,
-) -> Result<T> {
-    match tokio::time::timeout(limit, call(&client)).await {
-        Ok(answer) => Ok(answer?),
-        Err(_) => {
-            drop(deadpool_postgres::Object::take(client));
-            Err(Error::Unavailable(format!("no answer within {} s", limit.as_secs())))
-        }
     }
 }
 

@@ -106,7 +106,10 @@ impl Telegram {
             let updates = match self.api.poll::<Vec<Value>>("getUpdates", &body, limit).await {
                 Ok(updates) => updates,
                 Err(CallError::Refused(Refusal { code: 409, .. })) if !heard && begun.elapsed() < HANDOVER => {
-                    tracing::info!(account = self.account, "the bot's former receiver has not ended yet, waiting for it");
+                    tracing::info!(
+                        account = self.account,
+                        "the bot's former receiver has not ended yet, waiting for it"
+                    );
                     handover.wait(None).await;
                     continue;
                 }
