@@ -18,6 +18,7 @@ pub mod local;
 pub mod models;
 pub mod outbox;
 pub mod registry;
+pub mod retention;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;

@@ -46,6 +46,7 @@ use crate::intake::{Intake, Sink};
 use crate::models::Broker;
 use crate::outbox::{Adapters, Outbox};
 use crate::registry::{Homes, Registry};
+use crate::retention;
 use crate::store::{DatabaseClock, Store};
 use crate::tasks::Tasks;
 use crate::telemetry::{Metrics, Telemetry};
@@ -133,6 +134,7 @@ impl Replica {
         let broker = Broker::new(common.model.settings(), secrets::for_models()).context("set up model calls")?;
         let sink = Sink::new(intake.clone(), adapters.clone());
         accounts::start(registry.clone(), adapters, sink.clone(), &tasks);
+        tasks.spawn("retention", retention::run(registry.clone(), metrics.clone(), tasks.stopping()));
         tasks.spawn("tokens", start::touch_tokens(tokens.clone(), tasks.stopping()));
         let doors = tasks.stopping().child_token();
         let this = Self { registry, dispatcher, outbox, tokens, authority, replica, doors, tasks };

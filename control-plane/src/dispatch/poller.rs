@@ -10,6 +10,8 @@ use super::{DEAD_NOTICE, Dispatcher, LEASE, MAX_CRASHES, REMOVED_NOTICE, STICKY}
 use crate::store::{self, BATCH_ROWS, Claimed};
 
 const PERIOD: Duration = Duration::from_secs(1);
+/// Older transactions are worth a warning.
+const OLD_TRANSACTION: Duration = Duration::from_secs(60);
 
 /// What a claim found.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -103,11 +105,26 @@ pub(super) async fn run_poller(dispatcher: Dispatcher, stop: CancellationToken) 
             repair(&dispatcher).await;
         }
         ticks += 1;
-        if ticks.is_multiple_of(300)
-            && let Err(error) = inner.store.workers_forget().await
-        {
-            tracing::debug!(%error, "could not forget old workers");
+        if ticks.is_multiple_of(60) {
+            look_for_old_transactions(&dispatcher).await;
         }
+    }
+}
+
+/// Once a minute: a transaction that stays open keeps everybody's dead rows alive, and the hot tables swell.
+async fn look_for_old_transactions(dispatcher: &Dispatcher) {
+    let inner = &dispatcher.inner;
+    match inner.store.oldest_transaction().await {
+        Ok(age) => {
+            inner.metrics.oldest_transaction(age);
+            if age > OLD_TRANSACTION {
+                tracing::warn!(
+                    seconds = age.as_secs(),
+                    "a transaction of this database is old: tables swell while it is open"
+                );
+            }
+        }
+        Err(error) => tracing::debug!(%error, "could not look for old transactions"),
     }
 }
 

@@ -17,6 +17,7 @@ mod gate;
 mod homes;
 mod identities;
 mod migrate;
+mod retention;
 mod sessions;
 mod transitions;
 mod workers;
@@ -39,6 +40,7 @@ pub use doorbell::{Bell, Rung};
 pub use functions::Functions;
 pub use homes::{HomeDocument, HomeDocumentInfo, PushOutcome};
 pub use identities::LAUNCH_TTL;
+pub use retention::{RETAINED, Retained, RetentionRun};
 pub use sessions::{SessionRow, StatusCounts, TranscriptRow, TurnEnd, TurnRow};
 pub use transitions::{
     Claimed, Completion, CompletionOutcome, DeliveryOutcome, DueDelivery, Ended, GivenUp, Ingest, Ingested, LaneKey,

@@ -223,13 +223,15 @@ impl Store {
         }
     }
 
-    /// Forgets workers that were lost more than ten minutes ago, with their slots.
+    /// Age of the oldest transaction that runs in this database, or of the oldest snapshot that somebody holds; of other
+    /// roles' only as far as ours may see them.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn workers_forget(&self) -> Result<u64> {
-        let sql = "WITH w AS (DELETE FROM workers WHERE lost AND lost_at < clock_timestamp() - interval '15 minutes' RETURNING worker_id) \
-                   DELETE FROM slots s USING w WHERE s.worker_id = w.worker_id";
-        self.execute(sql, &[]).await
+    pub async fn oldest_transaction(&self) -> Result<Duration> {
+        let sql = "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float8 FROM pg_stat_activity \
+                   WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'";
+        let age = self.query_opt(sql, &[]).await?.map_or(0.0, |row| row.get::<_, f64>(0));
+        Ok(Duration::try_from_secs_f64(age.max(0.0)).unwrap_or_default())
     }
 }
