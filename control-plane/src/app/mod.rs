@@ -30,6 +30,7 @@ pub use options::{Command, Common, Database, Dev, LogFormat, ModelLimits, Option
 
 pub use process::{Seams, process};
 
+use crate::accounts::DEAF_DETAIL;
 use crate::dispatch::Dispatcher;
 use crate::grpc::agent_api::AgentApi;
 use crate::grpc::identity_api::IdentityApi;
@@ -215,11 +216,19 @@ impl Replica {
 
     fn http_parts(&self, intake: &Intake, sink: Sink, telemetry: &Telemetry) -> http::Parts {
         let (registry, adapters) = (self.registry.clone(), self.outbox.adapters().clone());
+        let deaf = adapters.clone();
         let metrics = telemetry.renderer();
         let turns = api::Api { intake: intake.clone(), registry: self.registry.clone(), tokens: self.tokens.clone() };
         http::Parts {
             turns: Arc::new(turns),
-            ready: Arc::new(move || registry.database()),
+            ready: Arc::new(move || {
+                registry.database()?;
+                let deaf = deaf.leases().deaf();
+                Ok(deaf
+                    .iter()
+                    .map(|(platform, account)| format!("deaf: {platform} account {account}: {DEAF_DETAIL}"))
+                    .collect())
+            }),
             metrics: Arc::new(metrics),
             webhooks: Arc::new(move |platform, account, request| {
                 let (adapters, sink) = (adapters.clone(), sink.clone());

@@ -206,6 +206,11 @@ impl Dispatcher {
         let _ = self.inner.launcher.set(LauncherEnd { demand: Box::new(demand), attached: Box::new(attached) });
     }
 
+    /// The number of this replica.
+    pub fn replica(&self) -> i64 {
+        self.inner.replica
+    }
+
     /// The workers connected here.
     pub fn fleet(&self) -> &Fleet {
         &self.inner.fleet
