@@ -5,14 +5,19 @@
 //! turn's pinned revision. It does not retry.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hermes_proto::v1::model_service_client::ModelServiceClient;
 use hermes_proto::v1::{
-    GenerateDone, GenerateHeader, GenerateRequest, ModelMessage, ModelRole, generate_event, generate_request,
+    GenerateDone, GenerateEvent, GenerateHeader, GenerateRequest, ModelMessage, ModelRole, generate_event, generate_request,
 };
+use tonic::Streaming;
 use tonic::transport::Channel;
 
 use crate::connection::is_broken;
+
+/// How long the other side may take to end a call after its last event.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One message of the conversation; the text is shared with the caches it came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +51,8 @@ pub enum Error {
 }
 
 /// Calls the model and feeds each piece of text to `on_event` (`None` when its deadline passed without text, see
-/// [`Deltas::due`]). Returns at the last event.
+/// [`Deltas::due`]). Returns after the last event, when the call has ended: a call dropped before its end is reset, and a
+/// connection with many resets is given up by HTTP/2, with everything that runs on it.
 ///
 /// # Errors
 /// [`Error`]; pieces that were already fed stay fed.
@@ -75,13 +81,25 @@ pub async fn generate(
         };
         match event.event {
             Some(generate_event::Event::TextDelta(text)) => deltas.push(&text),
-            Some(generate_event::Event::Done(done)) => return Ok(done),
+            Some(generate_event::Event::Done(done)) => {
+                end(events).await;
+                return Ok(done);
+            }
             Some(generate_event::Event::Failed(failed)) => {
+                end(events).await;
                 return Err(Error::Failed { sentence: failed.message, reason: failed.reason });
             }
             // No tools were offered; and an event of a later protocol is not for us.
             Some(generate_event::Event::ToolCall(_)) | None => {}
         }
+    }
+}
+
+/// Reads a call to its end; nothing that comes there matters.
+async fn end(mut events: Streaming<GenerateEvent>) {
+    let ended = async { while let Ok(Some(_)) = events.message().await {} };
+    if tokio::time::timeout(END_TIMEOUT, ended).await.is_err() {
+        tracing::debug!("a model call did not end after its last event");
     }
 }
 
