@@ -1,5 +1,40 @@
 -- Turns taken from workers that are gone, and turns that nobody will run.
 
+-- The running turn of a session whose lock the caller holds becomes a dead letter: the chat is told, the session moves on.
+CREATE FUNCTION bury(p_session bigint, p_reason text, p_notice bytea) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off AS $$
+DECLARE r sessions;
+BEGIN
+  SELECT * INTO r FROM sessions WHERE session_id = p_session;
+  INSERT INTO turn_steps(session_id, seq, step, phase, epoch, kind, ended, body) VALUES (r.session_id, r.head_seq, 2147483647, 1, r.epoch, 3, 4, p_notice);
+  INSERT INTO dead_turns(session_id, seq, reason) VALUES (r.session_id, r.head_seq, p_reason);
+  PERFORM enqueue(q.lane_id, q.session_id, q.seq, p_notice) FROM turns q
+    WHERE q.session_id = r.session_id AND q.seq = r.head_seq AND q.lane_id IS NOT NULL;
+  UPDATE sessions SET epoch = epoch + 1, worker_id = NULL, deadline = NULL, crashes = 0, head_seq = head_seq + 1,
+         state = CASE WHEN tail_seq = head_seq THEN 0 ELSE 1 END WHERE session_id = r.session_id;
+  IF r.tail_seq > r.head_seq THEN
+    INSERT INTO ready(session_id, agent_no, ready_at) VALUES (r.session_id, r.agent_no, clock_timestamp());
+  ELSIF r.successor IS NOT NULL THEN
+    PERFORM release_successors(ARRAY[r.session_id]);
+  END IF;
+END $$;
+
+-- Gives up running turns for a reason, whatever their workers still do: fenced like a report. Per row: false = it runs no more under
+-- that epoch, and nothing was written.
+CREATE FUNCTION give_up(p_session bigint[], p_epoch bigint[], p_seq bigint[], p_reason text[], p_notice bytea[])
+RETURNS TABLE (o_ord bigint, o_ok boolean) LANGUAGE plpgsql SET enable_seqscan = off AS $$
+DECLARE r record;
+BEGIN
+  PERFORM 1 FROM sessions WHERE session_id = ANY(p_session) ORDER BY session_id FOR NO KEY UPDATE;      -- A
+  FOR r IN SELECT i.*, s.session_id IS NOT NULL AS ok                                                   -- B
+             FROM unnest(p_session, p_epoch, p_seq, p_reason, p_notice) WITH ORDINALITY i(sid, epoch, seq, reason, notice, ord)
+             LEFT JOIN sessions s ON s.session_id = i.sid AND s.epoch = i.epoch AND s.state = 2 AND s.head_seq = i.seq ORDER BY i.sid LOOP
+    -- One row a session: after the first the epoch has moved, which this loop's query cannot see.
+    o_ord := r.ord; o_ok := r.ok AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = r.sid AND s.epoch = r.epoch);
+    IF o_ok THEN PERFORM bury(r.sid, r.reason, r.notice); END IF;
+    RETURN NEXT;
+  END LOOP;
+END $$;
+
 -- Takes back what lost workers hold. Driven by state, not by the edge "has just been lost": a worker stays under watch for 10 minutes, so a
 -- lease that slipped in while it was being marked is taken back on the next tick. The p_max_crashes-th crash of a head turn: dead letter,
 -- notice into the outbox and the session moves on, in this same transaction.
@@ -17,19 +52,13 @@ BEGIN
             WHERE s.session_id = ANY(sid) AND s.state = 2 AND w.lost ORDER BY s.session_id LOOP
     o_session := r.session_id; o_seq := r.head_seq; o_dead := r.crashes + 1 >= p_max_crashes;
     IF o_dead THEN
-      INSERT INTO turn_steps(session_id, seq, step, phase, epoch, kind, ended, body) VALUES (r.session_id, r.head_seq, 2147483647, 1, r.epoch, 3, 4, p_notice);
-      INSERT INTO dead_turns(session_id, seq, reason) VALUES (r.session_id, r.head_seq, 'crashed');
-      PERFORM enqueue(q.lane_id, q.session_id, q.seq, p_notice) FROM turns q
-        WHERE q.session_id = r.session_id AND q.seq = r.head_seq AND q.lane_id IS NOT NULL;
-    END IF;
-    UPDATE sessions SET epoch = epoch + 1, worker_id = NULL, deadline = NULL, crashes = CASE WHEN o_dead THEN 0 ELSE crashes + 1 END,
-           head_seq = head_seq + o_dead::int, state = CASE WHEN o_dead AND tail_seq = head_seq THEN 0 ELSE 1 END WHERE session_id = r.session_id;
-    IF NOT o_dead OR r.tail_seq > r.head_seq THEN
+      PERFORM bury(r.session_id, 'crashed', p_notice);
+    ELSE
+      UPDATE sessions SET epoch = epoch + 1, worker_id = NULL, deadline = NULL, crashes = crashes + 1, state = 1 WHERE session_id = r.session_id;
       -- The first crash is tried again at once: a worker that died with the machine says nothing about the turn.
       INSERT INTO ready(session_id, agent_no, ready_at) VALUES (r.session_id, r.agent_no,
-        CASE WHEN o_dead OR r.crashes = 0 THEN t ELSE t + interval '1 second' * power(2, r.crashes) * (0.5 + random()/2) END);
+        CASE WHEN r.crashes = 0 THEN t ELSE t + interval '1 second' * power(2, r.crashes) * (0.5 + random()/2) END);
     END IF;
-    IF o_dead AND r.successor IS NOT NULL THEN PERFORM release_successors(ARRAY[r.session_id]); END IF;
     RETURN NEXT;
   END LOOP;
 END $$;

@@ -106,8 +106,7 @@ impl Live {
     pub fn follow(&self, store: Store, id: TurnId) -> BoxStream<'static, TurnEvent> {
         let turn = self.turn(id);
         let asked = turn.is_begun();
-        let follower =
-            Follower { live: self.clone(), turn, store, id, sent: 0, pending: None, asked, done: false };
+        let follower = Follower { live: self.clone(), turn, store, id, sent: 0, pending: None, asked, done: false };
         Box::pin(futures_util::stream::unfold(follower, |mut follower| async move {
             follower.next().await.map(|event| (event, follower))
         }))
@@ -251,7 +250,8 @@ mod tests {
         live.forget(TURN);
         live.begin(TURN);
         live.append(TURN, "one two");
-        assert_eq!(followed.next().await, Some(TurnEvent::Delta(" two".to_owned())));
+        let next = tokio::time::timeout(Duration::from_secs(20), followed.next()).await.expect("its text is seen");
+        assert_eq!(next, Some(TurnEvent::Delta(" two".to_owned())));
         live.end(TURN, end("one two three"));
         let rest = events(followed).await;
         assert_eq!(rest, [TurnEvent::Delta(" three".to_owned()), TurnEvent::Ended(end("one two three"))]);

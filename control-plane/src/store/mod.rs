@@ -34,8 +34,8 @@ pub use homes::{HomeDocument, HomeDocumentInfo, PushOutcome};
 pub use identities::LAUNCH_TTL;
 pub use sessions::{SessionRow, StatusCounts, TranscriptRow, TurnEnd, TurnRow};
 pub use transitions::{
-    Claimed, Completion, CompletionOutcome, DeliveryOutcome, DueDelivery, Ended, Ingest, Ingested, LaneKey, Leased,
-    NextTurn, SendResult,
+    Claimed, Completion, CompletionOutcome, DeliveryOutcome, DueDelivery, Ended, GivenUp, Ingest, Ingested, LaneKey,
+    Leased, NextTurn, SendResult,
 };
 pub use workers::{PollAnswer, WorkerRegistration};
 

@@ -162,6 +162,19 @@ pub struct CompletionOutcome {
     pub waits: bool,
 }
 
+/// A running turn to give up.
+#[derive(Clone, Debug)]
+pub struct GivenUp {
+    /// The turn.
+    pub turn: TurnId,
+    /// Its fence.
+    pub epoch: i64,
+    /// Why, one word for programs: `deadline`, `stalled`, `diverged`.
+    pub reason: &'static str,
+    /// What its chat is told.
+    pub notice: &'static str,
+}
+
 /// A delivery in this replica's hands.
 #[derive(Clone, Debug)]
 pub struct DueDelivery {
@@ -374,6 +387,22 @@ impl Store {
             )
             .await?;
         Ok(answers.iter().map(completion_outcome).collect())
+    }
+
+    /// Gives up running turns, each for a reason and with a notice for its chat. Answers per row whether it still ran under
+    /// that fence.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: repeat it; what was given up is then answered as fenced.
+    pub async fn give_up(&self, rows: &[GivenUp]) -> Result<Vec<bool>> {
+        let sessions: Vec<i64> = rows.iter().map(|row| row.turn.session.0).collect();
+        let epochs: Vec<i64> = rows.iter().map(|row| row.epoch).collect();
+        let seqs: Vec<i64> = rows.iter().map(|row| row.turn.seq).collect();
+        let reasons: Vec<&str> = rows.iter().map(|row| row.reason).collect();
+        let notices: Vec<&[u8]> = rows.iter().map(|row| row.notice.as_bytes()).collect();
+        let sql = "SELECT o_ok FROM give_up($1,$2,$3,$4,$5) ORDER BY o_ord";
+        let rows = self.query_retrying(sql, &[&sessions, &epochs, &seqs, &reasons, &notices]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     /// Records how attempts went. Answers per row whether the fence held, and the next deliveries of the lanes, already

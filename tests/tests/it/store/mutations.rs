@@ -104,8 +104,16 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "crashes are not counted",
-        edits: &[("ELSE crashes + 1 END", "ELSE crashes END")],
+        edits: &[("crashes = crashes + 1, state = 1", "crashes = crashes, state = 1")],
         caught_by: &["the_third_crash_is_a_dead_letter_and_the_next_turn_runs"],
+    },
+    Mutation {
+        name: "anybody's turn is given up",
+        edits: &[(
+            "LEFT JOIN sessions s ON s.session_id = i.sid AND s.epoch = i.epoch AND s.state = 2 AND s.head_seq = i.seq ORDER BY i.sid LOOP",
+            "LEFT JOIN sessions s ON s.session_id = i.sid AND s.state = 2 ORDER BY i.sid LOOP",
+        )],
+        caught_by: &["a_turn_is_given_up_under_its_own_fence_only"],
     },
     Mutation {
         name: "a busy session is leased",
@@ -141,7 +149,7 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "a dead letter releases nobody",
-        edits: &[("IF o_dead AND r.successor IS NOT NULL THEN", "IF false THEN")],
+        edits: &[("ELSIF r.successor IS NOT NULL THEN", "ELSIF false THEN")],
         caught_by: &["a_dead_letter_lets_the_next_session_begin"],
     },
     Mutation {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use hermes_control_plane::store::GivenUp;
 use sha2::{Digest as _, Sha256};
 
 use super::db::{Db, end, end_keep, end_to, msg, same};
@@ -221,6 +222,27 @@ pub(super) fn the_third_crash_is_a_dead_letter_and_the_next_turn_runs(db: &mut D
     w = db.worker(1)?;
     same!(db.claim(&[(w, 1)])?, "1/2/7/pb");
     same!(db.look("SELECT crashes FROM sessions")?, "0");
+    Ok(())
+}
+
+pub(super) fn a_turn_is_given_up_under_its_own_fence_only(db: &mut Db) -> Result<()> {
+    let w = db.worker(1)?;
+    db.ingest(&[msg("a", "x").on(w, 1), msg("b", "x"), msg("c", "y").on(w, 2)])?;
+    let row = |turn: &str, epoch| -> Result<GivenUp> {
+        Ok(GivenUp { turn: turn.parse()?, epoch, reason: "deadline", notice: "too long" })
+    };
+    // An old fence, the same turn twice in a batch, a turn that only waits.
+    let rows = [row("t1.1", 0)?, row("t1.1", 1)?, row("t1.1", 1)?, row("t1.2", 1)?, row("t2.1", 1)?];
+    same!(db.wait(db.store.give_up(&rows))?, [false, true, false, false, true]);
+    same!(db.look("SELECT session_id, seq, reason FROM dead_turns ORDER BY 1")?, "1|1|deadline 2|1|deadline");
+    same!(db.look("SELECT session_id, state, head_seq FROM sessions ORDER BY 1")?, "1|1|2 2|0|2");
+    same!(
+        db.look("SELECT convert_from(body, 'UTF8') FROM outbox ORDER BY pos")?,
+        "too_long too_long".replace('_', " ")
+    );
+    // What its worker still reports is refused, and the next message runs.
+    same!(db.complete(&[end(1, 1, 1)])?, "f/f/-/-");
+    same!(db.claim(&[(w, 1)])?, "1/2/3/pb");
     Ok(())
 }
 
