@@ -25,11 +25,9 @@ RETURNS TABLE (o_ord bigint, o_ok boolean) LANGUAGE plpgsql SET enable_seqscan =
 DECLARE r record;
 BEGIN
   PERFORM 1 FROM sessions WHERE session_id = ANY(p_session) ORDER BY session_id FOR NO KEY UPDATE;      -- A
-  FOR r IN SELECT i.*, s.session_id IS NOT NULL AS ok                                                   -- B
-             FROM unnest(p_session, p_epoch, p_seq, p_reason, p_notice) WITH ORDINALITY i(sid, epoch, seq, reason, notice, ord)
-             LEFT JOIN sessions s ON s.session_id = i.sid AND s.epoch = i.epoch AND s.state = 2 AND s.head_seq = i.seq ORDER BY i.sid LOOP
-    -- One row a session: after the first the epoch has moved, which this loop's query cannot see.
-    o_ord := r.ord; o_ok := r.ok AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = r.sid AND s.epoch = r.epoch);
+  FOR r IN SELECT i.* FROM unnest(p_session, p_epoch, p_seq, p_reason, p_notice) WITH ORDINALITY i(sid, epoch, seq, reason, notice, ord) ORDER BY i.sid LOOP
+    o_ord := r.ord;                                                                                     -- B, row by row: a row may have moved the next one's
+    o_ok := EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = r.sid AND s.epoch = r.epoch AND s.state = 2 AND s.head_seq = r.seq);
     IF o_ok THEN PERFORM bury(r.sid, r.reason, r.notice); END IF;
     RETURN NEXT;
   END LOOP;

@@ -110,8 +110,8 @@ const MUTATIONS: &[Mutation] = &[
     Mutation {
         name: "anybody's turn is given up",
         edits: &[(
-            "LEFT JOIN sessions s ON s.session_id = i.sid AND s.epoch = i.epoch AND s.state = 2 AND s.head_seq = i.seq ORDER BY i.sid LOOP",
-            "LEFT JOIN sessions s ON s.session_id = i.sid AND s.state = 2 ORDER BY i.sid LOOP",
+            "s.session_id = r.sid AND s.epoch = r.epoch AND s.state = 2 AND s.head_seq = r.seq",
+            "s.session_id = r.sid AND s.state = 2 AND s.head_seq = r.seq",
         )],
         caught_by: &["a_turn_is_given_up_under_its_own_fence_only"],
     },
