@@ -147,6 +147,7 @@ impl ModelService for ModelApi {
         let (dispatcher, metrics) = (self.dispatcher.clone(), self.metrics.clone());
         let events = self.broker.generate(target, &agent, messages).map(move |event| {
             let _ = &span; // the span lasts as long as the stream
+            dispatcher.fleet().progressed(worker, turn, epoch);
             let event = match event {
                 ModelEvent::Delta(text) => Event::TextDelta(text),
                 ModelEvent::Done { usage, finish_reason } => {
