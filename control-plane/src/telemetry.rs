@@ -302,6 +302,8 @@ pub struct Metrics {
     accounts_deaf: Gauge<u64>,
     oldest_transaction: Gauge<f64>,
     retained: Counter<u64>,
+    clock_back: Counter<u64>,
+    overruns: Counter<u64>,
 }
 
 impl Metrics {
@@ -333,6 +335,11 @@ impl Metrics {
                 .with_description("age of the database's oldest transaction or snapshot, seen once a minute")
                 .build(),
             retained: counter("hermes_retention_removed", "rows that retention removed, by what they were"),
+            clock_back: counter(
+                "hermes_database_clock_back",
+                "how often the database's clock went back by more than a second",
+            ),
+            overruns: counter("hermes_overruns", "turns that took too long or stood still, by reason"),
         }
     }
 
@@ -413,6 +420,16 @@ impl Metrics {
     /// `hermes_refusals_total{reason}`: refused by a layer; such calls are not in `hermes_rpcs_total`.
     pub fn refused(&self, reason: &'static str) {
         self.refusals.add(1, &[KeyValue::new("reason", reason)]);
+    }
+
+    /// `hermes_database_clock_back_total`.
+    pub fn database_clock_went_back(&self) {
+        self.clock_back.add(1, &[]);
+    }
+
+    /// `hermes_overruns_total{reason}`: deadline, stalled.
+    pub fn overrun(&self, reason: &'static str) {
+        self.overruns.add(1, &[KeyValue::new("reason", reason)]);
     }
 }
 

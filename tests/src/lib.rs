@@ -8,4 +8,5 @@ pub mod fake_telegram;
 pub mod mock_model;
 pub mod otlp;
 pub mod postgres;
+pub mod proxy;
 pub mod system;

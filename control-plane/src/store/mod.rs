@@ -46,7 +46,7 @@ pub use transitions::{
     Claimed, Completion, CompletionOutcome, DeliveryOutcome, DueDelivery, Ended, GivenUp, Ingest, Ingested, LaneKey,
     Leased, NextTurn, SendResult,
 };
-pub use workers::{PollAnswer, WorkerRegistration};
+pub use workers::{Leaving, Parting, PollAnswer, WorkerRegistration};
 
 /// Longest wait for the answer to a poll: longer is no database.
 pub const POLL_LIMIT: Duration = Duration::from_secs(5);

@@ -53,7 +53,7 @@ fn the_example_sets_every_key() {
         session_reset: ResetPolicy { mode, at_hour: _, idle_minutes: _ },
         reset_by_type,
         reset_by_platform,
-        limits: Limits { message_bytes: _, history_bytes: _ },
+        limits: Limits { message_bytes: _, history_bytes: _, turn_seconds: _, stall_seconds: _ },
         retention: Retention { dedupe_days: _, steps_days: _, deliveries_days: _, dead_days: _, turns_days },
         providers,
         default_provider,
@@ -77,6 +77,8 @@ fn the_example_sets_every_key() {
         "steps_days",
         "deliveries_days",
         "dead_days",
+        "turn_seconds",
+        "stall_seconds",
         "kind",
     ] {
         let written = |line: &str| line.trim_start().starts_with(&format!("{key}:"));

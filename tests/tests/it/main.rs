@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helper functions too")]
 
 mod deploy_examples;
+mod drills;
 mod http_api;
 mod identity;
 mod models;
+mod replicas;
 mod store;
 mod surfaces;
 mod system;

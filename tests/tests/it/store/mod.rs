@@ -10,10 +10,12 @@ mod deliveries;
 mod leases;
 mod migrations;
 mod mutations;
+mod parting;
 mod races;
 mod registry;
 mod removal;
 mod resets;
+mod retention;
 mod turns;
 
 use anyhow::Result;
@@ -120,6 +122,25 @@ drills! {
         an_account_that_is_given_up_is_free_at_once,
         a_replica_takes_its_share_of_the_accounts_and_the_rest_only_when_nobody_else_does,
         two_replicas_that_want_one_account_do_not_wait_for_each_other,
+    }
+    retention::{
+        a_dedupe_key_stays_for_eight_days,
+        steps_of_running_and_waiting_turns_stay,
+        turns_go_with_all_they_have_and_never_what_is_needed,
+        a_session_without_turns_goes_with_its_key_and_comes_back_as_new,
+        dead_deliveries_stay_longer,
+        a_pass_goes_page_by_page_and_one_replica_at_a_time_steps,
+    }
+    parting::{
+        a_turn_handed_back_runs_before_younger_ones_and_counts_no_crash,
+        only_who_runs_a_turn_hands_it_back_and_once,
+        who_leaves_in_order_crashes_nothing_and_who_dies_does,
+        leases_that_lapse_all_at_once_have_one_more_to_be_heard_of,
+        the_poll_that_first_sees_a_jump_renews_its_workers,
+        two_polls_that_see_a_jump_do_not_wait_in_a_circle,
+        a_turn_with_steps_is_left_to_workers_that_can_go_on_with_it,
+        a_worker_to_part_with_is_told_wherever_it_is_and_stays_so,
+        what_is_left_of_a_turns_time_survives_an_adoption,
     }
     registry::{
         two_writers_of_one_version_are_one_winner,

@@ -204,6 +204,8 @@ fn values_outside_their_range_or_kind_are_refused() {
         ("retention: {dedupe_days: 7}", "retention.dedupe_days"),
         ("retention: {turns_days: 0}", "retention.turns_days"),
         ("retention: {months: 1}", "retention.months"),
+        ("limits: {turn_seconds: 0}", "limits.turn_seconds"),
+        ("limits: {stall_seconds: 604801}", "limits.stall_seconds"),
         ("timezone: local", "timezone"),
         ("timezone: '+02:00'", "timezone"),
         ("timezone: ../../etc/passwd", "timezone"),
