@@ -120,6 +120,8 @@ pub(crate) async fn run(args: &Args, interrupted: impl Future<Output = anyhow::E
     let binaries = args.bin_dir.as_deref().or(program.parent()).context("find its folder")?;
     let model = ModelServer::start().await?;
     let setup = Setup { binaries, bound_by: Some(&program), model_url: model.base_url(), telegram: None, otlp: None };
+    // The client that asks for the metrics wants one, although it does not use it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let mut plane = Plane::start(&setup)?;
     let measured = tokio::select! {
         figures = measure(args, &mut plane) => figures,

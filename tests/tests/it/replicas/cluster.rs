@@ -67,6 +67,7 @@ impl Replica {
 
     /// Status and text of `/readyz`.
     pub(super) async fn readyz(&self) -> (u16, String) {
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let answer = reqwest::get(format!("http://{}/readyz", self.said("http"))).await.unwrap();
         (answer.status().as_u16(), answer.text().await.unwrap())
     }

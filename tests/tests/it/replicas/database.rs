@@ -113,7 +113,11 @@ fn a_stopped_postgres_is_noticed_and_its_return_too() {
         .map(|process| process.pid)
         .collect();
     assert!(servers.len() > 3, "the server and its backends: {servers:?}");
-    let signal = |signal| servers.iter().for_each(|pid| drop(kill(Pid::from_raw(*pid), signal)));
+    let signal = |signal: Signal| {
+        for pid in &servers {
+            kill(Pid::from_raw(*pid), signal).unwrap();
+        }
+    };
     let stopped = Instant::now();
     signal(Signal::SIGSTOP);
     until(SOON, "readyz is red", || (readyz().as_deref() == Some("503")).then_some(()));

@@ -71,7 +71,7 @@ async fn a_change_of_the_document_is_known_to_the_other_replica_at_once() {
     tokio::time::sleep(Duration::from_millis(2200)).await;
     let mut took = Duration::ZERO;
     for number in 0..5 {
-        here.json(&["agent", "create", &format!("agent{number}")]);
+        here.json(&["agent", "add", &format!("agent{number}")]);
         let (version, begun) = (here.json(&["status"])["document_version"].clone(), Instant::now());
         let mut system = there.grpc().system();
         let known = async {
