@@ -20,6 +20,7 @@ use crate::home::Home;
 use crate::identity::Identity;
 use crate::link::{Link, Registration, chain};
 use crate::prompt::Prompts;
+use crate::seams::Seams;
 use crate::telemetry::Telemetry;
 use crate::transcript::Transcripts;
 use crate::turns::Shared;
@@ -79,6 +80,14 @@ async fn supervised(config: Config) -> anyhow::Result<()> {
 /// # Errors
 /// When the home cannot be used, or the control plane will not have this worker.
 pub async fn serve(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    serve_with(config, Seams::default(), stop).await
+}
+
+/// As [`serve`], with other tools, or with a drill looking on.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_with(config: Config, seams: Seams, stop: CancellationToken) -> anyhow::Result<()> {
     let home = Home::open(&config.home).context("open the agent's home")?;
     let identity = Arc::new(Identity::new(config.server, config.join, jiff::Timestamp::now));
     let agent = tokio::select! {
@@ -93,8 +102,10 @@ pub async fn serve(config: Config, stop: CancellationToken) -> anyhow::Result<()
         transcripts: Transcripts::new(TRANSCRIPT_BYTES),
         prompts: Prompts::default(),
         today: || jiff::Zoned::now().date(),
+        seams,
     });
-    let registration = Registration { slots: config.slots, home: home.path().display().to_string() };
+    let registration =
+        Registration { slots: config.slots, home: home.path().display().to_string(), drain_grace: config.drain_grace };
     Link::new(identity, registration, published, shared, stop).run().await?;
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::io::Read as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser as _;
 use clap::error::ErrorKind;
@@ -40,6 +41,9 @@ struct Args {
     /// Sessions served at the same time
     #[arg(long, env = "HERMES_WORKER_SLOTS", value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
     slots: u32,
+    /// How long running turns may go on after SIGTERM before they are handed back
+    #[arg(long, env = "HERMES_WORKER_DRAIN_SECONDS", value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    drain_seconds: u32,
     /// Inherited descriptor to read the join token from, to its end
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
     join_token_fd: Option<i32>,
@@ -97,6 +101,8 @@ pub struct Config {
     pub home: PathBuf,
     /// Sessions served at the same time, 1 to 1024.
     pub slots: u32,
+    /// How long running turns may go on after the first signal.
+    pub drain_grace: Duration,
     /// Where the join token comes from.
     pub join: JoinSource,
     /// The process whose end is also ours.
@@ -140,6 +146,7 @@ impl Config {
             server,
             home: args.home,
             slots: args.slots,
+            drain_grace: Duration::from_secs(u64::from(args.drain_seconds)),
             join,
             parent_pid: args.parent_pid,
             log_format: args.log_format,
