@@ -16,6 +16,7 @@ pub mod link;
 pub mod model;
 pub mod prompt;
 pub mod seams;
+pub mod servers;
 pub mod skills;
 pub mod telemetry;
 pub mod tools;

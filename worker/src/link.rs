@@ -381,16 +381,24 @@ impl Link {
 
     /// Renews the certificate; new calls move to a connection made with it, the stream stays where it is until it ends.
     fn renew(&mut self) {
-        let Some(channel) = self.published.borrow().channel.clone() else {
+        let (Some(channel), Some(stream)) = ({
+            let connection = self.published.borrow();
+            (connection.channel.clone(), connection.outbound.clone())
+        }) else {
             return;
         };
+        let stream = stream.downgrade();
         let (identity, published) = (Arc::clone(&self.identity), self.published.clone());
         self.background.spawn(async move {
             match identity.renew(channel).await {
                 Ok(channel) => {
                     tracing::debug!("certificate renewed");
                     published.send_modify(|connection| {
-                        if connection.channel.is_some() {
+                        // A stream that has come since may be another server's.
+                        let same = |outbound: &mpsc::Sender<Outgoing>| {
+                            stream.upgrade().is_some_and(|stream| stream.same_channel(outbound))
+                        };
+                        if connection.outbound.as_ref().is_some_and(same) {
                             connection.channel = Some(channel);
                         }
                     });

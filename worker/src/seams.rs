@@ -3,11 +3,9 @@
 //! Production uses [`Seams::default`]: no tools yet, failpoints that cost a branch, every mechanism on. Nothing here reads
 //! the environment or a flag, so a started worker cannot be told to be less careful.
 
-use std::fmt;
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
-
+use crate::failpoint::Failpoints;
 use crate::tools::{NoTools, Toolbox};
 
 /// Everything that is injected.
@@ -19,6 +17,14 @@ pub struct Seams {
     pub failpoints: Failpoints,
     /// Which mechanism a drill runs without.
     pub without: Without,
+}
+
+impl Seams {
+    /// A turn is at this point. It can only be held or ended here: what a turn does when the other side is not reachable,
+    /// the connection shows.
+    pub(crate) async fn point(&self, name: &str) {
+        let _ = self.failpoints.reach(name).await;
+    }
 }
 
 impl Default for Seams {
@@ -34,28 +40,4 @@ pub struct Without {
     pub self_fence: bool,
     /// Tools are called without having their intent journaled.
     pub intent_row: bool,
-}
-
-/// Named places in a turn. What is at a place is awaited there: it may record, wait, or never go on.
-#[derive(Clone, Default)]
-pub struct Failpoints(Option<Arc<dyn Fn(&'static str) -> BoxFuture<'static, ()> + Send + Sync>>);
-
-impl Failpoints {
-    /// Calls `at` with each place that is reached.
-    pub fn new(at: impl Fn(&'static str) -> BoxFuture<'static, ()> + Send + Sync + 'static) -> Self {
-        Self(Some(Arc::new(at)))
-    }
-
-    /// A turn has come to this place.
-    pub async fn reach(&self, place: &'static str) {
-        if let Some(at) = &self.0 {
-            at(place).await;
-        }
-    }
-}
-
-impl fmt::Debug for Failpoints {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Failpoints").field(&self.0.is_some()).finish()
-    }
 }

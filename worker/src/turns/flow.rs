@@ -98,15 +98,15 @@ pub(super) async fn run(
             step: 0,
             usage: None,
         };
-        shared.seams.failpoints.reach("turn.begin").await;
+        shared.seams.point("turn.begin").await;
         let end = course.end().await;
         let outcome = match &end {
             End::Completed(completed, _) => {
-                shared.seams.failpoints.reach("complete.before").await;
+                shared.seams.point("complete.before").await;
                 completed.outcome().as_str_name()
             }
             End::HandedBack => {
-                shared.seams.failpoints.reach("handback.before").await;
+                shared.seams.point("handback.before").await;
                 "handed back"
             }
             End::Gone => "dropped",

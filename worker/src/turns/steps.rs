@@ -116,7 +116,7 @@ impl Course {
 
     async fn ask_model(&mut self) -> Result<Vec<Asked>, Halt> {
         let shared = Arc::clone(&self.shared);
-        shared.seams.failpoints.reach("model.before").await;
+        shared.seams.point("model.before").await;
         let mut tries = Tries::default();
         let generated = loop {
             let channel = self.ready().await?;
@@ -142,7 +142,7 @@ impl Course {
                 }
             }
         };
-        shared.seams.failpoints.reach("model.after").await;
+        shared.seams.point("model.after").await;
         self.count(generated.done.usage);
         Ok(generated.tool_calls)
     }
@@ -175,11 +175,11 @@ impl Course {
         let shared = Arc::clone(&self.shared);
         let spec = shared.seams.toolbox.specs().iter().find(|spec| spec.name == call.name);
         let outcome = self.call_tool(spec, call, past).await?;
-        shared.seams.failpoints.reach("result.before").await;
+        shared.seams.point("result.before").await;
         let body = outcome.text.as_bytes().to_vec();
         let report = StepReport { body, unknown: outcome.unknown, ..self.report(StepPhase::Result, outcome.effect) };
         self.store(report).await?;
-        shared.seams.failpoints.reach("result.after").await;
+        shared.seams.point("result.after").await;
         Ok(outcome.text)
     }
 
@@ -213,16 +213,16 @@ impl Course {
             (None, Effect::Idempotent) => Some(format!("{}.{}.{}", self.turn.session_id, self.turn.seq, self.step)),
             (None, Effect::Pure | Effect::AtMostOnce) => None,
         };
-        let failpoints = self.shared.seams.failpoints.clone();
-        if begun.is_none() && spec.effect != Effect::Pure && !self.shared.seams.without.intent_row {
-            failpoints.reach("intent.before").await;
+        let shared = Arc::clone(&self.shared);
+        if begun.is_none() && spec.effect != Effect::Pure && !shared.seams.without.intent_row {
+            shared.seams.point("intent.before").await;
             let body = serde_json::to_vec(&CallBody::from(call.clone())).unwrap_or_default();
             let idempotency_key = key.clone().unwrap_or_default();
             let report = StepReport { body, idempotency_key, ..self.report(StepPhase::Intent, effect) };
             self.store(report).await?;
-            failpoints.reach("intent.after").await;
+            shared.seams.point("intent.after").await;
         }
-        failpoints.reach("effect.before").await;
+        shared.seams.point("effect.before").await;
         self.may_act().await?;
         let call = ToolCall {
             turn: self.turn,
@@ -232,10 +232,9 @@ impl Course {
             idempotency_key: key,
             cancel: CancellationToken::new(),
         };
-        let toolbox = Arc::clone(&self.shared.seams.toolbox);
         let span = tracing::info_span!("tool", tool = spec.name, session = self.turn.session_id, turn = self.turn.seq);
-        let ran = run(toolbox.as_ref(), spec, call, self.inbox.ended()).instrument(span).await;
-        failpoints.reach("effect.after").await;
+        let ran = run(shared.seams.toolbox.as_ref(), spec, call, self.inbox.ended()).instrument(span).await;
+        shared.seams.point("effect.after").await;
         Ok(match ran {
             Ran::Finished(text) => Outcome { text, effect, unknown: false },
             Ran::Dropped if spec.effect == Effect::Pure => Outcome::refused("Error: the call was stopped.".to_owned()),
