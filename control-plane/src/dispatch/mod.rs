@@ -8,6 +8,7 @@
 
 mod completer;
 mod fleet;
+mod journal;
 mod live;
 mod poller;
 
@@ -21,7 +22,8 @@ use tokio::sync::{Notify, RwLock, RwLockReadGuard, mpsc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use fleet::{Connected, Fleet, Running, ToWorker, WorkerView};
+pub use fleet::{Connected, Fleet, Replies, Running, ToWorker, WorkerView};
+pub use journal::{ReplyAnswer, StepAnswer};
 pub use live::{Live, TurnEvent};
 
 use crate::outbox::Outbox;
@@ -74,6 +76,8 @@ pub struct Assignment {
     pub history_bytes: u64,
     /// Newest home version of the agent.
     pub home_version: i64,
+    /// Rows that the turn's journal holds already: with any, the worker goes on after them.
+    pub journal_entries: u32,
 }
 
 /// A worker's report that its turn ended.
@@ -136,6 +140,7 @@ struct Inner {
     fleet: Fleet,
     live: Live,
     completions: mpsc::Sender<completer::Pending>,
+    steps: mpsc::Sender<journal::Pending>,
     claim: Notify,
     poll: Notify,
     /// A worker's stream has ended.
@@ -160,7 +165,7 @@ impl std::fmt::Debug for Dispatcher {
 }
 
 impl Dispatcher {
-    /// Makes dispatch and spawns its loops: completer, claimer, poller.
+    /// Makes dispatch and spawns its loops: completer, journal, claimer, poller.
     pub fn start(
         store: Store,
         registry: Registry,
@@ -171,6 +176,7 @@ impl Dispatcher {
         tasks: &Tasks,
     ) -> Self {
         let (completions, pending) = mpsc::channel(2048);
+        let (steps, reported) = mpsc::channel(journal::QUEUE);
         let inner = Inner {
             store,
             registry,
@@ -180,6 +186,7 @@ impl Dispatcher {
             fleet: Fleet::default(),
             live: Live::default(),
             completions,
+            steps,
             claim: Notify::new(),
             poll: Notify::new(),
             detached: Notify::new(),
@@ -190,6 +197,7 @@ impl Dispatcher {
         let dispatcher = Self { inner: Arc::new(inner) };
         let stop = tasks.stopping();
         tasks.spawn("completer", completer::run(dispatcher.clone(), pending, stop.clone()));
+        tasks.spawn("journal", journal::run(dispatcher.clone(), reported, stop.clone()));
         tasks.spawn("claimer", poller::run_claimer(dispatcher.clone(), stop.clone()));
         tasks.spawn("poller", poller::run_poller(dispatcher.clone(), stop.clone()));
         tasks.spawn("typing", poller::run_typing(dispatcher.clone(), stop));
@@ -286,7 +294,9 @@ impl Dispatcher {
             .into_iter()
             .map(|lease| {
                 let (slot, turn) = (lease.slot, lease.turn);
-                let (running, assignment) = hand_over(&snapshot, agent, lease);
+                let (mut running, assignment) = hand_over(&snapshot, agent, lease);
+                // Where it ran before, a model's reply may be on its way into the journal under the same fence.
+                running.replies = Replies::new(true);
                 (slot, turn, running, assignment)
             })
             .collect();
@@ -398,7 +408,7 @@ impl Dispatcher {
 
 /// A lease as this replica remembers it and as its worker is told.
 fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running, Assignment) {
-    let Leased { turn, epoch, crashes, session_key, next, .. } = lease;
+    let Leased { turn, epoch, crashes, journaled, session_key, next, .. } = lease;
     let assignment = Assignment {
         turn,
         epoch,
@@ -413,6 +423,7 @@ fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running
         disabled_toolsets: agent.spec.disabled_toolsets.clone().unwrap_or_default(),
         history_bytes: snapshot.document.limits.history_bytes,
         home_version: agent.home_version(),
+        journal_entries: u32::try_from(journaled).unwrap_or(u32::MAX),
     };
     let running = Running {
         turn,
@@ -423,6 +434,7 @@ fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running
         traceparent: next.traceparent,
         since: Instant::now(),
         usage: None,
+        replies: Replies::new(journaled > 0),
         accepted: false,
     };
     (running, assignment)

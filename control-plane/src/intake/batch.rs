@@ -114,7 +114,7 @@ fn begin(dispatcher: &Dispatcher, clock: &DatabaseClock, row: Ingest, ingested: 
                 accepted_at: clock.now(),
             };
             let (turn, session_key) = (ingested.turn, row.session_key);
-            dispatcher.begin(Leased { worker, slot, turn, epoch, crashes: 0, session_key, next });
+            dispatcher.begin(Leased { worker, slot, turn, epoch, crashes: 0, journaled: 0, session_key, next });
         }
         (Some((worker, slot)), None) => dispatcher.fleet().release(worker, slot),
         (None, _) => {}

@@ -13,6 +13,7 @@ mod documents;
 mod functions;
 mod homes;
 mod identities;
+mod journal;
 mod migrate;
 mod sessions;
 mod transitions;
@@ -32,6 +33,7 @@ pub use clock::DatabaseClock;
 pub use functions::Functions;
 pub use homes::{HomeDocument, HomeDocumentInfo, PushOutcome};
 pub use identities::LAUNCH_TTL;
+pub use journal::{JOURNAL_BEGIN, JournalCursor, Journaled, StepRecord, StepRow};
 pub use sessions::{SessionRow, StatusCounts, TranscriptRow, TurnEnd, TurnRow};
 pub use transitions::{
     Claimed, Completion, CompletionOutcome, DeliveryOutcome, DueDelivery, Ended, GivenUp, Ingest, Ingested, LaneKey,

@@ -5,16 +5,18 @@
 //! a worker that lets it fill up is disconnected. It never waits and never asks the database.
 
 mod member;
+mod replies;
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hermes_core::turn::Usage;
 use uuid::Uuid;
 
 pub use member::{Connected, Running, ToWorker, WorkerView};
+pub use replies::Replies;
+pub(crate) use replies::add as add_usage;
 
 use member::{Member, Slot, slot_number};
 
@@ -51,9 +53,17 @@ impl Fleet {
     }
 
     /// Adds a worker with `slots` slots, of which those in `held` run what it brought along. An earlier connection of the same
-    /// certificate is hung up: the newest wins.
-    pub fn join(&self, about: Connected, slots: u32, held: Vec<(i16, Running)>) {
+    /// certificate is hung up: the newest wins, and learns what was known of its turns.
+    pub fn join(&self, about: Connected, slots: u32, mut held: Vec<(i16, Running)>) {
         let mut state = self.state();
+        let before = state.members.values().filter(|member| member.about.identity == about.identity);
+        for slot in before.flat_map(|member| &member.slots) {
+            let Slot::Runs(old) = slot else { continue };
+            for (_, new) in held.iter_mut().filter(|(_, new)| new.turn == old.turn && new.epoch == old.epoch) {
+                new.usage.clone_from(&old.usage);
+                new.replies.inherit(&old.replies);
+            }
+        }
         for member in state.members.values().filter(|member| member.about.identity == about.identity) {
             member.about.hang_up.cancel();
         }
@@ -270,6 +280,17 @@ impl Fleet {
         slots.any(|slot| matches!(slot, Slot::Runs(running) if running.turn == turn && running.epoch == epoch))
     }
 
+    /// Where the turn runs under this fence, if a worker connected here has it: worker, slot and its agent's number.
+    pub fn place_of(&self, turn: TurnId, epoch: i64) -> Option<(i64, i16, i32)> {
+        let state = self.state();
+        state.members.values().find_map(|member| {
+            let runs =
+                |slot: &Slot| matches!(slot, Slot::Runs(running) if running.turn == turn && running.epoch == epoch);
+            let index = member.slots.iter().position(runs)?;
+            Some((member.about.worker_id, slot_number(index), member.about.agent_no))
+        })
+    }
+
     /// The turn that any connection of this certificate runs under this fence.
     pub fn running_by(&self, identity: Uuid, turn: TurnId, epoch: i64) -> Option<Running> {
         let worker = {
@@ -282,28 +303,6 @@ impl Fleet {
                 .worker_id
         };
         self.running(worker, turn, epoch).map(|(_, running)| running)
-    }
-
-    /// Adds what a model call of a running turn used.
-    pub fn note_usage(&self, identity: Uuid, turn: TurnId, epoch: i64, used: &Usage) {
-        let mut state = self.state();
-        let slots = state.members.values_mut().filter(|m| m.about.identity == identity).flat_map(|m| &mut m.slots);
-        for slot in slots {
-            if let Slot::Runs(running) = slot
-                && running.turn == turn
-                && running.epoch == epoch
-            {
-                let sum = running.usage.get_or_insert_default();
-                sum.input_tokens += used.input_tokens;
-                sum.output_tokens += used.output_tokens;
-                sum.cached_tokens += used.cached_tokens;
-                sum.cost_usd = match (sum.cost_usd, used.cost_usd) {
-                    (Some(a), Some(b)) => Some(a + b),
-                    (a, b) => a.or(b),
-                };
-                sum.model.clone_from(&used.model);
-            }
-        }
     }
 
     /// Sends to a worker; false when it is gone or does not read.
@@ -457,6 +456,7 @@ mod tests {
             traceparent: None,
             since: Instant::now(),
             usage: None,
+            replies: Replies::default(),
             accepted: false,
         }
     }
@@ -476,6 +476,7 @@ mod tests {
             disabled_toolsets: Vec::new(),
             history_bytes: 0,
             home_version: 0,
+            journal_entries: 0,
         })
     }
 
