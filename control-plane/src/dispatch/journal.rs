@@ -194,9 +194,9 @@ async fn store_batch(dispatcher: &Dispatcher, mut batch: Vec<Pending>, stop: &Ca
                 Ok(answer) => settle(dispatcher, pending, answer),
                 Err(store::Error::Unavailable(_)) => again.push(pending),
                 Err(error) => {
-                    // Its content is checked before it comes here, so this is a defect; the loss of the worker gives the turn back.
+                    // Its content was checked, so this is a defect of ours; the loss of its worker gives the turn back.
                     tracing::error!(turn = %pending.row.turn, step = pending.row.step, %error, "a step was refused by the database");
-                    if let Some((worker, ..)) = dispatcher.inner.fleet.place_of(pending.row.turn, pending.row.epoch) {
+                    if let Some(worker) = pending.worker {
                         dispatcher.inner.fleet.hang_up(worker);
                     }
                 }
@@ -248,10 +248,7 @@ async fn park(dispatcher: &Dispatcher, turn: TurnId, epoch: i64) -> store::Resul
         inner.live.end(turn, end);
         inner.outbox.nudge();
     }
-    if let Some((worker, slot, agent_no)) = inner.fleet.place_of(turn, epoch) {
-        if inner.fleet.finish(worker, slot, turn, epoch) {
-            inner.fleet.release(worker, slot);
-        }
+    if let Some(agent_no) = inner.fleet.take(turn, epoch, true) {
         // The session's next message waits.
         dispatcher.waits(agent_no);
     }

@@ -14,6 +14,7 @@ use hermes_proto::v1;
 use hermes_proto::v1::generate_event::Event;
 use tonic::Status;
 use tracing::Span;
+use uuid::Uuid;
 
 use super::convert::usage_to;
 use super::status::{Reason, refuse};
@@ -30,6 +31,8 @@ pub(super) struct Asked {
     pub(super) dispatcher: Dispatcher,
     pub(super) metrics: Metrics,
     pub(super) agent: AgentId,
+    /// The worker's certificate.
+    pub(super) worker: Uuid,
     pub(super) turn: TurnId,
     pub(super) epoch: i64,
     pub(super) step: i32,
@@ -156,7 +159,9 @@ impl Generation {
             if self.ended {
                 return None;
             }
-            match self.events.next().await? {
+            let event = self.events.next().await?;
+            self.asked.dispatcher.fleet().progressed(self.asked.worker, self.asked.turn, self.asked.epoch);
+            match event {
                 ModelEvent::Delta(text) => {
                     if self.asked.tools {
                         self.text.push_str(&text);

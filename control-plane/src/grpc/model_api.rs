@@ -200,6 +200,7 @@ impl ModelService for ModelApi {
             dispatcher: self.dispatcher.clone(),
             metrics: self.metrics.clone(),
             agent: agent.clone(),
+            worker,
             turn,
             epoch,
             step,
