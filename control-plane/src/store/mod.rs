@@ -16,6 +16,7 @@ mod functions;
 mod gate;
 mod homes;
 mod identities;
+mod journal;
 mod migrate;
 mod retention;
 mod sessions;
@@ -40,6 +41,7 @@ pub use doorbell::{Bell, Rung};
 pub use functions::Functions;
 pub use homes::{HomeDocument, HomeDocumentInfo, PushOutcome};
 pub use identities::LAUNCH_TTL;
+pub use journal::{JOURNAL_BEGIN, JournalCursor, Journaled, StepRecord, StepRow};
 pub use retention::{RETAINED, Retained, RetentionRun};
 pub use sessions::{SessionRow, StatusCounts, TranscriptRow, TurnEnd, TurnRow};
 pub use transitions::{

@@ -487,6 +487,7 @@ pub(super) fn journal_sql(rows: &[(i64, i64, i64, i32, &str)]) -> String {
         small(2),
         array(rows.iter().map(|_| None::<i32>), "text"),
         array(rows.iter().map(|row| Some(row.4)), "bytea"),
+        array(rows.iter().map(|_| Some(false)), "boolean"),
     ];
     format!("SELECT o_result FROM journal_batch({}) ORDER BY o_ord", columns.join(","))
 }

@@ -7,6 +7,7 @@
 mod accounts;
 mod db;
 mod deliveries;
+mod journal;
 mod leases;
 mod migrations;
 mod mutations;
@@ -55,6 +56,12 @@ drills! {
         the_third_crash_is_a_dead_letter_and_the_next_turn_runs,
         a_turn_is_given_up_under_its_own_fence_only,
         a_turn_without_a_lane_has_no_delivery,
+    }
+    journal::{
+        a_call_that_may_act_once_is_stored_for_one_epoch_only,
+        a_row_is_the_same_only_in_all_its_parts,
+        whoever_gets_a_turn_is_told_how_much_of_it_is_journaled,
+        a_journal_is_read_in_the_order_of_steps_page_by_page,
     }
     races::{
         a_duplicate_accepted_at_the_same_time_is_seen,
