@@ -3,8 +3,10 @@
 //! Used by `tests/it` and `hermes-bench`. It holds what stands in for the parts of the world that are not ours; those
 //! stand-ins behave like the real thing, errors included.
 
+pub mod cluster;
 pub mod fake_telegram;
 pub mod mock_model;
 pub mod otlp;
 pub mod postgres;
+pub mod proxy;
 pub mod system;
