@@ -6,6 +6,7 @@
 //! true: only the processes below `up` count as ours; everything it started is gone when it ends, however it ends. It
 //! judges nothing: the figures are for whoever compares.
 
+mod chaos;
 mod floor;
 mod grpc;
 mod ledger;
@@ -89,9 +90,11 @@ struct Args {
     inside: Option<Inside>,
 }
 
-/// What this program starts of itself.
+/// Other runs, and what this program starts of itself.
 #[derive(Debug, Subcommand)]
 enum Inside {
+    #[command(flatten)]
+    Chaos(chaos::Command),
     /// The model server: says its base URL and runs until its standard input ends.
     #[command(name = outside::MODEL_SERVER, hide = true)]
     ModelServer,
@@ -135,6 +138,7 @@ async fn main() -> ExitCode {
     let done = match (&args.inside, args.surface) {
         (Some(Inside::ModelServer), _) => outside::serve_model().await,
         (Some(Inside::RunBound { parent, program }), _) => plane::run_bound(*parent, program),
+        (Some(Inside::Chaos(command)), _) => chaos::run(command).await,
         (None, Some(surface)) => bench(&args, surface).await,
         (None, None) => Err(anyhow::anyhow!("say --surface telegram or --surface grpc")),
     };
