@@ -20,6 +20,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, geteuid};
 use tempfile::TempDir;
 use tokio::process::Child;
+use tokio::task::JoinSet;
 use tokio_postgres::NoTls;
 
 /// The role that owns everything.
@@ -67,11 +68,9 @@ impl Cluster {
         made.make(SETTINGS)?;
         let mut cluster = Self { programs, account, server: None, dir };
         cluster.restart().await?;
-        let (client, connection) = cluster.connect_to("postgres").await?;
-        let serving = tokio::spawn(connection);
+        let client = cluster.connect_to("postgres").await?;
         client.batch_execute(&format!("CREATE DATABASE {ROLE}")).await.context("create the database")?;
         drop(client);
-        let _ = serving.await;
         Ok(cluster)
     }
 
@@ -84,19 +83,20 @@ impl Cluster {
     ///
     /// # Errors
     /// When the server does not run.
-    pub async fn connect(&self) -> Result<tokio_postgres::Client> {
-        let (client, connection) = self.connect_to(ROLE).await?;
-        tokio::spawn(connection);
-        Ok(client)
+    pub async fn connect(&self) -> Result<Connection> {
+        self.connect_to(ROLE).await
     }
 
-    async fn connect_to(
-        &self,
-        database: &str,
-    ) -> Result<(tokio_postgres::Client, impl Future<Output = Result<(), tokio_postgres::Error>> + Send + use<>)> {
+    async fn connect_to(&self, database: &str) -> Result<Connection> {
         let mut config = tokio_postgres::Config::new();
         config.host_path(self.dir.path().join("run")).user(ROLE).dbname(database);
-        Ok(config.connect(NoTls).await?)
+        let (client, connection) = config.connect(NoTls).await?;
+        let mut serving = JoinSet::new();
+        serving.spawn(async move {
+            // How it ended shows at the next call.
+            let _ = connection.await;
+        });
+        Ok(Connection { client, _serving: serving })
     }
 
     /// Starts the stopped server and waits until it answers.
@@ -173,6 +173,21 @@ impl Drop for Cluster {
         while !self.server.as_mut().is_none_or(ended) && std::time::Instant::now() < end {
             std::thread::sleep(LOOK_EVERY);
         }
+    }
+}
+
+/// A client and what serves it; dropping it ends the connection.
+#[derive(Debug)]
+pub struct Connection {
+    client: tokio_postgres::Client,
+    _serving: JoinSet<()>,
+}
+
+impl std::ops::Deref for Connection {
+    type Target = tokio_postgres::Client;
+
+    fn deref(&self) -> &Self::Target {
+        &self.client
     }
 }
 

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep};
 
 use super::faults::{Fault, Planned};
 use super::model::Trouble;
+use super::process::Process;
 use super::record::Killed;
 use super::world::World;
 
@@ -24,7 +25,7 @@ use super::world::World;
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Ends connections of the replicas, never its own.
 const TERMINATE: &str = "SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity \
-    WHERE datname = current_database() AND pid <> pg_backend_pid() ORDER BY md5(pid::text || $1::text) LIMIT $2) AS some";
+    WHERE datname = current_database() AND pid <> pg_backend_pid() ORDER BY md5(pid::text || $1::text) LIMIT $2) AS chosen";
 
 /// How often each fault struck. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -76,47 +77,57 @@ pub(crate) async fn inject(world: Arc<World>, planned: Planned, struck: Struck) 
 }
 
 async fn worker(world: &World, planned: &Planned, dice: &mut StdRng) -> u64 {
-    let Some(worker) = world.workers.choose(dice) else { return 0 };
-    match planned.fault {
-        Fault::KillWorker => {
-            let at = world.recorder.now();
-            if !worker.process.signal(Signal::SIGKILL) {
-                return 0;
-            }
-            world.recorder.locked().killed.push(Killed { agent: worker.agent, at });
-            1
-        }
-        Fault::TermWorker => u64::from(worker.process.signal(Signal::SIGTERM)),
-        _ => {
-            let stopped = worker.process.signal(Signal::SIGSTOP);
-            sleep(planned.lasts).await;
-            worker.process.signal(Signal::SIGCONT);
-            u64::from(stopped)
-        }
+    let signal = signal_of(planned.fault);
+    // Whoever is away already cannot be hit.
+    let all = world.workers.choose_multiple(dice, world.workers.len());
+    let at = world.recorder.now();
+    let mut all = all.filter(|worker| worker.process.signal(signal));
+    let Some(worker) = all.next() else { return 0 };
+    if planned.fault == Fault::KillWorker {
+        world.recorder.locked().killed.push(Killed { agent: worker.agent, at });
     }
+    stand_still(&worker.process, planned, signal).await;
+    1
 }
 
 async fn replica(world: &World, planned: &Planned, dice: &mut StdRng) -> u64 {
-    let Some(replica) = world.replicas.choose(dice) else { return 0 };
-    match planned.fault {
-        Fault::KillReplica => u64::from(replica.process.signal(Signal::SIGKILL)),
-        Fault::TermReplica => u64::from(replica.process.signal(Signal::SIGTERM)),
-        _ => {
-            let stopped = replica.process.signal(Signal::SIGSTOP);
-            sleep(planned.lasts).await;
-            replica.process.signal(Signal::SIGCONT);
-            u64::from(stopped)
-        }
+    let signal = signal_of(planned.fault);
+    let mut all = world.replicas.choose_multiple(dice, world.replicas.len());
+    let Some(replica) = all.find(|replica| replica.process.signal(signal)) else { return 0 };
+    stand_still(&replica.process, planned, signal).await;
+    1
+}
+
+fn signal_of(fault: Fault) -> Signal {
+    match fault {
+        Fault::KillWorker | Fault::KillReplica => Signal::SIGKILL,
+        Fault::StopWorker | Fault::StopReplica => Signal::SIGSTOP,
+        _ => Signal::SIGTERM,
+    }
+}
+
+async fn stand_still(process: &Process, planned: &Planned, signal: Signal) {
+    if signal == Signal::SIGSTOP {
+        sleep(planned.lasts).await;
+        process.signal(Signal::SIGCONT);
     }
 }
 
 async fn postgres(world: &World, planned: &Planned, dice: &mut StdRng) -> u64 {
     let mut cluster = world.cluster.lock().await;
     if planned.fault == Fault::PgTerminate {
-        let Ok(client) = cluster.connect().await else { return 0 };
-        let (order, most) = (dice.random::<i64>(), dice.random_range(1..6_i64));
-        let ended = client.query_one(TERMINATE, &[&order.to_string(), &most]).await;
-        return ended.ok().and_then(|row| row.try_get::<_, i64>(0).ok()).map_or(0, |count| u64::from(count > 0));
+        let (order, most) = (dice.random::<i64>().to_string(), dice.random_range(1..6_i64));
+        let terminate = async {
+            let row = cluster.connect().await?.query_one(TERMINATE, &[&order, &most]).await?;
+            anyhow::Ok(row.try_get::<_, i64>(0)?)
+        };
+        return match terminate.await {
+            Ok(count) => u64::from(count > 0),
+            Err(error) => {
+                world.recorder.locked().refused.push(format!("no connection could be ended: {error:#}"));
+                0
+            }
+        };
     }
     let stopped = cluster.stop_immediately().await.is_ok();
     sleep(planned.lasts).await;

@@ -224,7 +224,7 @@ async fn finish(
     let mut surprises = world.surprises();
     surprises.extend(record.refused.iter().cloned());
     if let Some(logs) = &common.logs {
-        world.keep(logs)?;
+        world.keep(logs).await?;
     }
     let verdict = checker::check(&record);
     let last = record.shown.last().map_or(0.0, |shown| shown.at);

@@ -31,6 +31,8 @@ use super::record::{Asked, Recorder, tag, tagged};
 const TOOLS: [&str; 3] = ["note_pure", "note_keyed", "note_once"];
 /// How a result begins or says that nobody knows whether the call happened.
 const UNKNOWN: &str = "UNKNOWN";
+/// Who writes this wants an answer at once.
+pub(crate) const QUICK: &str = "quick";
 /// A hang lasts so long, then the connection ends.
 const HANG: Duration = Duration::from_secs(4);
 
@@ -115,7 +117,7 @@ struct Turn {
     called: usize,
     tools: Vec<String>,
     unknown: Vec<String>,
-    input: Value,
+    is_quick: bool,
 }
 
 impl Turn {
@@ -138,7 +140,7 @@ impl Turn {
             called: results.clone().count(),
             unknown: unknown.filter_map(|result| result["tool_call_id"].as_str().map(str::to_owned)).collect(),
             tools: TOOLS.iter().filter(|tool| offered.contains(*tool)).map(|tool| (*tool).to_owned()).collect(),
-            input: Value::from(text),
+            is_quick: text.contains(QUICK),
         })
     }
 
@@ -178,7 +180,8 @@ async fn complete(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     }
     let mut dice =
         StdRng::seed_from_u64(shared.seed.rotate_left(17) ^ turn.number ^ u64::try_from(turn.step).unwrap_or(0));
-    let thinks = Duration::from_millis(dice.random_range(shared.thinks.0..=shared.thinks.1));
+    let (from, to) = if turn.is_quick { (0, 0) } else { shared.thinks };
+    let thinks = Duration::from_millis(dice.random_range(from..=to));
     if trouble == Some(Trouble::Error) {
         let body = json!({"error": {"message": "failed by plan", "type": "server_error", "code": null}});
         return (StatusCode::INTERNAL_SERVER_ERROR, axum::Json(body)).into_response();
@@ -224,7 +227,7 @@ fn answer(turn: &Turn, shared: &Shared) -> Vec<String> {
         frames.push(frame(&json!({}), Some("tool_calls")));
     }
     let usage = json!({"id": "chaos", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": "mock-1",
-        "choices": [], "usage": {"prompt_tokens": turn.input.to_string().len(), "completion_tokens": 4, "total_tokens": 5}});
+        "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 4, "total_tokens": 5}});
     frames.push(format!("data: {usage}\n\n"));
     frames.push("data: [DONE]\n\n".to_owned());
     frames

@@ -5,17 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::model::QUICK;
 use super::record::{Record, tagged};
 use super::report::{Condition, Report};
 use super::traffic::{Load, Traffic, say};
 use super::world::{Plan, World, agent_of};
-use super::{NeighbourArgs, finish, note};
+use super::{Common, NeighbourArgs, finish, note};
 
 /// Not timed at first: connections and caches are new.
 const WARM_UP: Duration = Duration::from_secs(5);
+const QUEUE_ENDS_WITHIN: Duration = Duration::from_secs(900);
 /// The ratio of the 99th percentiles that is allowed.
 const ALLOWED: f64 = 2.0;
 /// A worker that came up runs so long.
@@ -33,7 +35,8 @@ const THINKS_MS: u64 = 200;
 /// # Errors
 /// When the world does not start.
 pub(crate) async fn run(args: &NeighbourArgs, plan: &Plan) -> anyhow::Result<Report> {
-    let common = &args.common;
+    // The queue has to be answered too, after the part that is timed.
+    let common = &Common { drain: args.common.drain.max(QUEUE_ENDS_WITHIN), ..args.common.clone() };
     let plan = Plan { agents: AGENTS, workers_per_agent: 1, thinks: (THINKS_MS, THINKS_MS), ..plan.clone() };
     let world = Arc::new(World::start(&plan).await?);
     let chats = |agent| (1..=common.chats).filter(move |chat| agent_of(*chat, AGENTS) == agent);
@@ -53,10 +56,10 @@ pub(crate) async fn run(args: &NeighbourArgs, plan: &Plan) -> anyhow::Result<Rep
     let crashing = Crashing::start(Arc::clone(&world));
     let waiting: Vec<i64> = chats(QUEUED).collect();
     for (_, chat) in (0..args.queued).zip(waiting.iter().cycle()) {
-        say(&world, *chat, QUEUED);
+        say(&world, *chat, QUEUED, QUICK);
     }
     for chat in chats(CRASHING) {
-        say(&world, chat, CRASHING);
+        say(&world, chat, CRASHING, "please");
     }
     let beside = world.recorder.now();
     let end = Instant::now() + common.seconds / 2;
@@ -104,7 +107,7 @@ fn p99(record: &Record, from: f64, to: f64) -> Option<f64> {
 /// Ends the first agent's worker whenever it has come up.
 struct Crashing {
     world: Arc<World>,
-    task: JoinHandle<()>,
+    task: JoinSet<()>,
     before: u64,
 }
 
@@ -114,7 +117,8 @@ impl Crashing {
             world.workers.iter().find(|one| one.agent == CRASHING).map_or(0, |one| one.process.starts())
         };
         let (before, crashing) = (starts(&world), Arc::clone(&world));
-        let task = tokio::spawn(async move {
+        let mut task = JoinSet::new();
+        task.spawn(async move {
             loop {
                 sleep(CRASHES_AFTER).await;
                 for worker in crashing.workers.iter().filter(|one| one.agent == CRASHING) {
@@ -126,9 +130,8 @@ impl Crashing {
     }
 
     /// How often it was started again.
-    async fn stop(self) -> u64 {
-        self.task.abort();
-        let _ = self.task.await;
+    async fn stop(mut self) -> u64 {
+        self.task.shutdown().await;
         let worker = self.world.workers.iter().find(|one| one.agent == CRASHING);
         worker.map_or(0, |one| one.process.starts()).saturating_sub(self.before)
     }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::time::{Instant, sleep};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::report::{Condition, Report};
 use super::traffic::Traffic;
@@ -19,6 +21,7 @@ const AROUND: Duration = Duration::from_secs(8);
 const RED_WITHIN: Duration = Duration::from_secs(10);
 /// What was committed before the end may be acknowledged so long after it, seconds.
 const ON_ITS_WAY: f64 = 1.0;
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Stops Postgres for the given time.
@@ -69,12 +72,11 @@ pub(crate) async fn run(common: &Common, plan: &Plan) -> anyhow::Result<Report> 
 /// How long it took until `/readyz` of every replica said so; `None` when `end` came first.
 async fn all_say(world: &World, ready: bool, end: Instant) -> Option<Duration> {
     let start = Instant::now();
-    let client = reqwest::Client::new();
     loop {
         let mut all = true;
         for address in world.addresses("http") {
             let said = match address {
-                Some(address) => is_ready(&client, address).await.unwrap_or(false),
+                Some(address) => is_ready(address).await.unwrap_or(false),
                 None => false,
             };
             all &= said == ready;
@@ -89,7 +91,15 @@ async fn all_say(world: &World, ready: bool, end: Instant) -> Option<Duration> {
     }
 }
 
-async fn is_ready(client: &reqwest::Client, address: SocketAddr) -> anyhow::Result<bool> {
-    let request = client.get(format!("http://{address}/readyz")).timeout(Duration::from_secs(5));
-    Ok(request.send().await.context("ask for health")?.status().is_success())
+/// Whether it answers with 200.
+async fn is_ready(address: SocketAddr) -> anyhow::Result<bool> {
+    let ask = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        anyhow::Ok(answer)
+    };
+    let answer = timeout(ANSWER_WITHIN, ask).await.context("health does not answer")??;
+    Ok(answer.lines().next().is_some_and(|status| status.contains(" 200")))
 }

@@ -13,9 +13,9 @@ use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// From an end to the next start.
@@ -42,7 +42,8 @@ pub(crate) struct Process {
     name: String,
     shared: Arc<Shared>,
     stop: CancellationToken,
-    supervising: JoinHandle<()>,
+    // The child is killed when the task that holds it is dropped.
+    supervising: JoinSet<()>,
 }
 
 #[derive(Debug)]
@@ -72,7 +73,8 @@ impl Process {
         let shared = Arc::new(Shared { state: Mutex::default(), ready });
         let stop = CancellationToken::new();
         let name = program.name.clone();
-        let supervising = tokio::spawn(supervise(program, Arc::clone(&shared), stop.clone()));
+        let mut supervising = JoinSet::new();
+        supervising.spawn(supervise(program, Arc::clone(&shared), stop.clone()));
         Self { name, shared, stop, supervising }
     }
 
@@ -123,15 +125,7 @@ impl Process {
     pub(crate) async fn end(mut self) {
         self.signal(Signal::SIGCONT);
         self.stop.cancel();
-        let _ = (&mut self.supervising).await;
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.stop.cancel();
-        // The child is killed when the task that holds it is dropped.
-        self.supervising.abort();
+        while self.supervising.join_next().await.is_some() {}
     }
 }
 
@@ -155,7 +149,7 @@ async fn supervise(program: Program, shared: Arc<Shared>, stop: CancellationToke
     }
 }
 
-fn spawn(program: &Program, shared: &Arc<Shared>) -> anyhow::Result<Child> {
+fn spawn(program: &Program, shared: &Shared) -> anyhow::Result<Child> {
     let inner = (program.start)();
     // KILL and not TERM: who stands still hears nothing else.
     let mut bound = std::process::Command::new("setpriv");
@@ -165,21 +159,10 @@ fn spawn(program: &Program, shared: &Arc<Shared>) -> anyhow::Result<Child> {
     let mut command = Command::from(bound);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0).kill_on_drop(true);
     let mut state = shared.locked();
-    let mut child = command.spawn().with_context(|| format!("start {}", program.name))?;
+    let child = command.spawn().with_context(|| format!("start {}", program.name))?;
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).context("it has ended already")?;
     let surprises = std::mem::take(&mut state.surprises);
     *state = State { pid: Some(Pid::from_raw(pid)), starts: state.starts + 1, surprises, ..State::default() };
-    let (instance, shared) = (state.starts, Arc::clone(shared));
-    if let Some(stdout) = child.stdout.take() {
-        tokio::spawn(async move {
-            let mut lines = BufReader::new(stdout).lines();
-            while let Ok(Some(line)) = lines.next_line().await {
-                if line.starts_with("ready") {
-                    shared.ready.send_replace((instance, Some(line)));
-                }
-            }
-        });
-    }
     Ok(child)
 }
 
@@ -187,8 +170,24 @@ fn log_file(program: &Program) -> PathBuf {
     Path::new(&program.logs).join(format!("{}.log", program.name))
 }
 
+/// Hears what it says until it closes standard output, which it may do long after it was ready.
+async fn hear(stdout: Option<ChildStdout>, shared: &Shared) -> std::convert::Infallible {
+    if let Some(stdout) = stdout {
+        let mut lines = BufReader::new(stdout).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            if line.starts_with("ready") {
+                let instance = shared.locked().starts;
+                shared.ready.send_replace((instance, Some(line)));
+            }
+        }
+    }
+    std::future::pending().await
+}
+
 async fn run(mut child: Child, program: &Program, shared: &Shared, stop: &CancellationToken) {
+    let stdout = child.stdout.take();
     let status = tokio::select! {
+        never = hear(stdout, shared) => match never {},
         status = child.wait() => status,
         () = stop.cancelled() => {
             shared.locked().is_expected = true;

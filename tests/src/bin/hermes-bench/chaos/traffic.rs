@@ -135,7 +135,7 @@ impl Writer {
             }
             written += 1;
             match &through {
-                None => say(&self.world, self.chat, self.agent),
+                None => say(&self.world, self.chat, self.agent, "please"),
                 Some(gateway) => {
                     let number = next_number();
                     let at = self.world.recorder.now();
@@ -151,14 +151,14 @@ impl Writer {
     }
 }
 
-/// Somebody writes to the bot.
-pub(crate) fn say(world: &World, chat: i64, agent: usize) {
+/// Somebody writes to the bot, for an answer that the model thinks about or for a quick one.
+pub(crate) fn say(world: &World, chat: i64, agent: usize, how: &str) {
     let number = next_number();
     let said = Said { number, chat, agent, at: world.recorder.now() };
     // Before the message can be confirmed.
     let mut written = world.written.locked();
     world.recorder.locked().said.push(said);
-    let update = world.bot.push_text(chat, chat, &format!("{} please", tag(number)));
+    let update = world.bot.push_text(chat, chat, &format!("{} {how}", tag(number)));
     written.insert(update, number);
 }
 

@@ -20,7 +20,6 @@ use hermes_tests::proxy::{Proxy, Target};
 use rand::Rng as _;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::model::Model;
@@ -38,6 +37,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Time limits of the control plane's model calls, milliseconds.
 const FIRST_TOKEN_MS: &str = "6000";
 const BETWEEN_TOKENS_MS: &str = "3000";
+
+/// Held while the server is stopped and started again.
+#[expect(clippy::disallowed_types, reason = "whoever stops the server waits for it to be back")]
+pub(crate) type Shared<T> = tokio::sync::Mutex<T>;
+
+/// What is kept of the database for people who look for a cause.
+const TABLES: [&str; 7] = ["sessions", "ready", "workers", "slots", "replicas", "lanes", "outbox"];
 
 /// What to build.
 #[derive(Clone, Debug)]
@@ -76,7 +82,7 @@ pub(crate) struct Worker {
 pub(crate) struct World {
     pub(crate) replicas: Vec<Replica>,
     pub(crate) workers: Vec<Worker>,
-    pub(crate) cluster: Arc<Mutex<Cluster>>,
+    pub(crate) cluster: Arc<Shared<Cluster>>,
     pub(crate) bot: Bot,
     pub(crate) model: Model,
     pub(crate) recorder: Recorder,
@@ -138,7 +144,7 @@ impl World {
         let mut world = Self {
             replicas: Vec::new(),
             workers: Vec::new(),
-            cluster: Arc::new(Mutex::new(cluster)),
+            cluster: Arc::new(Shared::new(cluster)),
             written: Written::default(),
             bot,
             model,
@@ -320,11 +326,11 @@ impl World {
         text
     }
 
-    /// Copies the logs, and writes the record there as JSON.
+    /// Copies the logs, and writes the record and what the database holds there as JSON.
     ///
     /// # Errors
     /// When a file cannot be written.
-    pub(crate) fn keep(&self, to: &Path) -> anyhow::Result<()> {
+    pub(crate) async fn keep(&self, to: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(to).with_context(|| format!("make {}", to.display()))?;
         for entry in fs::read_dir(self.dir.path()).context("list the logs")?.flatten() {
             let path = entry.path();
@@ -333,8 +339,20 @@ impl World {
                 fs::copy(&path, to.join(name)).with_context(|| format!("copy {}", path.display()))?;
             }
         }
+        for table in TABLES {
+            // For whoever looks for a cause; the verdict does not know it. Without a database there is none.
+            let rows = self.rows(table).await.unwrap_or_else(|error| format!("{error:#}"));
+            fs::write(to.join(format!("{table}.jsonl")), rows).context("write what the database holds")?;
+        }
         let record = serde_json::to_vec(&self.record()).context("write the record")?;
         fs::write(to.join("record.json"), record).context("write the record")
+    }
+
+    async fn rows(&self, table: &str) -> anyhow::Result<String> {
+        let client = self.cluster.lock().await.connect().await?;
+        let rows = client.query(&format!("SELECT row_to_json(one)::text FROM hermes.{table} AS one"), &[]).await?;
+        let lines = rows.iter().map(|row| row.try_get::<_, String>(0)).collect::<Result<Vec<_>, _>>()?;
+        Ok(lines.join("\n"))
     }
 
     /// Ends everything in order.
