@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use hermes_platforms::{AccountState, Adapter};
+use tokio::sync::Notify;
 
 type Key = (String, String);
 
@@ -14,6 +15,7 @@ type Key = (String, String);
 pub struct Adapters {
     accounts: Arc<RwLock<HashMap<Key, Arc<dyn Adapter>>>>,
     states: Arc<RwLock<HashMap<Key, AccountState>>>,
+    arrived: Arc<Notify>,
 }
 
 impl Adapters {
@@ -27,6 +29,24 @@ impl Adapters {
     pub fn insert(&self, adapter: Arc<dyn Adapter>) {
         let key = (adapter.platform().to_owned(), adapter.account().to_owned());
         self.accounts.write().unwrap_or_else(PoisonError::into_inner).insert(key, adapter);
+        self.arrived.notify_one();
+    }
+
+    /// Waits until an account was added.
+    pub(super) async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    /// All accounts here, each as [`parking_key`].
+    pub(super) fn keys(&self) -> Vec<String> {
+        let accounts = self.accounts.read().unwrap_or_else(PoisonError::into_inner);
+        accounts.keys().map(|(platform, account)| parking_key(platform, account)).collect()
+    }
+
+    /// Whether some account here shows answers while they are written.
+    pub(super) fn any_streams(&self) -> bool {
+        let accounts = self.accounts.read().unwrap_or_else(PoisonError::into_inner);
+        accounts.values().any(|adapter| adapter.streams())
     }
 
     /// Removes an account.
@@ -57,4 +77,9 @@ impl Adapters {
         all.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
         all
     }
+}
+
+/// What a delivery without an account waits for: `platform/account`.
+pub(super) fn parking_key(platform: &str, account: &str) -> String {
+    format!("{platform}/{account}")
 }

@@ -9,11 +9,13 @@
 
 mod agents;
 mod clock;
+mod deliveries;
 mod documents;
 mod functions;
 mod homes;
 mod identities;
 mod migrate;
+mod previews;
 mod sessions;
 mod transitions;
 mod workers;
@@ -31,13 +33,14 @@ use crate::failpoint::{Failpoints, Verdict};
 
 pub use agents::{AgentRow, RegistryChange, RegistryRows, RevisionRow};
 pub use clock::DatabaseClock;
+pub use deliveries::{DeliveryOutcome, DueDelivery, LaneKey, SendResult};
 pub use functions::Functions;
 pub use homes::{HomeDocument, HomeDocumentInfo, PushOutcome};
 pub use identities::LAUNCH_TTL;
+pub use previews::{PreviewBegin, PreviewEnd};
 pub use sessions::{SessionRow, StatusCounts, TranscriptRow, TurnEnd, TurnRow};
 pub use transitions::{
-    Claimed, Completion, CompletionOutcome, DeliveryOutcome, DueDelivery, Ended, GivenUp, Ingest, Ingested, LaneKey,
-    Leased, NextTurn, SendResult,
+    Claimed, Completion, CompletionOutcome, Ended, GivenUp, Ingest, Ingested, Leased, NextTurn,
 };
 pub use workers::{PollAnswer, WorkerRegistration};
 
