@@ -37,6 +37,7 @@ use crate::grpc::layers::{Layers, Limits, Listener, server, worker_tls};
 use crate::grpc::message_api::MessageApi;
 use crate::grpc::model_api::ModelApi;
 use crate::grpc::route_api::RouteApi;
+use crate::grpc::delivery_api::DeliveryApi;
 use crate::grpc::session_api::SessionApi;
 use crate::grpc::system_api::{Addresses, SystemApi};
 use crate::grpc::worker_api::WorkerApi;
@@ -173,6 +174,7 @@ impl Replica {
             .add_service(AgentApi::server(self.registry.clone(), self.dispatcher.clone()))
             .add_service(RouteApi::server(self.registry.clone()))
             .add_service(SessionApi::server(self.registry.clone()))
+            .add_service(DeliveryApi::server(store.clone(), self.outbox.clone(), self.dispatcher.clone()))
             .add_service(MessageApi::server(intake.clone(), adapters.clone(), store))
             .add_service(identity.clone().into_server())
             .add_service(SystemApi::server(

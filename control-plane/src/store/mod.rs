@@ -9,6 +9,7 @@
 
 mod agents;
 mod clock;
+mod dead_letters;
 mod deliveries;
 mod documents;
 mod functions;
@@ -33,6 +34,7 @@ use crate::failpoint::{Failpoints, Verdict};
 
 pub use agents::{AgentRow, RegistryChange, RegistryRows, RevisionRow};
 pub use clock::DatabaseClock;
+pub use dead_letters::{DeadTurnRow, DeliveryFilter, DeliveryId, DeliveryRow, DeliveryState, Redrive};
 pub use deliveries::{DeliveryOutcome, DueDelivery, LaneKey, SendResult};
 pub use functions::Functions;
 pub use homes::{HomeDocument, HomeDocumentInfo, PushOutcome};
