@@ -5,8 +5,9 @@
 //!
 //! - `HERMES_DRILL`: `point[@n]=action`, several separated by `;`. The n-th time (default 1, `*` for every time) that this
 //!   process reaches the point it acts: `kill` (SIGKILL itself), `pause` (SIGSTOP itself), `fail` (answer as if the other side
-//!   were gone), `hold:FILE` (wait until FILE exists). With `HERMES_DRILL_LOG=FILE` every point that is reached is appended there as
-//!   `pid point n`, so that a test waits for a point instead of a time.
+//!   were gone), `hold:FILE` (wait until FILE exists). `kill:FILE`, `pause:FILE` and `fail:FILE` act once in all processes: the
+//!   one that creates FILE. With `HERMES_DRILL_LOG=FILE` every point that is reached is appended there as `pid point n`, so that
+//!   a test waits for a point instead of a time.
 //! - `HERMES_DRILL_WITHOUT`: one mechanism to do without, see [`Mechanism`]. A drill that stays green without its mechanism
 //!   proves nothing.
 //!
@@ -151,7 +152,15 @@ impl Drill {
         } else {
             Failpoints::default()
         };
-        Ok(Seams { functions: Functions::from_text(text), failpoints })
+        let own = std::env::current_exe().context("find this program's own file")?;
+        let worker = own.with_file_name("hermes-drill-worker");
+        let variables = std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(POINTS.as_bytes()));
+        Ok(Seams {
+            functions: Functions::from_text(text),
+            failpoints,
+            worker_binary: worker.is_file().then_some(worker),
+            worker_environment: variables.collect(),
+        })
     }
 }
 
@@ -161,6 +170,8 @@ enum Action {
     Pause,
     Fail,
     Hold(PathBuf),
+    /// The first process that gets to create the file.
+    Once(PathBuf, Box<Action>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -211,7 +222,13 @@ impl Points {
         }
         let mut goes_on = true;
         for rule in self.rules.iter().filter(|rule| rule.point == point && rule.nth.is_none_or(|nth| nth == count)) {
-            match &rule.action {
+            let action = match &rule.action {
+                Action::Once(file, _) if File::create_new(file).is_err() => continue,
+                Action::Once(_, action) => action.as_ref(),
+                action => action,
+            };
+            match action {
+                Action::Once(..) => {}
                 Action::Kill => drop(raise(Signal::SIGKILL)),
                 Action::Pause => drop(raise(Signal::SIGSTOP)),
                 Action::Fail => goes_on = false,
@@ -233,11 +250,17 @@ fn rule(text: &str) -> anyhow::Result<Rule> {
         Some((point, "*")) => (point, None),
         Some((point, nth)) => (point, Some(nth.parse().with_context(|| format!("{nth:?} is not a count"))?)),
     };
-    let action = match action.split_once(':') {
-        None if action == "kill" => Action::Kill,
-        None if action == "pause" => Action::Pause,
-        None if action == "fail" => Action::Fail,
-        Some(("hold", file)) => Action::Hold(PathBuf::from(file)),
+    let (name, file) = action.split_once(':').map_or((action, None), |(name, file)| (name, Some(PathBuf::from(file))));
+    let act = match name {
+        "kill" => Some(Action::Kill),
+        "pause" => Some(Action::Pause),
+        "fail" => Some(Action::Fail),
+        _ => None,
+    };
+    let action = match (act, file) {
+        (Some(act), None) => act,
+        (Some(act), Some(file)) => Action::Once(file, Box::new(act)),
+        (None, Some(file)) if name == "hold" => Action::Hold(file),
         _ => bail!("{action:?} is not kill, pause, fail or hold:FILE"),
     };
     Ok(Rule { point: point.to_owned(), nth, action })
@@ -257,7 +280,7 @@ mod tests {
             rule("c", None, Action::Fail),
         ];
         assert_eq!(*points.rules, want);
-        for wrong in ["a", "a=explode", "a@x=kill", "a=hold"] {
+        for wrong in ["a", "a=explode", "a@x=kill", "a=hold", "a=explode:/x"] {
             assert!(Points::new(wrong, None).is_err(), "{wrong}");
         }
     }
@@ -270,6 +293,14 @@ mod tests {
             seen.push(points.reach("a").await);
         }
         assert_eq!((seen, points.reach("b").await), (vec![true, false, true], true));
+    }
+
+    #[tokio::test]
+    async fn what_happens_once_happens_in_one_process_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let rules = format!("a@*=fail:{}", dir.path().join("done").display());
+        let (one, other) = (Points::new(&rules, None).unwrap(), Points::new(&rules, None).unwrap());
+        assert_eq!([one.reach("a").await, other.reach("a").await, one.reach("a").await], [false, true, true]);
     }
 
     #[test]

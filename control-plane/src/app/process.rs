@@ -1,5 +1,7 @@
 //! The process around the composition root: arguments, telemetry, exit code; and the seams that drills open.
 
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -16,6 +18,10 @@ pub struct Seams {
     pub functions: Functions,
     /// Points at which the flow may be held, ended or failed.
     pub failpoints: Failpoints,
+    /// The program that the launcher starts instead of the `hermes-worker` beside this one.
+    pub worker_binary: Option<PathBuf>,
+    /// Variables that worker processes get beyond the few that they may see.
+    pub worker_environment: Vec<(OsString, OsString)>,
 }
 
 impl Seams {

@@ -1,5 +1,6 @@
 //! The two ways to run, step by step.
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -108,7 +109,10 @@ pub(super) async fn dev(
     let addresses = listeners::Addresses { grpc: common.grpc_addr, http: common.http_addr, worker: common.worker_addr };
     let listeners = listeners::bind(addresses)?;
     let spawner = Spawner::start()?;
-    let worker_binary = worker_binary()?;
+    let worker_binary = match &seams.worker_binary {
+        Some(named) => named.clone(),
+        None => worker_binary()?,
+    };
     let (mut postgres, url) = match &dev.database_url {
         Some(url) => (None, SecretString::from(url.clone())),
         None => {
@@ -201,7 +205,9 @@ async fn start_dev(
         telemetry,
     };
     let replica = Replica::build(plan, sockets).await?;
-    let launcher = launch(&replica, spawner, worker_binary, &addresses);
+    let mut environment = launcher::environment(std::env::vars_os());
+    environment.extend(seams.worker_environment.iter().cloned());
+    let launcher = launch(&replica, spawner, worker_binary, environment, &addresses);
     announce(&replica.registry);
     data.write_endpoint(&Endpoint {
         grpc: local(addresses.grpc),
@@ -216,7 +222,13 @@ async fn start_dev(
 }
 
 /// Starts a worker process per agent and keeps it so.
-fn launch(replica: &Replica, spawner: Spawner, worker_binary: PathBuf, addresses: &Addresses) -> Launcher {
+fn launch(
+    replica: &Replica,
+    spawner: Spawner,
+    worker_binary: PathBuf,
+    environment: Vec<(OsString, OsString)>,
+    addresses: &Addresses,
+) -> Launcher {
     let (store, authority) = (replica.registry.store().clone(), replica.authority.clone());
     let mint: launcher::Mint = Arc::new(move |agent: AgentId| {
         let (store, authority) = (store.clone(), authority.clone());
@@ -231,20 +243,21 @@ fn launch(replica: &Replica, spawner: Spawner, worker_binary: PathBuf, addresses
                 name: "process launcher".to_owned(),
                 hash: minted.hash,
             };
+            let start = token.id;
             store.create(token).await?;
-            Ok(minted.text)
+            Ok((start, minted.text))
         }
         .boxed()
     });
     let (dispatcher, tasks) = (replica.dispatcher.clone(), replica.tasks.clone());
-    let on_exit = Arc::new(move |agent: &AgentId, pid: u32| {
-        let (dispatcher, agent) = (dispatcher.clone(), agent.clone());
-        tasks.spawn("worker exit", async move { dispatcher.process_exited(&agent, pid).await });
+    let on_exit = Arc::new(move |exit: launcher::Exit| {
+        let dispatcher = dispatcher.clone();
+        tasks.spawn("worker exit", async move { dispatcher.process_exited(exit.start, exit.asked).await });
     });
     let config = launcher::Config {
         worker_binary,
         worker_addr: local(addresses.worker),
-        environment: launcher::environment(std::env::vars_os()),
+        environment,
         mint,
         on_exit,
         has_room: launcher::has_room,

@@ -44,7 +44,7 @@ pub use sessions::{SessionRow, StatusCounts, TranscriptRow, TurnEnd, TurnRow};
 pub use transitions::{
     Claimed, Completion, CompletionOutcome, Ended, GivenUp, Ingest, Ingested, Leased, NextTurn,
 };
-pub use workers::{PollAnswer, WorkerRegistration};
+pub use workers::{Leaving, Parting, PollAnswer, WorkerRegistration};
 
 /// Most rows one batched call carries (measured: batches pay up to 40 rows and no longer after 70).
 pub const BATCH_ROWS: usize = 256;
