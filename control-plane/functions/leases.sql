@@ -11,14 +11,13 @@ CREATE FUNCTION register_worker(p_agent int, p_replica bigint, p_identity text, 
 
 -- The one statement an idle replica sends, every second: renews its own lease, those of the workers that were heard of and those of
 -- the accounts it receives for, and answers for all loops. o_alive: the workers whose lease still holds (an expired one cannot be
--- revived, unless it expired in a storm and is only suspected). o_draining: workers of this replica that somebody wants to part with, and
--- o_grace_ms what is left to each. p_want: accounts it could receive for; with p_leave it does not (any more) and gives up what it has. o_have: places in
--- p_want of the accounts it may receive for, o_left_ms until when. o_live: replicas that live.
+-- revived, unless it expired in a storm and is only suspected). o_draining: workers of this replica that somebody wants to part with,
+-- and o_grace_ms what is left to each. p_want: accounts it could receive for; with p_leave it does not (any more) and gives up what it
+-- has. o_have: places in p_want of the accounts it may receive for, o_left_ms until when. o_live: replicas that live.
 CREATE FUNCTION poll(p_replica bigint, p_workers bigint[], p_ttl_ms bigint, p_platform text[] DEFAULT '{}', p_want text[] DEFAULT '{}',
     p_leave boolean[] DEFAULT '{}', p_state text[] DEFAULT '{}', p_detail text[] DEFAULT '{}', p_silent_ms bigint[] DEFAULT '{}')
 RETURNS TABLE (o_now timestamptz, o_version bigint, o_alive bigint[], o_ready int[], o_outbox boolean, o_lost boolean, o_removed boolean,
-    o_homes bigint, o_live bigint, o_have int[], o_epoch bigint[], o_left_ms bigint[],
-    o_draining bigint[], o_grace_ms bigint[])
+    o_homes bigint, o_draining bigint[], o_grace_ms bigint[], o_live bigint, o_have int[], o_epoch bigint[], o_left_ms bigint[])
 LANGUAGE plpgsql AS $$
 DECLARE t timestamptz := clock_timestamp(); ttl interval := p_ttl_ms * interval '1 millisecond'; alive bigint[]; live bigint;
   have int[]; epochs bigint[]; lefts bigint[];
@@ -51,11 +50,11 @@ BEGIN
   END IF;
   RETURN QUERY SELECT t, (SELECT version FROM documents), coalesce(alive, '{}'),
     ARRAY(SELECT a.agent_no FROM agents a WHERE EXISTS (SELECT 1 FROM ready r WHERE r.agent_no = a.agent_no AND r.ready_at <= t)),
-    EXISTS (SELECT 1 FROM outbox o WHERE o.head AND o.state = 3 AND o.next_at <= t) OR EXISTS (SELECT 1 FROM replicas WHERE lost_at IS NOT NULL),
+    EXISTS (SELECT 1 FROM outbox o WHERE o.head AND o.state = 3 AND o.next_at <= t) OR EXISTS (SELECT 1 FROM replicas WHERE lost_at > t - interval '10 minutes'),
     EXISTS (SELECT 1 FROM workers WHERE (NOT lost AND lease_until < t) OR (lost AND lost_at > t - interval '10 minutes')),
     EXISTS (SELECT 1 FROM ready r JOIN agents a USING (agent_no) WHERE a.removed_at IS NOT NULL),
-    (SELECT coalesce(sum(home_version), 0)::bigint FROM agents),
-    live, coalesce(have, '{}'), coalesce(epochs, '{}'), coalesce(lefts, '{}'), d.workers, d.grace_ms
+    (SELECT coalesce(sum(home_version), 0)::bigint FROM agents), d.workers, d.grace_ms,
+    live, coalesce(have, '{}'), coalesce(epochs, '{}'), coalesce(lefts, '{}')
     FROM (SELECT coalesce(array_agg(worker_id ORDER BY worker_id), '{}') AS workers, coalesce(array_agg(
             greatest(0, extract(epoch FROM drain_until - t) * 1000)::bigint ORDER BY worker_id), '{}') AS grace_ms
             FROM workers WHERE replica_id = p_replica AND drain_until IS NOT NULL AND NOT lost) d;
@@ -85,8 +84,10 @@ END $$;
 -- What these workers hold; asked after a lease whose answer was lost. The worker ignores a (session, epoch) it already has.
 -- o_left_ms: what is left until the turn's deadline.
 CREATE FUNCTION assigned(p_workers bigint[]) RETURNS TABLE (o_worker bigint, o_slot smallint, o_session bigint, o_seq bigint, o_epoch bigint,
-    o_crashes smallint, o_key text, o_lane bigint, o_payload bytea, o_trace text, o_created timestamptz, o_left_ms bigint) LANGUAGE sql STABLE AS $$
+    o_crashes smallint, o_key text, o_lane bigint, o_payload bytea, o_trace text, o_created timestamptz, o_journal bigint, o_left_ms bigint)
+LANGUAGE sql STABLE AS $$
   SELECT s.worker_id, x.slot, s.session_id, s.head_seq, s.epoch, s.crashes, s.session_key, q.lane_id, q.payload, q.traceparent, q.created_at,
+         (SELECT count(*) FROM turn_steps t WHERE t.session_id = s.session_id AND t.seq = s.head_seq),
          greatest(0, extract(epoch FROM s.deadline - clock_timestamp()) * 1000)::bigint
     FROM slots x JOIN sessions s ON s.session_id = x.session_id AND s.state = 2 AND s.worker_id = x.worker_id
     JOIN turns q ON q.session_id = s.session_id AND q.seq = s.head_seq WHERE x.worker_id = ANY(p_workers)
@@ -96,7 +97,8 @@ $$;
 -- hold moves to the new one under the same fence, so that running turns go on. What finds no slot is reclaimed. A process that
 -- somebody wants to part with stays so, whichever replica it comes to.
 CREATE FUNCTION adopt(p_worker bigint, p_identity text) RETURNS TABLE (o_worker bigint, o_slot smallint, o_session bigint, o_seq bigint,
-    o_epoch bigint, o_crashes smallint, o_key text, o_lane bigint, o_payload bytea, o_trace text, o_created timestamptz, o_left_ms bigint) LANGUAGE plpgsql
+    o_epoch bigint, o_crashes smallint, o_key text, o_lane bigint, o_payload bytea, o_trace text, o_created timestamptz, o_journal bigint, o_left_ms bigint)
+LANGUAGE plpgsql
 SET enable_seqscan = off AS $$
 DECLARE old bigint[]; sid bigint[]; t timestamptz := clock_timestamp();
 BEGIN

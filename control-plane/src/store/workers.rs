@@ -66,12 +66,12 @@ pub struct PollAnswer {
     pub removed: bool,
     /// Sum of all home versions: moves when any home document changes.
     pub homes: i64,
+    /// Workers of this replica that somebody wants to part with, and how long their turns may still go on.
+    pub draining: Vec<(i64, Duration)>,
     /// Replicas that live, this one included.
     pub live: i64,
     /// The accounts this replica receives for.
     pub accounts: Vec<AccountHeld>,
-    /// Workers of this replica that somebody wants to part with, and how long their turns may still go on.
-    pub draining: Vec<(i64, Duration)>,
 }
 
 impl Store {
@@ -118,6 +118,7 @@ impl Store {
             )
             .await?;
         let row = rows.first().ok_or_else(|| Error::Unavailable("no answer".to_owned()))?;
+        let grace = row.get::<_, Vec<i64>>("o_grace_ms").into_iter().map(|ms| Duration::from_millis(ms.unsigned_abs()));
         let (places, epochs, lefts): (Vec<i32>, Vec<i64>, Vec<i64>) =
             (row.get("o_have"), row.get("o_epoch"), row.get("o_left_ms"));
         let held = places.into_iter().zip(epochs).zip(lefts).filter_map(|((place, epoch), left)| {
@@ -125,7 +126,6 @@ impl Store {
             let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
             Some(AccountHeld { platform: claim.platform.clone(), account: claim.account.clone(), epoch, left })
         });
-        let grace = row.get::<_, Vec<i64>>("o_grace_ms").into_iter().map(|ms| Duration::from_millis(ms.unsigned_abs()));
         Ok(PollAnswer {
             now: row.get("o_now"),
             version: row.get("o_version"),
@@ -135,9 +135,9 @@ impl Store {
             lost: row.get("o_lost"),
             removed: row.get("o_removed"),
             homes: row.get("o_homes"),
+            draining: row.get::<_, Vec<i64>>("o_draining").into_iter().zip(grace).collect(),
             live: row.get("o_live"),
             accounts: held.collect(),
-            draining: row.get::<_, Vec<i64>>("o_draining").into_iter().zip(grace).collect(),
         })
     }
 

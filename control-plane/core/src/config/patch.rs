@@ -63,12 +63,12 @@ pub struct Patch {
     pub message_bytes: Option<u64>,
     /// `limits.history_bytes`.
     pub history_bytes: Option<u64>,
-    /// `retention`, key by key.
-    pub retention: RetentionPatch,
     /// `limits.turn_seconds`.
     pub turn_seconds: Option<u64>,
     /// `limits.stall_seconds`.
     pub stall_seconds: Option<u64>,
+    /// `retention`, key by key.
+    pub retention: RetentionPatch,
     /// Providers the text names.
     pub providers: BTreeMap<String, Provider>,
     /// `Some(None)` when the text says `default_provider: null`, which unsets it.

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hermes_proto::v1;
 use hermes_tests::postgres::TestPostgres;
-use hermes_tests::proxy::{Proxy, Target};
+use hermes_tests::relay::{Relay, Target};
 use hermes_tests::system::{Grpc, binary, run};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -110,7 +110,7 @@ pub(super) struct Cluster {
     env: Vec<(&'static str, String)>,
     flags: Vec<&'static str>,
     /// Leads workers to replicas.
-    pub(super) way: Proxy,
+    pub(super) way: Relay,
     started: usize,
     dir: TempDir,
 }
@@ -128,19 +128,19 @@ impl Cluster {
             database,
             env: env.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(),
             flags: flags.to_vec(),
-            way: Proxy::start(Vec::new()).await.unwrap(),
+            way: Relay::start(Vec::new()).await.unwrap(),
             started: 0,
             dir,
         }
     }
 
-    /// A proxy that new replicas reach the database through.
-    pub(super) async fn database_proxy(&mut self) -> Proxy {
+    /// A relay that new replicas reach the database through.
+    pub(super) async fn database_relay(&mut self) -> Relay {
         let (rest, socket_dir) = self.database.url().split_once("?host=").expect("a socket directory");
         let name = rest.rsplit('/').next().unwrap();
-        let proxy = Proxy::start(vec![Target::Unix(Path::new(socket_dir).join(".s.PGSQL.5432"))]).await.unwrap();
-        self.url = format!("postgres://hermes@{}/{name}", proxy.address());
-        proxy
+        let relay = Relay::start(vec![Target::Unix(Path::new(socket_dir).join(".s.PGSQL.5432"))]).await.unwrap();
+        self.url = format!("postgres://hermes@{}/{name}", relay.address());
+        relay
     }
 
     pub(super) async fn replica(&mut self) -> Replica {

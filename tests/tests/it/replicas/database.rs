@@ -29,22 +29,22 @@ async fn until_ready_is(replica: &Replica, status: u16) -> Duration {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_database_nothing_is_acknowledged_and_readyz_is_red_until_it_is_back() {
     let mut cluster = Cluster::new(&json!({}), &[], &[]).await;
-    let proxy = cluster.database_proxy().await;
+    let relay = cluster.database_relay().await;
     let replica = cluster.replica().await;
     assert_eq!(replica.readyz().await, (200, "ready\n".to_owned()));
     for (number, silent) in [true, false].into_iter().enumerate() {
         replica.submit("before", number).await.unwrap();
         if silent {
-            proxy.freeze()
+            relay.freeze()
         } else {
-            proxy.cut()
+            relay.cut()
         }
         let kept = tokio::time::timeout(Duration::from_secs(3), replica.submit("meanwhile", number)).await;
         assert!(!matches!(kept, Ok(Ok(_))), "it was acknowledged: {kept:?}");
         assert!(until_ready_is(&replica, 503).await < NOTICED + SLACK, "silent: {silent}");
         let kept = tokio::time::timeout(Duration::from_secs(1), replica.submit("meanwhile", number)).await;
         assert!(!matches!(kept, Ok(Ok(_))), "it was acknowledged: {kept:?}");
-        proxy.mend();
+        relay.mend();
         assert!(until_ready_is(&replica, 200).await < NOTICED + SLACK, "silent: {silent}");
         // The same message again, until it is kept: once.
         let kept = async { while replica.submit("meanwhile", number).await.is_err() {} };
@@ -57,7 +57,7 @@ async fn without_a_database_nothing_is_acknowledged_and_readyz_is_red_until_it_i
 #[tokio::test(flavor = "multi_thread")]
 async fn after_an_outage_under_load_connections_stay_below_their_bound() {
     let mut cluster = Cluster::new(&json!({}), &[], &[]).await;
-    let proxy = cluster.database_proxy().await;
+    let relay = cluster.database_relay().await;
     let replica = cluster.replica().await;
     let stop = tokio_util::sync::CancellationToken::new();
     let load = (0..40).map(|chat| {
@@ -77,16 +77,16 @@ async fn after_an_outage_under_load_connections_stay_below_their_bound() {
     let outages = async {
         for _ in 0..3 {
             tokio::time::sleep(Duration::from_millis(500)).await;
-            proxy.cut();
+            relay.cut();
             until_ready_is(&replica, 503).await;
-            proxy.mend();
+            relay.mend();
             assert!(until_ready_is(&replica, 200).await < NOTICED + SLACK);
         }
         stop.cancel();
     };
     let (kept, ()) = tokio::join!(futures_util::future::join_all(load), outages);
     // The pool, and the doorbell beside it.
-    assert!(proxy.most_connections() <= 13, "{} connections", proxy.most_connections());
+    assert!(relay.most_connections() <= 13, "{} connections", relay.most_connections());
     let stored: usize = cluster.look("SELECT count(*) FROM turns").await.parse().unwrap();
     let acknowledged = kept.iter().sum::<usize>();
     assert!(acknowledged > 40 && stored >= acknowledged, "{acknowledged} acknowledged, {stored} stored");

@@ -130,12 +130,12 @@ pub(super) fn sent(lane: i64, pos: i64, attempt: i32, result: SendResult) -> Del
 
 /// [`sent`] with all parts there.
 pub(super) fn delivered(lane: i64, pos: i64, attempt: i32) -> DeliveryOutcome {
-    sent(lane, pos, attempt, SendResult::Delivered { message_id: Some("m".to_owned()) })
+    sent(lane, pos, attempt, SendResult::Delivered { message_id: Some("m".to_owned()), revived: false })
 }
 
 /// A retry that is due at once.
 pub(super) fn again() -> SendResult {
-    SendResult::Retry { after: Duration::ZERO, maybe_duplicate: false }
+    SendResult::Retry { after: Duration::ZERO, maybe_duplicate: false, cause: "again".to_owned() }
 }
 
 fn flag(value: bool) -> &'static str {
@@ -204,7 +204,7 @@ impl Db {
     pub(super) fn reset(&self) -> Result<()> {
         self.run(
             "TRUNCATE agents, agent_revisions, routes, home_documents, tokens, workers, replicas, account_leases, slots, sessions, session_keys,
-               ready, inbound, turns, turn_steps, dead_turns, outbox, deliveries, lanes RESTART IDENTITY;
+               ready, inbound, turns, turn_steps, dead_turns, outbox, deliveries, previews, lanes RESTART IDENTITY;
              ALTER SEQUENCE session_ids RESTART; ALTER SEQUENCE registrations RESTART;
              ALTER SEQUENCE replica_ids RESTART; ALTER SEQUENCE outbox_positions RESTART;
              UPDATE retention SET page = 0, started_at = NULL, finished_at = NULL, removed = 0, total = 0;
@@ -488,6 +488,7 @@ pub(super) fn journal_sql(rows: &[(i64, i64, i64, i32, &str)]) -> String {
         small(2),
         array(rows.iter().map(|_| None::<i32>), "text"),
         array(rows.iter().map(|row| Some(row.4)), "bytea"),
+        array(rows.iter().map(|_| Some(false)), "boolean"),
     ];
     format!("SELECT o_result FROM journal_batch({}) ORDER BY o_ord", columns.join(","))
 }

@@ -7,6 +7,7 @@
 mod accounts;
 mod db;
 mod deliveries;
+mod journal;
 mod leases;
 mod migrations;
 mod mutations;
@@ -56,6 +57,12 @@ drills! {
         the_third_crash_is_a_dead_letter_and_the_next_turn_runs,
         a_turn_is_given_up_under_its_own_fence_only,
         a_turn_without_a_lane_has_no_delivery,
+    }
+    journal::{
+        a_call_that_may_act_once_is_stored_for_one_epoch_only,
+        a_row_is_the_same_only_in_all_its_parts,
+        whoever_gets_a_turn_is_told_how_much_of_it_is_journaled,
+        a_journal_is_read_in_the_order_of_steps_page_by_page,
     }
     races::{
         a_duplicate_accepted_at_the_same_time_is_seen,
@@ -116,21 +123,6 @@ drills! {
         long_lost_workers_are_forgotten_with_their_slots,
         a_lease_that_no_slot_holds_is_found_by_the_slow_search,
     }
-    accounts::{
-        one_replica_at_a_time_receives_for_an_account,
-        an_account_lease_is_renewed_and_says_what_is_left,
-        an_account_that_is_given_up_is_free_at_once,
-        a_replica_takes_its_share_of_the_accounts_and_the_rest_only_when_nobody_else_does,
-        two_replicas_that_want_one_account_do_not_wait_for_each_other,
-    }
-    retention::{
-        a_dedupe_key_stays_for_eight_days,
-        steps_of_running_and_waiting_turns_stay,
-        turns_go_with_all_they_have_and_never_what_is_needed,
-        a_session_without_turns_goes_with_its_key_and_comes_back_as_new,
-        dead_deliveries_stay_longer,
-        a_pass_goes_page_by_page_and_one_replica_at_a_time_steps,
-    }
     parting::{
         a_turn_handed_back_runs_before_younger_ones_and_counts_no_crash,
         only_who_runs_a_turn_hands_it_back_and_once,
@@ -141,6 +133,21 @@ drills! {
         a_turn_with_steps_is_left_to_workers_that_can_go_on_with_it,
         a_worker_to_part_with_is_told_wherever_it_is_and_stays_so,
         what_is_left_of_a_turns_time_survives_an_adoption,
+    }
+    retention::{
+        a_dedupe_key_stays_for_eight_days,
+        steps_of_running_and_waiting_turns_stay,
+        turns_go_with_all_they_have_and_never_what_is_needed,
+        a_session_without_turns_goes_with_its_key_and_comes_back_as_new,
+        dead_deliveries_stay_longer,
+        a_pass_goes_page_by_page_and_one_replica_at_a_time_steps,
+    }
+    accounts::{
+        one_replica_at_a_time_receives_for_an_account,
+        an_account_lease_is_renewed_and_says_what_is_left,
+        an_account_that_is_given_up_is_free_at_once,
+        a_replica_takes_its_share_of_the_accounts_and_the_rest_only_when_nobody_else_does,
+        two_replicas_that_want_one_account_do_not_wait_for_each_other,
     }
     registry::{
         two_writers_of_one_version_are_one_winner,

@@ -351,6 +351,27 @@ const MUTATIONS: &[Mutation] = &[
         caught_by: &["a_worker_to_part_with_is_told_wherever_it_is_and_stays_so"],
     },
     Mutation {
+        name: "what acts once is stored again for a later epoch",
+        edits: &[("WHEN f.same AND f.again THEN 2", "WHEN f.same THEN 2")],
+        caught_by: &["a_call_that_may_act_once_is_stored_for_one_epoch_only"],
+    },
+    Mutation {
+        name: "a step is the same if its body is",
+        edits: &[(
+            "(t.kind, t.effect, t.unknown) = (i.kind, i.effect, i.unknown) AND t.idem_key IS NOT DISTINCT FROM i.idem\n               AND ",
+            "",
+        )],
+        caught_by: &["a_row_is_the_same_only_in_all_its_parts"],
+    },
+    Mutation {
+        name: "a claim does not count the journal",
+        edits: &[(
+            "(SELECT count(*) FROM turn_steps t WHERE t.session_id = u.session_id AND t.seq = u.head_seq)",
+            "0::bigint",
+        )],
+        caught_by: &["whoever_gets_a_turn_is_told_how_much_of_it_is_journaled"],
+    },
+    Mutation {
         name: "running turns of a removed agent are cancelled too",
         edits: &[(
             "FROM ready x JOIN agents a USING (agent_no) WHERE a.removed_at IS NOT NULL
