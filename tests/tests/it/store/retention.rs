@@ -12,7 +12,7 @@ use super::db::{Db, delivered, end, msg, same, sent};
 const AT_ONCE: Duration = Duration::ZERO;
 
 fn days() -> Retention {
-    Retention { dedupe_days: 8, steps_days: 10, deliveries_days: 10, dead_days: 20, turns_days: Some(30) }
+    Retention { dedupe_days: 8, steps_days: 10, deliveries_days: 10, dead_days: 20, turns_days: Some(60) }
 }
 
 /// A whole pass through one kind; answers what it removed.
@@ -75,7 +75,7 @@ pub(super) fn turns_go_with_all_they_have_and_never_what_is_needed(db: &mut Db) 
     let p = db.positions()?[0];
     db.deliver(1, &[delivered(1, p, 1)])?;
     db.complete(&[super::db::end_to(2, 2, 1, 1)])?;
-    age(db, 29.9)?;
+    age(db, 59.9)?;
     for what in RETAINED {
         pass(db, what, &Retention { dedupe_days: 365, ..days() })?;
     }
@@ -100,7 +100,7 @@ pub(super) fn a_session_without_turns_goes_with_its_key_and_comes_back_as_new(db
     let w = db.worker(1)?;
     db.ingest(&[msg("a", "x").lane(None).on(w, 1), msg("b", "y").lane(None).on(w, 2)])?;
     db.complete(&[hermes_control_plane::store::Completion { lane: None, ..end(1, 1, 1) }])?;
-    age(db, 31.0)?;
+    age(db, 61.0)?;
     // Its turn is still there.
     same!(pass(db, "sessions", &days())?, 0);
     pass(db, "turns", &days())?;
@@ -116,7 +116,13 @@ pub(super) fn dead_deliveries_stay_longer(db: &mut Db) -> Result<()> {
     db.ingest(&[msg("a", "x").on(w, 1), msg("b", "y").lane(Some(2)).on(w, 2)])?;
     db.complete(&[end(1, 1, 1), super::db::end_to(2, 2, 1, 1)])?;
     let p = db.positions()?;
-    db.deliver(1, &[delivered(1, p[0], 1), sent(2, p[1], 1, SendResult::Dead { reason: "gone".to_owned() })])?;
+    db.deliver(
+        1,
+        &[
+            delivered(1, p[0], 1),
+            sent(2, p[1], 1, SendResult::Dead { reason: "gone".to_owned(), maybe_duplicate: false }),
+        ],
+    )?;
     age(db, 11.0)?;
     same!(pass(db, "deliveries", &days())?, 1);
     same!(db.look("SELECT lane_id, state FROM deliveries")?, "2|4");
