@@ -12,7 +12,7 @@ RETURNS bigint LANGUAGE sql AS $$
 -- and answers for all loops. o_alive: the workers whose lease still holds (an expired one cannot be revived).
 CREATE FUNCTION poll(p_replica bigint, p_workers bigint[], p_ttl_ms bigint)
 RETURNS TABLE (o_now timestamptz, o_version bigint, o_alive bigint[], o_ready int[], o_outbox boolean, o_lost boolean, o_removed boolean,
-    o_homes bigint)
+    o_homes bigint, o_signals boolean)
 LANGUAGE plpgsql AS $$
 DECLARE t timestamptz := clock_timestamp(); alive bigint[];
 BEGIN
@@ -32,7 +32,7 @@ BEGIN
     EXISTS (SELECT 1 FROM outbox o WHERE o.head AND o.state = 3 AND o.next_at <= t) OR EXISTS (SELECT 1 FROM replicas WHERE lost_at IS NOT NULL),
     EXISTS (SELECT 1 FROM workers WHERE (NOT lost AND lease_until < t) OR (lost AND lost_at > t - interval '10 minutes')),
     EXISTS (SELECT 1 FROM ready r JOIN agents a USING (agent_no) WHERE a.removed_at IS NOT NULL),
-    (SELECT coalesce(sum(home_version), 0)::bigint FROM agents);
+    (SELECT coalesce(sum(home_version), 0)::bigint FROM agents), EXISTS (SELECT 1 FROM turn_signals);
 END $$;
 
 -- What these workers hold; asked after a lease whose answer was lost. The worker ignores a (session, epoch) it already has.

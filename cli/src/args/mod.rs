@@ -16,7 +16,7 @@ use clap_complete::Shell;
 
 pub(crate) use self::agent::{AgentAddArgs, AgentCommand, AgentRemoveArgs, AgentUpdateArgs, SpecArgs};
 pub(crate) use self::route::{ExplainArgs, RouteAddArgs, RouteCommand};
-pub(crate) use self::source::{SendArgs, SessionCommand, SessionKeyArgs, SessionListArgs, SourceArgs};
+pub(crate) use self::source::{SendArgs, SessionCommand, SessionKeyArgs, SessionListArgs, SourceArgs, TurnCommand};
 pub(crate) use self::token::{Role, TokenCommand, TokenCreateArgs};
 
 /// Runs and steers a Hermes control plane: many agents, many chat platforms, one place that decides who answers.
@@ -145,9 +145,12 @@ pub(crate) enum Command {
         after_help = "Example:\n  hermesctl send --platform telegram --chat-id -1001234 --chat-type group --user-id 42 --text hello --wait -o json\n\nWith --wait the exit code is 1 when the turn did not succeed."
     )]
     Send(SendArgs),
-    /// Look at sessions and compute session keys.
+    /// Look at sessions, stop what runs in them, compute session keys.
     #[command(subcommand, after_help = "Example:\n  hermesctl session list --agent coder")]
     Session(SessionCommand),
+    /// Stop turns.
+    #[command(subcommand, after_help = "Example:\n  hermesctl turn stop t1234.5")]
+    Turn(TurnCommand),
     /// Look at the connected workers.
     #[command(subcommand, after_help = "Example:\n  hermesctl worker list")]
     Worker(WorkerCommand),

@@ -92,9 +92,28 @@ pub(crate) enum SessionCommand {
         #[command(flatten)]
         limit: LimitArgs,
     },
+    /// Stop the turn that runs in a session, or is next there; what waits behind it goes on.
+    #[command(after_help = "Example:\n  hermesctl session stop s1234")]
+    Stop {
+        /// The session.
+        #[arg(value_name = "SESSION")]
+        id: String,
+    },
     /// Compute the session key of a source. No control plane is asked.
     #[command(after_help = "Example:\n  hermesctl session key --platform telegram --chat-id 12345 -o json")]
     Key(Box<SessionKeyArgs>),
+}
+
+/// `turn …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum TurnCommand {
+    /// Stop a turn: only this one, whatever runs when the command arrives.
+    #[command(after_help = "Example:\n  hermesctl turn stop t1234.5")]
+    Stop {
+        /// The turn.
+        #[arg(value_name = "TURN")]
+        id: String,
+    },
 }
 
 /// `session list`

@@ -7,8 +7,8 @@ use hermes_core::turn::{TurnState, Usage};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{Dispatcher, LEASE, Report};
-use crate::store::{self, BATCH_ROWS, Completion, CompletionOutcome, DueDelivery, Ended, Leased, TurnEnd};
+use super::{Dispatcher, LEASE, Report, STOPPED};
+use crate::store::{self, BATCH_ROWS, Completion, CompletionOutcome, DueDelivery, Ended, Leased, Signal, TurnEnd};
 
 /// A report on its way into the store.
 pub(super) struct Pending {
@@ -62,6 +62,12 @@ pub(super) async fn complete(dispatcher: &Dispatcher, worker: i64, agent: &Agent
             }
         },
     };
+    if report.ended == Ended::Cancelled
+        && let Ok(Some(Signal::Stop)) = inner.store.asked_to_end(report.turn).await
+    {
+        // One line instead of half an answer.
+        STOPPED.clone_into(&mut report.reply);
+    }
     let state = match report.ended {
         Ended::Succeeded => TurnState::Succeeded,
         Ended::Failed => TurnState::Failed,
@@ -225,6 +231,7 @@ fn continue_session(
     let held = fleet.finish(worker, slot, ended, epoch);
     match outcome.next {
         Some((epoch, seq, next)) if held => {
+            dispatcher.inner.pressure.begun(agent_no);
             let turn = store::TurnId { session: ended.session, seq };
             dispatcher.begin(Leased { worker, slot, turn, epoch, crashes: 0, session_key, next });
         }

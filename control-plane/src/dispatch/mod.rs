@@ -10,6 +10,8 @@ mod completer;
 mod fleet;
 mod live;
 mod poller;
+mod pressure;
+mod signals;
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -21,8 +23,10 @@ use tokio::sync::{Notify, RwLock, RwLockReadGuard, mpsc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use fleet::{Connected, Fleet, Running, ToWorker, WorkerView};
+pub use fleet::{CancelKind, Connected, Fleet, Running, ToWorker, Told, WorkerView};
 pub use live::{Live, TurnEvent};
+pub use pressure::{COME_BACK, OnTheWay, Pressed, Pressure};
+pub use signals::STOPPED;
 
 use crate::outbox::Outbox;
 use crate::registry::{AgentEntry, Registry, Snapshot};
@@ -138,6 +142,9 @@ struct Inner {
     completions: mpsc::Sender<completer::Pending>,
     claim: Notify,
     poll: Notify,
+    /// Something is asked of running turns.
+    signals: Notify,
+    pressure: Pressure,
     /// A worker's stream has ended.
     detached: Notify,
     launcher: OnceLock<LauncherEnd>,
@@ -182,6 +189,8 @@ impl Dispatcher {
             completions,
             claim: Notify::new(),
             poll: Notify::new(),
+            signals: Notify::new(),
+            pressure: Pressure::default(),
             detached: Notify::new(),
             launcher: OnceLock::new(),
             metrics,
@@ -192,6 +201,7 @@ impl Dispatcher {
         tasks.spawn("completer", completer::run(dispatcher.clone(), pending, stop.clone()));
         tasks.spawn("claimer", poller::run_claimer(dispatcher.clone(), stop.clone()));
         tasks.spawn("poller", poller::run_poller(dispatcher.clone(), stop.clone()));
+        tasks.spawn("signals", signals::run(dispatcher.clone(), stop.clone()));
         tasks.spawn("typing", poller::run_typing(dispatcher.clone(), stop));
         dispatcher
     }
@@ -213,6 +223,11 @@ impl Dispatcher {
     /// The text of running turns.
     pub fn live(&self) -> &Live {
         &self.inner.live
+    }
+
+    /// How much of each agent's work waits.
+    pub fn pressure(&self) -> &Pressure {
+        &self.inner.pressure
     }
 
     /// The store this dispatch writes to.
@@ -277,8 +292,8 @@ impl Dispatcher {
             slots: i32::try_from(arrival.slots).unwrap_or(1),
         };
         let worker_id = self.inner.store.worker_register(self.inner.replica, &registration, LEASE).await?;
-        // Room for an assignment and an acknowledgement per slot: a worker that reads never fills it.
-        let (outgoing, incoming) = mpsc::channel(arrival.slots as usize * 3 + 64);
+        // Room for an assignment, an acknowledgement, an offer and two cancellations per slot: a worker that reads never fills it.
+        let (outgoing, incoming) = mpsc::channel(arrival.slots as usize * 6 + 64);
         let hang_up = CancellationToken::new();
         // What the same process held under an older registration goes on; it is reminded of it below.
         let held = self.inner.store.adopt(worker_id, &registration.identity).await?;
@@ -424,6 +439,7 @@ fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running
         since: Instant::now(),
         usage: None,
         accepted: false,
+        told: Told::Nothing,
     };
     (running, assignment)
 }

@@ -22,7 +22,7 @@ use uuid::Uuid;
 use super::convert::{self, signed, store_status, unsigned};
 use super::layers::principal;
 use super::status::{Reason, invalid, refuse};
-use crate::dispatch::{Arrival, Assignment, Dispatcher, HEARTBEAT, LEASE, Report, Running, ToWorker};
+use crate::dispatch::{Arrival, Assignment, CancelKind, Dispatcher, HEARTBEAT, LEASE, Report, Running, ToWorker};
 use crate::identity::Principal;
 use crate::registry::Registry;
 use crate::store::{Ended, HomeDocumentInfo, SessionId, TurnId};
@@ -169,6 +169,10 @@ impl WorkerService for WorkerApi {
         for row in rows {
             let input: TurnInput = serde_json::from_slice(&row.payload).unwrap_or_default();
             push_chunks(&mut chunks, row.seq, v1::TranscriptRole::User, input.text.as_bytes());
+            for absorbed in &row.absorbed {
+                let input: TurnInput = serde_json::from_slice(absorbed).unwrap_or_default();
+                push_chunks(&mut chunks, row.seq, v1::TranscriptRole::User, input.text.as_bytes());
+            }
             push_chunks(&mut chunks, row.seq, v1::TranscriptRole::Assistant, &row.reply);
         }
         Ok(Response::new(futures_util::stream::iter(chunks.into_iter().map(Ok)).boxed()))
@@ -401,6 +405,17 @@ fn message_to(message: ToWorker) -> ToWire {
         }
         ToWorker::HeartbeatAck { sequence, lease_lost } => {
             ToWire::HeartbeatAck(v1::HeartbeatAck { sequence, lease_lost })
+        }
+        ToWorker::Cancel { turn, epoch, kind } => {
+            let (kind, reason) = match kind {
+                CancelKind::Stopped => (v1::CancelKind::Stopped, "a person stopped it"),
+                CancelKind::Interrupted => (v1::CancelKind::Interrupted, "a newer message goes first"),
+                CancelKind::Abandoned => (v1::CancelKind::Abandoned, "it was ended without this worker"),
+            };
+            ToWire::Cancel(v1::Cancel { turn: turn_to(turn, epoch), reason: reason.to_owned(), kind: kind.into() })
+        }
+        ToWorker::Steer { turn, epoch, seq, input } => {
+            ToWire::Steer(v1::Steer { turn: turn_to(turn, epoch), seq: unsigned(seq), input })
         }
         ToWorker::Drain => ToWire::Drain(v1::Drain { grace_ms: 30_000 }),
     }

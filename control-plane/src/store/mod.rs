@@ -8,6 +8,7 @@
 //! NOTIFY. It knows neither proto, platforms nor workers' streams, and it decides nothing that `hermes-core` can decide.
 
 mod agents;
+mod busy;
 mod clock;
 mod documents;
 mod functions;
@@ -28,6 +29,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{NoTls, Row};
 
 pub use agents::{AgentRow, RegistryChange, RegistryRows, RevisionRow};
+pub use busy::{Absorbed, Absorption, Backlog, Signal, Signalled, StopCommand, Stopped};
 pub use clock::DatabaseClock;
 pub use functions::Functions;
 pub use homes::{HomeDocument, HomeDocumentInfo, PushOutcome};

@@ -40,6 +40,8 @@ pub struct PollAnswer {
     pub removed: bool,
     /// Sum of all home versions: moves when any home document changes.
     pub homes: i64,
+    /// Something is asked of running turns.
+    pub signals: bool,
 }
 
 impl Store {
@@ -68,6 +70,7 @@ impl Store {
             lost: row.get("o_lost"),
             removed: row.get("o_removed"),
             homes: row.get("o_homes"),
+            signals: row.get("o_signals"),
         })
     }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use hermes_core::busy::{Busy, BusyPolicy};
 use hermes_core::config::{
     AgentSpec, Document, Limits, Platforms, Provider, Rate, SecretRef, TelegramAccount, WebhookAccount, WebhookReply,
     load_offline,
@@ -53,7 +54,9 @@ fn the_example_sets_every_key() {
         session_reset: ResetPolicy { mode, at_hour: _, idle_minutes: _ },
         reset_by_type,
         reset_by_platform,
-        limits: Limits { message_bytes: _, history_bytes: _ },
+        busy: Busy { policy: BusyPolicy { mode: _, notice: _ }, rules },
+        limits:
+            Limits { message_bytes: _, history_bytes: _, queued_per_agent: _, queued_per_session: _, shed_after_seconds: _ },
         providers,
         default_provider,
         platforms: Platforms { telegram, webhook },
@@ -62,7 +65,7 @@ fn the_example_sets_every_key() {
     } = document;
     assert!(model != "builtin/echo" && timezone != "UTC" && mode != ResetMode::None);
     assert!(!reset_by_type.is_empty() && !reset_by_platform.is_empty() && !routes.is_empty());
-    assert!(default_provider.is_some());
+    assert!(default_provider.is_some() && rules.iter().any(|rule| rule.agent.is_some() && rule.platform.is_some()));
     // Keys whose value may be their default are looked for in the text.
     for key in [
         "default_agent",
@@ -72,6 +75,11 @@ fn the_example_sets_every_key() {
         "idle_minutes",
         "message_bytes",
         "history_bytes",
+        "queued_per_agent",
+        "queued_per_session",
+        "shed_after_seconds",
+        "mode",
+        "notice",
         "kind",
     ] {
         let written = |line: &str| line.trim_start().starts_with(&format!("{key}:"));

@@ -10,6 +10,7 @@
 //! `default_provider`; elsewhere it is refused, because an empty `routes:` is more often a slip than a wish.
 
 mod accounts;
+mod busy;
 mod check;
 mod export;
 mod fields;
@@ -32,9 +33,10 @@ pub use check::{check, check_compiled, check_spec, load_offline};
 pub use export::to_yaml;
 pub use merge::{Change, ChangeKind, diff};
 pub use models::{Endpoint, Resolved, resolve_model, unserved_message};
-pub use patch::{Patch, Positions, Reading, parse, read};
+pub use patch::{LimitsPatch, Patch, Positions, Reading, parse, read};
 
 use crate::AgentId;
+use crate::busy::Busy;
 use crate::reset::{ResetPolicy, ResetRules};
 use crate::routing::Route;
 use crate::session_key::Isolation;
@@ -45,6 +47,9 @@ pub const ECHO_MODEL: &str = "builtin/echo";
 pub const MESSAGE_BYTES_MAX: u64 = 768 * 1024;
 /// Most that `limits.history_bytes` may be.
 pub const HISTORY_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Most that the bounds of queues may be.
+pub const QUEUED_MAX: u64 = 1_000_000;
 
 /// Everything that can be configured, with defaults filled in. Stored in Postgres; listeners, database URL, data dir and
 /// secrets are not in it.
@@ -66,6 +71,8 @@ pub struct Document {
     pub reset_by_type: BTreeMap<String, ResetPolicy>,
     /// Overrides by platform; they win over the type's.
     pub reset_by_platform: BTreeMap<String, ResetPolicy>,
+    /// What a message does to the turn that runs in its session. Default: it waits.
+    pub busy: Busy,
     /// Bounds.
     pub limits: Limits,
     /// Model providers by name.
@@ -92,6 +99,7 @@ impl Default for Document {
             session_reset: ResetPolicy::default(),
             reset_by_type: BTreeMap::new(),
             reset_by_platform: BTreeMap::new(),
+            busy: Busy::default(),
             limits: Limits::default(),
             providers: BTreeMap::new(),
             default_provider: None,
@@ -116,17 +124,31 @@ impl Document {
 
 /// Bounds of what is accepted and shown to a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Limits {
     /// Largest accepted message, bytes of UTF-8. Default 262144.
     pub message_bytes: u64,
     /// Most history given to a model, bytes of text; older turns are left out whole. Default 65536, about 16,000 tokens: every turn
     /// pays for its history again.
     pub history_bytes: u64,
+    /// Most turns of one agent that wait; further messages are refused. Default 10000.
+    pub queued_per_agent: u64,
+    /// Most turns of one session that have not ended, the running one included; further messages are refused. Default 100.
+    pub queued_per_session: u64,
+    /// An agent of which a session has waited longer than this, seconds, takes no further messages from the APIs, whose callers can
+    /// come back; 0: never mind. Default 600.
+    pub shed_after_seconds: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { message_bytes: 262_144, history_bytes: 65_536 }
+        Self {
+            message_bytes: 262_144,
+            history_bytes: 65_536,
+            queued_per_agent: 10_000,
+            queued_per_session: 100,
+            shed_after_seconds: 600,
+        }
     }
 }
 

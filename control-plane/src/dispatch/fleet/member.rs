@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::dispatch::Assignment;
-use crate::store::TurnId;
+use crate::store::{Signal, TurnId};
 
 /// What the control plane tells a worker.
 #[derive(Clone, Debug)]
@@ -35,8 +35,53 @@ pub enum ToWorker {
         /// Stop and register again.
         lease_lost: bool,
     },
+    /// End this turn.
+    Cancel {
+        /// The turn.
+        turn: TurnId,
+        /// Its fence.
+        epoch: i64,
+        /// Why, and so how.
+        kind: CancelKind,
+    },
+    /// A message that the turn may take in at its next step.
+    Steer {
+        /// The turn.
+        turn: TurnId,
+        /// Its fence.
+        epoch: i64,
+        /// The queued turn that the message is.
+        seq: i64,
+        /// JSON of `TurnInput`.
+        input: Vec<u8>,
+    },
     /// Finish what runs, take nothing new, leave.
     Drain,
+}
+
+/// Why a turn is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CancelKind {
+    /// A person stopped it: end it as cancelled.
+    Stopped,
+    /// A newer message goes first: end it as cancelled.
+    Interrupted,
+    /// It is not this worker's any more: drop it and report nothing.
+    Abandoned,
+}
+
+/// What the worker of a running turn was told meanwhile.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Told {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// That it may take in the queued turns up to this number.
+    Offered(i64),
+    /// That a newer message goes first.
+    Interrupted,
+    /// That a person stopped it.
+    Stopped,
 }
 
 /// A turn in a slot.
@@ -60,6 +105,32 @@ pub struct Running {
     pub usage: Option<Usage>,
     /// The worker said that it has it.
     pub accepted: bool,
+    /// What it was told since.
+    pub told: Told,
+}
+
+impl Running {
+    /// What the worker must be told of a signal; nothing when it knows.
+    pub(super) fn tell(&mut self, signal: Signal) -> Option<ToWorker> {
+        let (turn, epoch) = (self.turn, self.epoch);
+        let (told, message) = match (signal, self.told) {
+            (Signal::Stop, Told::Nothing | Told::Offered(_) | Told::Interrupted) => {
+                (Told::Stopped, ToWorker::Cancel { turn, epoch, kind: CancelKind::Stopped })
+            }
+            (Signal::Interrupt, Told::Nothing | Told::Offered(_)) => {
+                (Told::Interrupted, ToWorker::Cancel { turn, epoch, kind: CancelKind::Interrupted })
+            }
+            (Signal::Steer(Some((seq, input))), Told::Nothing) => {
+                (Told::Offered(seq), ToWorker::Steer { turn, epoch, seq, input })
+            }
+            (Signal::Steer(Some((seq, input))), Told::Offered(before)) if before < seq => {
+                (Told::Offered(seq), ToWorker::Steer { turn, epoch, seq, input })
+            }
+            _ => return None,
+        };
+        self.told = told;
+        Some(message)
+    }
 }
 
 #[derive(Debug)]

@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 use hermes_core::turn::Usage;
 use uuid::Uuid;
 
-pub use member::{Connected, Running, ToWorker, WorkerView};
+pub use member::{CancelKind, Connected, Running, ToWorker, Told, WorkerView};
 
 use member::{Member, Slot, slot_number};
 
 use super::Assignment;
-use crate::store::TurnId;
+use crate::store::{Signalled, TurnId};
 
 /// How often a lease is tried to be handed over before it is left to the slow search for leases without a slot.
 const MAX_UNRESOLVED: u32 = 60;
@@ -37,6 +37,8 @@ struct State {
     doubted: bool,
     /// How often in a row the store named a lease that could not be handed over.
     unresolved: u32,
+    /// How often slots were reserved for a claim.
+    claims: usize,
 }
 
 /// See the module.
@@ -233,20 +235,28 @@ impl Fleet {
         member.send(ToWorker::Assign(assignment))
     }
 
-    /// Free slots of agents, reserved for a claim.
+    /// Free slots of agents, reserved for a claim: one of each agent in turn, beginning with another one each time, so that an agent
+    /// with many slots and much to do does not fill every claim.
     pub fn reserve_all(&self, agents: &[i32], limit: usize) -> Vec<(i64, i16)> {
         let mut state = self.state();
-        let workers: Vec<i64> =
-            agents.iter().filter_map(|agent| state.by_agent.get(agent)).flatten().copied().collect();
+        state.claims = state.claims.wrapping_add(1);
+        let first = state.claims % agents.len().max(1);
+        let of_agent = |agent| state.by_agent.get(agent).cloned().unwrap_or_default();
+        let mut rounds: Vec<Vec<i64>> = agents.iter().map(of_agent).collect();
+        rounds.rotate_left(first);
         let mut slots = Vec::new();
-        for worker in workers {
-            let Some(member) = state.members.get_mut(&worker) else { continue };
-            while slots.len() < limit {
-                match member.take_slot(slots.len()) {
-                    Some(slot) => slots.push((worker, slot)),
-                    None => break,
+        while slots.len() < limit && !rounds.is_empty() {
+            rounds.retain_mut(|workers| {
+                while let Some(worker) = workers.last().copied() {
+                    let member = state.members.get_mut(&worker).filter(|_| slots.len() < limit);
+                    if let Some(slot) = member.and_then(|member| member.take_slot(slots.len())) {
+                        slots.push((worker, slot));
+                        return true;
+                    }
+                    workers.pop();
                 }
-            }
+                false
+            });
         }
         slots
     }
@@ -303,6 +313,35 @@ impl Fleet {
                 };
                 sum.model.clone_from(&used.model);
             }
+        }
+    }
+
+    /// All workers connected here.
+    pub fn workers(&self) -> Vec<i64> {
+        self.state().members.keys().copied().collect()
+    }
+
+    /// Tells a worker what is asked of its running turn, once.
+    pub fn tell(&self, signalled: Signalled) {
+        let Signalled { worker, turn, epoch, signal } = signalled;
+        let mut state = self.state();
+        let Some(member) = state.members.get_mut(&worker) else { return };
+        let message = member.slots.iter_mut().find_map(|slot| match slot {
+            Slot::Runs(running) if running.turn == turn && running.epoch == epoch => Some(running),
+            _ => None,
+        });
+        if let Some(message) = message.and_then(|running| running.tell(signal)) {
+            member.send(message);
+        }
+    }
+
+    /// A turn was ended over its worker's head: the worker drops it, its slot is free. One that does not obey takes no further turn,
+    /// and is hung up for that.
+    pub fn abandon(&self, worker: i64, turn: TurnId, epoch: i64) {
+        let Some((slot, _)) = self.running(worker, turn, epoch) else { return };
+        self.send(worker, ToWorker::Cancel { turn, epoch, kind: CancelKind::Abandoned });
+        if self.finish(worker, slot, turn, epoch) {
+            self.release(worker, slot);
         }
     }
 
@@ -421,7 +460,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::store::SessionId;
+    use crate::store::{SessionId, Signal};
 
     fn fleet_of(slots: u32) -> (Fleet, mpsc::Receiver<ToWorker>, CancellationToken) {
         let fleet = Fleet::default();
@@ -458,6 +497,7 @@ mod tests {
             since: Instant::now(),
             usage: None,
             accepted: false,
+            told: Told::Nothing,
         }
     }
 
@@ -512,6 +552,68 @@ mod tests {
         assert!(fleet.assign(worker, slot, running(1, 1), assignment(1, 1)));
         fleet.settled(&[(worker, slot)], 0);
         assert!(fleet.runs(turn(1), 1));
+    }
+
+    #[test]
+    fn a_signal_is_told_once_and_a_stop_over_an_interruption() {
+        let (fleet, mut incoming, _) = fleet_of(1);
+        let (worker, slot) = fleet.reserve(1, "key").unwrap();
+        assert!(fleet.assign(worker, slot, running(1, 1), assignment(1, 1)));
+        let _ = incoming.try_recv();
+        let mut tell = |seq, epoch, signal: Signal| {
+            fleet.tell(Signalled { worker, turn: turn(seq), epoch, signal });
+            match incoming.try_recv() {
+                Ok(ToWorker::Cancel { kind, .. }) => format!("{kind:?}"),
+                Ok(ToWorker::Steer { seq, .. }) => seq.to_string(),
+                _ => String::new(),
+            }
+        };
+        let offer = |seq| Signal::Steer(Some((seq, Vec::new())));
+        assert_eq!(tell(1, 1, offer(2)), "2");
+        assert_eq!(tell(1, 1, offer(2)), "", "told before");
+        assert_eq!(tell(1, 1, offer(3)), "3");
+        assert_eq!(tell(2, 1, Signal::Stop), "", "another turn");
+        assert_eq!(tell(1, 2, Signal::Stop), "", "another fence");
+        assert_eq!(tell(1, 1, Signal::Interrupt), "Interrupted");
+        assert_eq!(tell(1, 1, offer(4)), "", "it ends");
+        assert_eq!(tell(1, 1, Signal::Stop), "Stopped");
+        assert_eq!(tell(1, 1, Signal::Stop) + &tell(1, 1, Signal::Interrupt), "");
+        fleet.abandon(worker, turn(1), 1);
+        assert_eq!(fleet.reserve(1, "key"), Some((worker, slot)), "its slot is free");
+    }
+
+    #[test]
+    fn every_agent_has_a_part_in_every_claim() {
+        let fleet = Fleet::default();
+        let mut ends = Vec::new();
+        for (worker_id, agent_no, slots) in [(1, 1, 400), (2, 1, 400), (3, 2, 3), (4, 3, 1)] {
+            let (outgoing, incoming) = mpsc::channel(1);
+            ends.push(incoming);
+            let about = Connected {
+                worker_id,
+                agent_no,
+                agent: AgentId::main(),
+                identity: Uuid::from_u128(u128::from(worker_id.unsigned_abs())),
+                pid: 1,
+                home: String::new(),
+                build: String::new(),
+                connected_at: Timestamp::UNIX_EPOCH,
+                outgoing,
+                hang_up: CancellationToken::new(),
+            };
+            fleet.join(about, slots, Vec::new());
+        }
+        let taken = fleet.reserve_all(&[1, 2, 3], 256);
+        let of = |workers: &[i64]| taken.iter().filter(|(worker, _)| workers.contains(worker)).count();
+        assert_eq!((taken.len(), of(&[1, 2]), of(&[3]), of(&[4])), (256, 252, 3, 1));
+        // With room for one only, each agent is first once.
+        for (worker, slot) in taken {
+            fleet.release(worker, slot);
+        }
+        let first = |_| fleet.reserve_all(&[1, 2, 3], 1).first().map(|(worker, _)| fleet.agent_of(*worker).unwrap());
+        let mut agents: Vec<_> = (0..3).filter_map(first).collect();
+        agents.sort_unstable();
+        assert_eq!(agents, [1, 2, 3]);
     }
 
     #[test]

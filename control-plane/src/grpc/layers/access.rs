@@ -79,6 +79,7 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::AgentRollbackAgent
         | Rpc::RouteAddRoute
         | Rpc::RouteRemoveRoute
+        | Rpc::SessionStopTurn
         | Rpc::SystemApply
         | Rpc::IdentityCreateToken
         | Rpc::IdentityListTokens
