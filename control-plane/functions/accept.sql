@@ -55,11 +55,11 @@ BEGIN
    n AS (SELECT d.*, row_number() OVER w AS rn, count(*) OVER (PARTITION BY d.sid, d.dup) AS cnt FROM d
           WINDOW w AS (PARTITION BY d.sid, d.dup ORDER BY d.ord)),
    f AS MATERIALIZED (SELECT n.*, s.tail_seq + n.rn AS seq, s.state AS st, s.agent_no, s.worker_id AS prefer,
-           NOT n.dup AND n.rn <= r.room AS new, NOT n.dup AND n.rn > r.room AS full, least(n.cnt, r.room) AS kept,
+           NOT n.dup AND n.rn <= m.room AS new, NOT n.dup AND n.rn > m.room AS full, least(n.cnt, m.room) AS kept,
            CASE WHEN NOT n.dup AND s.state = 2 THEN s.head_seq END AS behind,
-           CASE WHEN NOT n.dup AND n.rn = 1 AND s.state = 0 AND k.worker_id IS NOT NULL AND r.room > 0 THEN s.epoch + 1 END AS ep
+           CASE WHEN NOT n.dup AND n.rn = 1 AND s.state = 0 AND k.worker_id IS NOT NULL AND m.room > 0 THEN s.epoch + 1 END AS ep
           FROM n JOIN sessions s ON s.session_id = n.sid
-          CROSS JOIN LATERAL (SELECT greatest(p_most - (s.tail_seq - s.head_seq + 1 - s.absorbed), 0) AS room) r
+          CROSS JOIN LATERAL (SELECT greatest(p_most - (s.tail_seq - s.head_seq + 1 - s.absorbed), 0) AS room) m
           LEFT JOIN workers k ON k.worker_id = n.worker AND k.agent_no = s.agent_no AND NOT k.lost AND NOT k.draining AND k.lease_until > t),
    u AS (UPDATE sessions s SET tail_seq = s.tail_seq + f.kept, epoch = coalesce(f.ep, s.epoch), updated_at = t,
            state = CASE WHEN f.ep IS NOT NULL THEN 2 WHEN s.state = 0 THEN 1 ELSE s.state END,

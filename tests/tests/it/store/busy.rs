@@ -95,6 +95,7 @@ pub(super) fn a_turn_that_waits_is_stopped_at_once_and_the_next_one_runs(db: &mu
     same!(db.look("SELECT crashes FROM sessions WHERE session_id = 1")?, "0");
     // The last one of its session leaves nothing to claim, one without a lane nothing to say.
     same!(db.stop_turn(2, 0)?, "cancelled t2.1");
+    same!(db.look("SELECT count(*) FROM ready")?, "0");
     db.ripen()?;
     same!(db.claim(&[(v, 2)])?, "");
     same!(db.look("SELECT state, head_seq FROM sessions WHERE session_id = 2")?, "0|2");
@@ -127,7 +128,7 @@ pub(super) fn a_stop_in_a_session_that_waits_for_another_strands_nobody(db: &mut
     same!(db.stop("s", "x")?, "cancelled t2.1");
     same!(db.ingest(&[msg("c", "x").idle_before(later)])?, "3/1/f/-");
     // The first one runs dry; the second has nothing left; the third goes.
-    same!(db.complete(&[end(1, 1, 1)])?, "t/t/-/-");
+    same!(db.complete(&[end(1, 1, 1)])?, "t/f/-/-");
     same!(db.claim(&[(w, 2)])?, "3/1/1/pc");
     Ok(())
 }
@@ -372,7 +373,7 @@ pub(super) fn the_backlog_counts_turns_that_wait(db: &mut Db) -> Result<()> {
     let w = db.worker(1)?;
     same!(db.wait(db.store.backlog(10))?, []);
     db.ingest(&[msg("a", "x"), msg("b", "x"), msg("c", "y"), msg("d", "z").agent(2), msg("e", "w").on(w, 1)])?;
-    db.run("UPDATE ready SET ready_at = clock_timestamp() - interval '90 s' WHERE session_id = 1")?;
+    db.run("UPDATE ready SET ready_at = clock_timestamp() - interval '90 s' WHERE agent_no = 1")?;
     let backlog = db.wait(db.store.backlog(10))?;
     let shown: Vec<_> = backlog.iter().map(|one| (one.agent_no, one.queued, one.oldest.as_secs() / 60)).collect();
     same!(shown, [(1, 3, 1), (2, 1, 0)]);
