@@ -19,11 +19,11 @@ BEGIN
   UPDATE sessions SET epoch = epoch + 1, worker_id = CASE WHEN r.state = 2 THEN NULL ELSE worker_id END, deadline = NULL, crashes = 0, updated_at = t,
          head_seq = head_seq + 1 + absorbed, absorbed = 0, state = CASE WHEN r.state = 3 THEN 3 WHEN more THEN 1 ELSE 0 END
    WHERE session_id = r.session_id;
-  -- A waiting session has its row in `ready` already; what is next there need not wait out the last one's backoff.
+  -- A waiting session has its row in `ready` already; what is next there need not wait out the last one's backoff, and has no journal.
   IF r.state = 1 AND NOT more THEN
     DELETE FROM ready WHERE session_id = r.session_id;
   ELSIF r.state = 1 THEN
-    UPDATE ready SET ready_at = least(ready_at, t) WHERE session_id = r.session_id;
+    UPDATE ready SET ready_at = least(ready_at, t), needs = NULL WHERE session_id = r.session_id;
   ELSIF r.state = 2 AND more THEN
     INSERT INTO ready(session_id, agent_no, ready_at) VALUES (r.session_id, r.agent_no, t);
   END IF;
@@ -111,12 +111,12 @@ BEGIN
   IF r.session_id IS NULL THEN RETURN 0; END IF;
   SELECT * INTO k FROM turn_steps WHERE session_id = p_session AND seq = p_seq AND step = p_step AND phase = p_phase;
   IF k.session_id IS NOT NULL THEN
-    RETURN CASE WHEN k.epoch = p_epoch AND k.kind = 3 AND k.idem_key = p_absorbs::text AND k.body IS NOT DISTINCT FROM p_body THEN 1 ELSE -1 END;
+    RETURN CASE WHEN k.kind = 6 AND k.idem_key = p_absorbs::text AND k.body IS NOT DISTINCT FROM p_body THEN 1 ELSE -1 END;
   END IF;
   IF p_step = 2147483647 THEN RETURN -1; END IF;
   IF p_absorbs <> r.head_seq + r.absorbed + 1 OR p_absorbs > r.tail_seq
      OR EXISTS (SELECT 1 FROM turn_signals g WHERE g.session_id = p_session AND g.seq = p_seq AND g.kind < 3) THEN RETURN 2; END IF;
-  INSERT INTO turn_steps(session_id, seq, step, phase, epoch, kind, idem_key, body) VALUES (p_session, p_seq, p_step, p_phase, p_epoch, 3, p_absorbs::text, p_body);
+  INSERT INTO turn_steps(session_id, seq, step, phase, epoch, kind, idem_key, body) VALUES (p_session, p_seq, p_step, p_phase, p_epoch, 6, p_absorbs::text, p_body);
   INSERT INTO turn_steps(session_id, seq, step, phase, epoch, kind, ended, usage)
     VALUES (p_session, p_absorbs, 2147483647, 1, p_epoch, 3, 6, jsonb_build_object('absorbed_by', p_seq));
   UPDATE sessions SET absorbed = absorbed + 1, updated_at = clock_timestamp() WHERE session_id = p_session;

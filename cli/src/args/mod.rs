@@ -16,7 +16,7 @@ use clap_complete::Shell;
 
 pub(crate) use self::agent::{AgentAddArgs, AgentCommand, AgentRemoveArgs, AgentUpdateArgs, SpecArgs};
 pub(crate) use self::route::{ExplainArgs, RouteAddArgs, RouteCommand};
-pub(crate) use self::source::{SendArgs, SessionCommand, SessionKeyArgs, SessionListArgs, SourceArgs, TurnCommand};
+pub(crate) use self::source::{SendArgs, SessionCommand, SessionKeyArgs, SessionListArgs, SourceArgs};
 pub(crate) use self::token::{Role, TokenCommand, TokenCreateArgs};
 
 /// Runs and steers a Hermes control plane: many agents, many chat platforms, one place that decides who answers.
@@ -148,8 +148,8 @@ pub(crate) enum Command {
     /// Look at sessions, stop what runs in them, compute session keys.
     #[command(subcommand, after_help = "Example:\n  hermesctl session list --agent coder")]
     Session(SessionCommand),
-    /// Stop turns.
-    #[command(subcommand, after_help = "Example:\n  hermesctl turn stop t1234.5")]
+    /// Look at what a turn did, step by step, and stop it.
+    #[command(subcommand, after_help = "Example:\n  hermesctl turn show t1234.5")]
     Turn(TurnCommand),
     /// Look at the connected workers.
     #[command(subcommand, after_help = "Example:\n  hermesctl worker list")]
@@ -216,6 +216,37 @@ pub(crate) struct ChatArgs {
     /// Which dialogue: the same id continues it. Without it, one per login name.
     #[arg(long, value_name = "ID", allow_hyphen_values = true)]
     pub chat_id: Option<String>,
+}
+
+/// `turn …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum TurnCommand {
+    /// Show a turn and the steps of its journal: model replies that asked for tools, and tool calls.
+    #[command(
+        after_help = "Example:\n  hermesctl turn show t1234.5 --full\n\nA tool call has an intent, written before it, and a result. `unknown` is the result of a call that was cut off: nobody\nknows whether it happened, and it was not repeated."
+    )]
+    Show(TurnShowArgs),
+    /// Stop a turn: only this one, whatever runs when the command arrives.
+    #[command(after_help = "Example:\n  hermesctl turn stop t1234.5")]
+    Stop {
+        /// The turn.
+        #[arg(value_name = "TURN")]
+        id: String,
+    },
+}
+
+/// `turn show`
+#[derive(Debug, Args)]
+pub(crate) struct TurnShowArgs {
+    /// The turn, as `send` and `session show` name it.
+    #[arg(value_name = "TURN")]
+    pub turn: String,
+    /// Also the content of each step.
+    #[arg(long)]
+    pub full: bool,
+    /// How many rows of the journal.
+    #[command(flatten)]
+    pub limit: LimitArgs,
 }
 
 /// `worker …`

@@ -104,18 +104,6 @@ pub(crate) enum SessionCommand {
     Key(Box<SessionKeyArgs>),
 }
 
-/// `turn …`
-#[derive(Debug, Subcommand)]
-pub(crate) enum TurnCommand {
-    /// Stop a turn: only this one, whatever runs when the command arrives.
-    #[command(after_help = "Example:\n  hermesctl turn stop t1234.5")]
-    Stop {
-        /// The turn.
-        #[arg(value_name = "TURN")]
-        id: String,
-    },
-}
-
 /// `session list`
 #[derive(Debug, Args)]
 pub(crate) struct SessionListArgs {

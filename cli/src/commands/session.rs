@@ -167,7 +167,7 @@ impl View for SessionList {
 }
 
 #[derive(Serialize)]
-struct TurnLine {
+pub(super) struct TurnLine {
     turn: String,
     state: String,
     input: String,
@@ -182,7 +182,7 @@ struct TurnLine {
 }
 
 impl TurnLine {
-    fn from_proto(turn: v1::TranscriptTurn) -> Self {
+    pub(super) fn from_proto(turn: v1::TranscriptTurn) -> Self {
         Self {
             turn: turn.turn,
             state: turn.state,
@@ -198,7 +198,7 @@ impl TurnLine {
         }
     }
 
-    fn text(&self, paint: Paint) -> String {
+    pub(super) fn text(&self, paint: Paint) -> String {
         let mut head = format!("{}  {}  {}", self.turn, self.state, time(Some(self.accepted_at_ms)));
         if !self.model.is_empty() {
             head.push_str(&format!("  {}, {} tokens in, {} out", self.model, self.input_tokens, self.output_tokens));

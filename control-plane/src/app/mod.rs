@@ -9,6 +9,7 @@ mod accounts;
 mod api;
 mod homes;
 mod options;
+mod process;
 mod secrets;
 mod start;
 
@@ -27,6 +28,9 @@ use tonic::transport::server::TcpIncoming;
 
 pub use options::{Command, Common, Database, Dev, LogFormat, ModelLimits, Options, Serve, Surroundings};
 
+pub use process::{Seams, process};
+
+use crate::accounts::DEAF_DETAIL;
 use crate::dispatch::Dispatcher;
 use crate::grpc::agent_api::AgentApi;
 use crate::grpc::identity_api::IdentityApi;
@@ -43,6 +47,7 @@ use crate::intake::{Intake, Sink};
 use crate::models::Broker;
 use crate::outbox::{Adapters, Outbox};
 use crate::registry::{Homes, Registry};
+use crate::retention;
 use crate::store::{DatabaseClock, Store};
 use crate::tasks::Tasks;
 use crate::telemetry::{Metrics, Telemetry};
@@ -121,11 +126,16 @@ impl Replica {
             metrics.clone(),
             &tasks,
         );
+        if !common.no_doorbell {
+            let rung = dispatcher.clone();
+            registry.bell().start(store.clone(), move |words| rung.rung(words), &tasks);
+        }
         let intake =
             Intake::start(registry.clone(), dispatcher.clone(), outbox.clone(), clock, metrics.clone(), &tasks);
         let broker = Broker::new(common.model.settings(), secrets::for_models()).context("set up model calls")?;
         let sink = Sink::new(intake.clone(), adapters.clone());
         accounts::start(registry.clone(), adapters, sink.clone(), &tasks);
+        tasks.spawn("retention", retention::run(registry.clone(), metrics.clone(), tasks.stopping()));
         tasks.spawn("tokens", start::touch_tokens(tokens.clone(), tasks.stopping()));
         let doors = tasks.stopping().child_token();
         let this = Self { registry, dispatcher, outbox, tokens, authority, replica, doors, tasks };
@@ -206,11 +216,19 @@ impl Replica {
 
     fn http_parts(&self, intake: &Intake, sink: Sink, telemetry: &Telemetry) -> http::Parts {
         let (registry, adapters) = (self.registry.clone(), self.outbox.adapters().clone());
+        let deaf = adapters.clone();
         let metrics = telemetry.renderer();
         let turns = api::Api { intake: intake.clone(), registry: self.registry.clone(), tokens: self.tokens.clone() };
         http::Parts {
             turns: Arc::new(turns),
-            ready: Arc::new(move || registry.database()),
+            ready: Arc::new(move || {
+                registry.database()?;
+                let deaf = deaf.leases().deaf();
+                Ok(deaf
+                    .iter()
+                    .map(|(platform, account)| format!("deaf: {platform} account {account}: {DEAF_DETAIL}"))
+                    .collect())
+            }),
             metrics: Arc::new(metrics),
             webhooks: Arc::new(move |platform, account, request| {
                 let (adapters, sink) = (adapters.clone(), sink.clone());
@@ -285,12 +303,17 @@ async fn signals() -> anyhow::Result<&'static str> {
 ///
 /// # Errors
 /// What a person must know: it is printed, and the process exits with 1.
-pub async fn run(options: Options, surroundings: Surroundings, telemetry: &Telemetry) -> anyhow::Result<()> {
+pub async fn run(
+    options: Options,
+    surroundings: Surroundings,
+    telemetry: &Telemetry,
+    seams: &Seams,
+) -> anyhow::Result<()> {
     match options.command {
-        Command::Serve(serve) => start::serve(*serve, telemetry).await,
-        Command::Dev(dev) => start::dev(*dev, surroundings, telemetry).await,
+        Command::Serve(serve) => start::serve(*serve, telemetry, seams).await,
+        Command::Dev(dev) => start::dev(*dev, surroundings, telemetry, seams).await,
         Command::Migrate(database) => {
-            let store = Store::new(start::database_url(&database)?.expose_secret(), 2)?;
+            let store = seams.store(start::database_url(&database)?.expose_secret(), 2)?;
             let what = || format!("bring the schema of the database at {} up to date", store.place());
             store.migrate().await.with_context(what)?;
             tracing::info!(database = store.server_version().await?, "the schema is up to date");

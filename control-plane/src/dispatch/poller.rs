@@ -2,14 +2,17 @@
 //!
 //! Always true: each tick may run at any time, twice, or after a crash; a nudge only makes it earlier.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
 use super::{DEAD_NOTICE, Dispatcher, LEASE, MAX_CRASHES, REMOVED_NOTICE, STICKY};
-use crate::store::{self, BATCH_ROWS, Claimed};
+use crate::store::{self, BATCH_ROWS};
 
 const PERIOD: Duration = Duration::from_secs(1);
+/// Older transactions are worth a warning.
+const OLD_TRANSACTION: Duration = Duration::from_secs(60);
 
 /// What a claim found.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -51,28 +54,41 @@ async fn claim_once(dispatcher: &Dispatcher) -> Found {
     if slots.is_empty() {
         return Found::Rest;
     }
-    let Claimed { leased, sticky } = match inner.store.claim(&slots, STICKY, LEASE).await {
-        Ok(claimed) => claimed,
-        Err(error) => {
-            // It may have leased all the same: the slots stay reserved until the store was asked.
-            tracing::warn!(%error, "could not claim waiting sessions");
-            for (worker, slot) in slots {
-                inner.fleet.doubt(worker, slot);
+    // Sessions that only newer workers can go on with are not left to a call with an older one among the offered.
+    let mut by_protocol: BTreeMap<u32, Vec<(i64, i16)>> = BTreeMap::new();
+    for (worker, slot) in slots {
+        by_protocol.entry(inner.fleet.protocol(worker).unwrap_or(0)).or_default().push((worker, slot));
+    }
+    let (mut full, mut sticky, mut failed) = (true, false, false);
+    for (_, slots) in by_protocol.into_iter().rev() {
+        let claimed = match inner.store.claim(&slots, STICKY, dispatcher.turn_limit()).await {
+            Ok(claimed) => claimed,
+            Err(error) => {
+                // It may have leased all the same: the slots stay reserved until the store was asked.
+                tracing::warn!(%error, "could not claim waiting sessions");
+                for (worker, slot) in slots {
+                    inner.fleet.doubt(worker, slot);
+                }
+                failed = true;
+                continue;
             }
-            return Found::Rest;
+        };
+        for (worker, slot) in &slots {
+            if !claimed.leased.iter().any(|lease| lease.worker == *worker && lease.slot == *slot) {
+                inner.fleet.release(*worker, *slot);
+                full = false;
+            }
         }
-    };
-    for (worker, slot) in &slots {
-        if !leased.iter().any(|lease| lease.worker == *worker && lease.slot == *slot) {
-            inner.fleet.release(*worker, *slot);
+        sticky |= claimed.sticky;
+        for lease in claimed.leased {
+            if let Some(agent) = inner.fleet.agent_of(lease.worker) {
+                inner.pressure.begun(agent);
+            }
+            dispatcher.begin(lease);
         }
     }
-    let full = leased.len() == slots.len();
-    for lease in leased {
-        if let Some(agent) = inner.fleet.agent_of(lease.worker) {
-            inner.pressure.begun(agent);
-        }
-        dispatcher.begin(lease);
+    if failed {
+        return Found::Rest;
     }
     if full {
         return Found::Full;
@@ -94,7 +110,9 @@ pub(super) async fn run_poller(dispatcher: Dispatcher, stop: CancellationToken) 
         tokio::select! {
             () = stop.cancelled() => return,
             () = inner.poll.notified() => {}
-            () = tokio::time::sleep(PERIOD) => {}
+            () = inner.outbox.adapters().leases().changed() => {}
+            // Never in step with other replicas for long, and never more than one a second.
+            () = tokio::time::sleep(PERIOD + Duration::from_millis(rand::random_range(0..50))) => {}
         }
         if let Err(error) = poll_once(&dispatcher).await {
             tracing::warn!(%error, "the poll failed");
@@ -104,11 +122,26 @@ pub(super) async fn run_poller(dispatcher: Dispatcher, stop: CancellationToken) 
             repair(&dispatcher).await;
         }
         ticks += 1;
-        if ticks.is_multiple_of(300)
-            && let Err(error) = inner.store.workers_forget().await
-        {
-            tracing::debug!(%error, "could not forget old workers");
+        if ticks.is_multiple_of(60) {
+            look_for_old_transactions(&dispatcher).await;
         }
+    }
+}
+
+/// Once a minute: a transaction that stays open keeps everybody's dead rows alive, and the hot tables swell.
+async fn look_for_old_transactions(dispatcher: &Dispatcher) {
+    let inner = &dispatcher.inner;
+    match inner.store.oldest_transaction().await {
+        Ok(age) => {
+            inner.metrics.oldest_transaction(age);
+            if age > OLD_TRANSACTION {
+                tracing::warn!(
+                    seconds = age.as_secs(),
+                    "a transaction of this database is old: tables swell while it is open"
+                );
+            }
+        }
+        Err(error) => tracing::debug!(%error, "could not look for old transactions"),
     }
 }
 
@@ -127,9 +160,21 @@ async fn repair(dispatcher: &Dispatcher) {
 async fn poll_once(dispatcher: &Dispatcher) -> store::Result<()> {
     let inner = &dispatcher.inner;
     let heard = inner.fleet.take_heard();
-    let answer = inner.store.poll(inner.replica, &heard, LEASE).await?;
-    inner.clock.set(answer.now);
+    let leases = inner.outbox.adapters().leases();
+    let (claims, asked) = (leases.claims(), Instant::now());
+    let answer = inner.store.poll_for(inner.replica, &heard, &claims, LEASE).await?;
+    leases.told(&claims, asked, &answer.accounts, answer.live, LEASE);
+    if let Some(back) = inner.clock.set(answer.now) {
+        inner.metrics.database_clock_went_back();
+        tracing::error!(
+            seconds = back.as_secs(),
+            "the database's clock went back: leases last longer by so much; set it right"
+        );
+    }
     inner.registry.set_database(Ok(()));
+    inner.registry.bell().replicas(answer.live);
+    inner.outbox.adapters().share(u32::try_from(answer.live).unwrap_or(1));
+    inner.metrics.accounts_deaf(leases.deaf().len() as u64);
     let lapsed: Vec<i64> = heard.into_iter().filter(|worker| !answer.alive.contains(worker)).collect();
     if !lapsed.is_empty() {
         tracing::warn!(?lapsed, "the leases of connected workers have lapsed");
@@ -146,9 +191,12 @@ async fn poll_once(dispatcher: &Dispatcher) -> store::Result<()> {
         inner.registry.reload().await?;
     }
     dispatcher.drain_removed().await;
+    for (worker, grace) in &answer.draining {
+        inner.fleet.drain(|about| about.worker_id == *worker, *grace);
+    }
     inner.registry.follow_homes(answer.homes).await?;
     if answer.lost {
-        let reclaimed = inner.store.reclaim(MAX_CRASHES, DEAD_NOTICE).await?;
+        let reclaimed = inner.store.reclaim(MAX_CRASHES, DEAD_NOTICE, LEASE).await?;
         if !reclaimed.is_empty() {
             // They wait now; look again at once instead of in a second.
             inner.poll.notify_one();

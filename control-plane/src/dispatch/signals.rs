@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::Dispatcher;
-use crate::store::{self, Absorbed, Absorption, SessionId, Stopped};
+use crate::store::{self, SessionId, Stopped};
 
 /// What a chat is told of its turn that was stopped.
 pub const STOPPED: &str = "Stopped.";
@@ -46,23 +46,6 @@ impl Dispatcher {
             Stopped::Ended(_) | Stopped::Behind(_) | Stopped::Absorbed(_) => {}
         }
     }
-
-    /// A worker reports that its turn has taken in the next queued one.
-    ///
-    /// # Errors
-    /// [`store::Error::Unavailable`]: repeat it.
-    pub async fn absorb(&self, worker: i64, absorption: &Absorption) -> store::Result<Absorbed> {
-        // Whose turn it is must be known, not claimed.
-        if self.inner.fleet.running(worker, absorption.turn, absorption.epoch).is_none() {
-            return Ok(Absorbed::Fenced);
-        }
-        let absorbed = self.inner.store.absorb(absorption).await?;
-        if absorbed == Absorbed::Stored {
-            // The next one, if another waits.
-            self.signalled();
-        }
-        Ok(absorbed)
-    }
 }
 
 /// The loop.
@@ -90,8 +73,8 @@ async fn tick(dispatcher: &Dispatcher) -> store::Result<()> {
     for (turn, holder) in ended {
         tracing::info!(%turn, "a turn that was asked to end was ended without its worker");
         inner.live.forget(turn);
-        if let Some((worker, epoch)) = holder {
-            inner.fleet.abandon(worker, turn, epoch);
+        if let Some((_, epoch)) = holder {
+            inner.fleet.take(turn, epoch, true);
         }
     }
     inner.outbox.nudge();

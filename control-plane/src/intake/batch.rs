@@ -7,7 +7,7 @@ use hermes_core::busy::BusyMode;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::dispatch::{Dispatcher, LEASE, STOPPED};
+use crate::dispatch::{Dispatcher, STOPPED};
 use crate::registry::Registry;
 use crate::store::{
     BATCH_ROWS, DatabaseClock, Error, Ingest, Ingested, Leased, NextTurn, Result, StopCommand, Stopped, TurnId,
@@ -135,7 +135,7 @@ async fn commit(dispatcher: &Dispatcher, clock: &DatabaseClock, most: i64, turns
     for row in &mut rows {
         row.reserved = dispatcher.fleet().reserve(row.agent_no, &row.session_key);
     }
-    let outcomes = dispatcher.store().ingest(&rows, most, LEASE).await;
+    let outcomes = dispatcher.store().ingest(&rows, most, dispatcher.turn_limit()).await;
     for ((row, (answer, group)), outcome) in rows.into_iter().zip(answers).zip(outcomes) {
         let kept = match outcome {
             Ok(ingested) => {
@@ -178,7 +178,8 @@ fn begin(dispatcher: &Dispatcher, clock: &DatabaseClock, row: Ingest, ingested: 
                 accepted_at: clock.now(),
             };
             let (turn, session_key) = (ingested.turn, row.session_key);
-            dispatcher.begin(Leased { worker, slot, turn, epoch, crashes: 0, session_key, next });
+            let left = dispatcher.turn_limit();
+            dispatcher.begin(Leased { worker, slot, turn, epoch, crashes: 0, journaled: 0, left, session_key, next });
         }
         (Some((worker, slot)), None) => dispatcher.fleet().release(worker, slot),
         (None, _) => {}
@@ -190,6 +191,6 @@ fn begin(dispatcher: &Dispatcher, clock: &DatabaseClock, row: Ingest, ingested: 
         dispatcher.signalled();
     }
     if ingested.waits {
-        dispatcher.waits(row.agent_no);
+        dispatcher.waits_anywhere(row.agent_no);
     }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use hermes_core::busy::BusyMode;
 
-use super::{Error, Result, SessionId, Store, TurnId, millis};
+use super::journal::phase_code;
+use super::{Error, Result, SessionId, StepRow, Store, TurnId, millis};
 
 /// What is asked of a running turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,23 +111,6 @@ pub enum Absorbed {
     Refused,
 }
 
-/// A message that a running turn has taken in.
-#[derive(Clone, Debug)]
-pub struct Absorption {
-    /// The running turn.
-    pub turn: TurnId,
-    /// Its fence.
-    pub epoch: i64,
-    /// Number of the step.
-    pub step: i32,
-    /// 1 intent, 2 result.
-    pub phase: i16,
-    /// The queued turn.
-    pub absorbs: i64,
-    /// What the model was shown.
-    pub body: Vec<u8>,
-}
-
 /// How much of an agent's work waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backlog {
@@ -216,8 +200,9 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Unavailable`]: repeat it; a repeat is answered as stored.
-    pub async fn absorb(&self, absorption: &Absorption) -> Result<Absorbed> {
-        let Absorption { turn, epoch, step, phase, absorbs, body } = absorption;
+    pub async fn absorb(&self, row: &StepRow) -> Result<Absorbed> {
+        let StepRow { turn, epoch, step, absorbs, body, .. } = row;
+        let phase = &phase_code(row.phase);
         let sql = "SELECT absorb($1,$2,$3,$4,$5,$6,$7)";
         let params: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
             [&turn.session.0, epoch, &turn.seq, step, phase, absorbs, body];

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use hermes_core::busy::{Busy, BusyPolicy};
 use hermes_core::config::{
-    AgentSpec, Document, Limits, Platforms, Provider, Rate, SecretRef, TelegramAccount, WebhookAccount, WebhookReply,
-    load_offline,
+    AgentSpec, Document, Limits, Platforms, Provider, Rate, Retention, SecretRef, TelegramAccount, WebhookAccount,
+    WebhookReply, load_offline,
 };
 use hermes_core::reset::{ResetMode, ResetPolicy};
 
@@ -56,7 +56,16 @@ fn the_example_sets_every_key() {
         reset_by_platform,
         busy: Busy { policy: BusyPolicy { mode: _, notice: _ }, rules },
         limits:
-            Limits { message_bytes: _, history_bytes: _, queued_per_agent: _, queued_per_session: _, shed_after_seconds: _ },
+            Limits {
+                message_bytes: _,
+                history_bytes: _,
+                turn_seconds: _,
+                stall_seconds: _,
+                queued_per_agent: _,
+                queued_per_session: _,
+                shed_after_seconds: _,
+            },
+        retention: Retention { dedupe_days: _, steps_days: _, deliveries_days: _, dead_days: _, turns_days },
         providers,
         default_provider,
         platforms: Platforms { telegram, webhook },
@@ -65,7 +74,8 @@ fn the_example_sets_every_key() {
     } = document;
     assert!(model != "builtin/echo" && timezone != "UTC" && mode != ResetMode::None);
     assert!(!reset_by_type.is_empty() && !reset_by_platform.is_empty() && !routes.is_empty());
-    assert!(default_provider.is_some() && rules.iter().any(|rule| rule.agent.is_some() && rule.platform.is_some()));
+    assert!(default_provider.is_some() && turns_days.is_some());
+    assert!(rules.iter().any(|rule| rule.agent.is_some() && rule.platform.is_some()));
     // Keys whose value may be their default are looked for in the text.
     for key in [
         "default_agent",
@@ -80,6 +90,12 @@ fn the_example_sets_every_key() {
         "shed_after_seconds",
         "mode",
         "notice",
+        "turn_seconds",
+        "stall_seconds",
+        "dedupe_days",
+        "steps_days",
+        "deliveries_days",
+        "dead_days",
         "kind",
     ] {
         let written = |line: &str| line.trim_start().starts_with(&format!("{key}:"));

@@ -10,7 +10,9 @@ use std::fmt::{self, Write};
 use indexmap::IndexMap;
 
 use super::tree::is_odd;
-use super::{AgentSpec, Document, Limits, Provider, Rate, SecretRef, TelegramAccount, WebhookAccount, WebhookReply};
+use super::{
+    AgentSpec, Document, Limits, Provider, Rate, Retention, SecretRef, TelegramAccount, WebhookAccount, WebhookReply,
+};
 use crate::busy::{Busy, BusyPolicy, BusyRule};
 use crate::reset::ResetPolicy;
 use crate::routing::Route;
@@ -173,7 +175,7 @@ fn named<'a, K: fmt::Display + 'a, V: 'a>(
     Shape::Map(all.into_iter().map(|(key, item)| (key.to_string(), value(item))).collect())
 }
 
-/// The document's shape, every key but an unset `default_provider` and empty `platforms` written out.
+/// The document's shape, every key but an unset `default_provider` or `turns_days` and empty `platforms` written out.
 pub(super) fn shape(document: &Document) -> Shape {
     let mut top = Entries::default()
         .put("default_agent", text(document.default_agent.as_str()))
@@ -186,6 +188,7 @@ pub(super) fn shape(document: &Document) -> Shape {
         .put("reset_by_platform", named(&document.reset_by_platform, policy))
         .put("busy", busy(&document.busy))
         .put("limits", limits(&document.limits))
+        .put("retention", retention(&document.retention))
         .put("providers", named(&document.providers, provider))
         .put_text("default_provider", document.default_provider.as_ref());
     let platforms = &document.platforms;
@@ -219,10 +222,24 @@ fn limits(limits: &Limits) -> Shape {
     Entries::default()
         .put("message_bytes", literal(limits.message_bytes))
         .put("history_bytes", literal(limits.history_bytes))
+        .put("turn_seconds", literal(limits.turn_seconds))
+        .put("stall_seconds", literal(limits.stall_seconds))
         .put("queued_per_agent", literal(limits.queued_per_agent))
         .put("queued_per_session", literal(limits.queued_per_session))
         .put("shed_after_seconds", literal(limits.shed_after_seconds))
         .map()
+}
+
+fn retention(retention: &Retention) -> Shape {
+    let entries = Entries::default()
+        .put("dedupe_days", literal(retention.dedupe_days))
+        .put("steps_days", literal(retention.steps_days))
+        .put("deliveries_days", literal(retention.deliveries_days))
+        .put("dead_days", literal(retention.dead_days));
+    match retention.turns_days {
+        Some(days) => entries.put("turns_days", literal(days)).map(),
+        None => entries.map(),
+    }
 }
 
 fn policy(policy: &ResetPolicy) -> Shape {

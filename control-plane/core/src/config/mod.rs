@@ -17,6 +17,7 @@ mod fields;
 mod merge;
 mod models;
 mod patch;
+mod retention;
 mod tree;
 mod values;
 
@@ -34,6 +35,7 @@ pub use export::to_yaml;
 pub use merge::{Change, ChangeKind, diff};
 pub use models::{Endpoint, Resolved, resolve_model, unserved_message};
 pub use patch::{LimitsPatch, Patch, Positions, Reading, parse, read};
+pub use retention::{DEDUPE_DAYS_MIN, RETENTION_DAYS_MAX, Retention, RetentionPatch};
 
 use crate::AgentId;
 use crate::busy::Busy;
@@ -45,6 +47,8 @@ use crate::session_key::Isolation;
 pub const ECHO_MODEL: &str = "builtin/echo";
 /// Most that `limits.message_bytes` may be: a message travels in one protocol message of at most 1 MiB.
 pub const MESSAGE_BYTES_MAX: u64 = 768 * 1024;
+/// Most that `limits.turn_seconds` and `limits.stall_seconds` may be: a week.
+pub const TURN_SECONDS_MAX: u64 = 7 * 86_400;
 /// Most that `limits.history_bytes` may be.
 pub const HISTORY_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
@@ -75,6 +79,9 @@ pub struct Document {
     pub busy: Busy,
     /// Bounds.
     pub limits: Limits,
+    /// How long what is over is kept.
+    #[serde(default)]
+    pub retention: Retention,
     /// Model providers by name.
     pub providers: BTreeMap<String, Provider>,
     /// The provider of models without a configured prefix.
@@ -101,6 +108,7 @@ impl Default for Document {
             reset_by_platform: BTreeMap::new(),
             busy: Busy::default(),
             limits: Limits::default(),
+            retention: Retention::default(),
             providers: BTreeMap::new(),
             default_provider: None,
             platforms: Platforms::default(),
@@ -131,6 +139,11 @@ pub struct Limits {
     /// Most history given to a model, bytes of text; older turns are left out whole. Default 65536, about 16,000 tokens: every turn
     /// pays for its history again.
     pub history_bytes: u64,
+    /// How long one attempt at a turn may take, seconds; then the turn is ended and its chat told. Default 1800.
+    pub turn_seconds: u64,
+    /// How long a running turn may show no sign of progress (a model event, a step, text, a sign of life of a tool), seconds;
+    /// then it is ended as above. Default 600.
+    pub stall_seconds: u64,
     /// Most turns of one agent that wait; further messages are refused. Default 10000.
     pub queued_per_agent: u64,
     /// Most turns of one session that have not ended, the running one included; further messages are refused. Default 100.
@@ -145,6 +158,8 @@ impl Default for Limits {
         Self {
             message_bytes: 262_144,
             history_bytes: 65_536,
+            turn_seconds: 1800,
+            stall_seconds: 600,
             queued_per_agent: 10_000,
             queued_per_session: 100,
             shed_after_seconds: 600,

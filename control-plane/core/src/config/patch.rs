@@ -12,7 +12,8 @@ use indexmap::IndexMap;
 use super::fields::{self, Faults, Path, Section, boolean, entries, integer, judged, list, text, texts};
 use super::tree::{self, Node};
 use super::{
-    AgentSpec, Document, Fault, Provider, ProviderKind, TelegramAccount, WebhookAccount, accounts, busy, values,
+    AgentSpec, Document, Fault, Provider, ProviderKind, RetentionPatch, TelegramAccount, WebhookAccount, accounts,
+    busy, retention, values,
 };
 use crate::AgentId;
 use crate::busy::Busy;
@@ -20,7 +21,7 @@ use crate::reset::{ResetMode, ResetPolicy};
 use crate::routing::{InvalidRoute, MatchKey, Route};
 
 /// Top-level keys.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "default_agent",
     "model",
     "timezone",
@@ -31,6 +32,7 @@ const KEYS: [&str; 15] = [
     "reset_by_platform",
     "busy",
     "limits",
+    "retention",
     "providers",
     "default_provider",
     "platforms",
@@ -63,6 +65,8 @@ pub struct Patch {
     pub busy: Option<Busy>,
     /// `limits`, key by key.
     pub limits: LimitsPatch,
+    /// `retention`, key by key.
+    pub retention: RetentionPatch,
     /// Providers the text names.
     pub providers: BTreeMap<String, Provider>,
     /// `Some(None)` when the text says `default_provider: null`, which unsets it.
@@ -86,6 +90,10 @@ pub struct LimitsPatch {
     pub message_bytes: Option<u64>,
     /// `history_bytes`.
     pub history_bytes: Option<u64>,
+    /// `turn_seconds`.
+    pub turn_seconds: Option<u64>,
+    /// `stall_seconds`.
+    pub stall_seconds: Option<u64>,
     /// `queued_per_agent`.
     pub queued_per_agent: Option<u64>,
     /// `queued_per_session`.
@@ -186,6 +194,9 @@ pub fn read(text: &str) -> Reading {
     }
     if let Some(node) = top.get("limits") {
         read_limits(node, &mut patch, &mut faults);
+    }
+    if let Some(node) = top.get("retention") {
+        retention::read(node, &mut patch, &mut faults);
     }
     if let Some(node) = top.get("providers") {
         read_providers(node, &mut patch, &mut faults);
@@ -293,12 +304,22 @@ fn reset_policy(node: &Node, path: Path<'_>, faults: &mut Faults) -> ResetPolicy
 
 fn read_limits(node: &Node, patch: &mut Patch, faults: &mut Faults) {
     let path = Path::Root.key("limits");
-    let keys = ["message_bytes", "history_bytes", "queued_per_agent", "queued_per_session", "shed_after_seconds"];
+    let keys = [
+        "message_bytes",
+        "history_bytes",
+        "turn_seconds",
+        "stall_seconds",
+        "queued_per_agent",
+        "queued_per_session",
+        "shed_after_seconds",
+    ];
     let section = Section::open(node, &path, &keys, faults);
     let mut read = |key, range| section.optional(key, faults, |node, path, faults| integer(node, range, path, faults));
     patch.limits = LimitsPatch {
         message_bytes: read("message_bytes", 1..=super::MESSAGE_BYTES_MAX),
         history_bytes: read("history_bytes", 0..=super::HISTORY_BYTES_MAX),
+        turn_seconds: read("turn_seconds", 1..=super::TURN_SECONDS_MAX),
+        stall_seconds: read("stall_seconds", 1..=super::TURN_SECONDS_MAX),
         queued_per_agent: read("queued_per_agent", 1..=super::QUEUED_MAX),
         queued_per_session: read("queued_per_session", 1..=super::QUEUED_MAX),
         shed_after_seconds: read("shed_after_seconds", 0..=u64::from(u32::MAX)),

@@ -84,6 +84,7 @@ fn pace(called: Called) -> Pace {
         | Rpc::SessionListSessions
         | Rpc::SessionGetSession
         | Rpc::SessionStopTurn
+        | Rpc::SessionGetTurnSteps
         | Rpc::SystemGetStatus
         | Rpc::SystemListWorkers
         | Rpc::IdentityJoin

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use hermes_control_plane::store::{
-    Absorbed, Absorption, Claimed, Completion, DeliveryOutcome, Ended, Functions, Ingest, SendResult, SessionId,
-    Signal, StopCommand, Stopped, Store, TurnId, WorkerRegistration,
+    Absorbed, Claimed, Completion, DeliveryOutcome, Ended, Functions, Ingest, SendResult, SessionId, Signal, StepRow,
+    StopCommand, Stopped, Store, TurnId, WorkerRegistration,
 };
 use hermes_core::busy::BusyMode;
+use hermes_core::step::{Phase, StepKind};
 use hermes_tests::postgres::TestPostgres;
 use jiff::Timestamp;
 use postgres::{Client, NoTls, SimpleQueryMessage};
@@ -223,7 +224,7 @@ impl Db {
     /// Back to how it began.
     pub(super) fn reset(&self) -> Result<()> {
         self.run(
-            "TRUNCATE agents, agent_revisions, routes, home_documents, tokens, workers, replicas, slots, sessions, session_keys,
+            "TRUNCATE agents, agent_revisions, routes, home_documents, tokens, workers, replicas, account_leases, slots, sessions, session_keys,
                ready, inbound, turns, turn_steps, turn_signals, dead_turns, outbox, deliveries, lanes RESTART IDENTITY;
              ALTER SEQUENCE session_ids RESTART; ALTER SEQUENCE registrations RESTART;
              ALTER SEQUENCE replica_ids RESTART; ALTER SEQUENCE outbox_positions RESTART;
@@ -259,12 +260,19 @@ impl Db {
 
     /// A worker of `agent` with 8 slots.
     pub(super) fn worker(&self, agent: i32) -> Result<i64> {
+        self.worker_as(agent, "00000000-0000-0000-0000-000000000000", 2)
+    }
+
+    /// [`Db::worker`] with this certificate that speaks this protocol.
+    pub(super) fn worker_as(&self, agent: i32, identity: &str, protocol: i32) -> Result<i64> {
         let worker = WorkerRegistration {
             agent_no: agent,
-            identity: "00000000-0000-0000-0000-000000000000".to_owned(),
+            identity: identity.to_owned(),
             pid: 1,
             home: "/home".to_owned(),
             slots: 8,
+            protocol,
+            build: "1.0".to_owned(),
         };
         Ok(self.wait(self.store.worker_register(1, &worker, Duration::from_secs(3600)))?)
     }
@@ -363,7 +371,29 @@ impl Db {
     pub(super) fn absorb(&self, (session, epoch, seq): (i64, i64, i64), step: i32, absorbs: i64) -> Result<Absorbed> {
         let turn = TurnId { session: SessionId(session), seq };
         let body = format!("b{absorbs}").into_bytes();
-        Ok(self.wait(self.store.absorb(&Absorption { turn, epoch, step, phase: 2, absorbs, body }))?)
+        let row = StepRow {
+            turn,
+            epoch,
+            step,
+            phase: Phase::Result,
+            kind: StepKind::Steering,
+            effect: None,
+            idempotency_key: None,
+            body,
+            unknown: false,
+            absorbs,
+        };
+        Ok(self.wait(self.store.absorb(&row))?)
+    }
+
+    /// Whether each of (session, epoch, turn) was given back.
+    pub(super) fn release(&self, rows: &[(i64, i64, i64)]) -> Result<String> {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|(session, epoch, seq)| (TurnId { session: SessionId(*session), seq: *seq }, *epoch))
+            .collect();
+        let answers = self.wait(self.store.release(&rows))?;
+        Ok(answers.into_iter().map(flag).collect::<Vec<_>>().join(" "))
     }
 
     /// Rows of (session, epoch, turn, step, body): 1 stored, 0 fenced, -1 divergent.
@@ -406,7 +436,7 @@ impl Db {
 
     /// `session/turn/given up` of what was taken back.
     pub(super) fn reclaim(&self) -> Result<String> {
-        let taken = self.wait(self.store.reclaim(3, NOTICE))?;
+        let taken = self.wait(self.store.reclaim(3, NOTICE, TTL))?;
         let shown = taken.iter().map(|(turn, dead)| format!("{}/{}/{}", turn.session.0, turn.seq, flag(*dead)));
         Ok(shown.collect::<Vec<_>>().join(" "))
     }
@@ -551,6 +581,7 @@ pub(super) fn journal_sql(rows: &[(i64, i64, i64, i32, &str)]) -> String {
         small(2),
         array(rows.iter().map(|_| None::<i32>), "text"),
         array(rows.iter().map(|row| Some(row.4)), "bytea"),
+        array(rows.iter().map(|_| Some(false)), "boolean"),
     ];
     format!("SELECT o_result FROM journal_batch({}) ORDER BY o_ord", columns.join(","))
 }
@@ -569,7 +600,7 @@ pub(super) fn stop_sql(key: &str, session: &str) -> String {
 
 /// `absorb` as a statement: the first step.
 pub(super) fn absorb_sql((session, epoch, seq): (i64, i64, i64), absorbs: i64) -> String {
-    format!("SELECT absorb({session}, {epoch}, {seq}, 1, 2::smallint, {absorbs}, 'b{absorbs}')")
+    format!("SELECT absorb({session}, {epoch}, {seq}, 1, 1::smallint, {absorbs}, 'b{absorbs}')")
 }
 
 /// `reclaim` as a statement.

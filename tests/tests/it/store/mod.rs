@@ -4,12 +4,15 @@
 //! deliberate defect ([`mutations`]), where it must go red. Races are made, not hoped for: one transaction is held open
 //! until the other one waits for it.
 
+mod accounts;
 mod busy;
 mod db;
 mod deliveries;
+mod journal;
 mod leases;
 mod migrations;
 mod mutations;
+mod parting;
 mod races;
 mod registry;
 mod removal;
@@ -76,6 +79,12 @@ drills! {
         a_turn_is_given_up_under_its_own_fence_only,
         a_turn_without_a_lane_has_no_delivery,
     }
+    journal::{
+        a_call_that_may_act_once_is_stored_for_one_epoch_only,
+        a_row_is_the_same_only_in_all_its_parts,
+        whoever_gets_a_turn_is_told_how_much_of_it_is_journaled,
+        a_journal_is_read_in_the_order_of_steps_page_by_page,
+    }
     races::{
         a_duplicate_accepted_at_the_same_time_is_seen,
         one_event_accepted_for_two_sessions_at_once_runs_once,
@@ -134,6 +143,24 @@ drills! {
         the_sole_owner_takes_over_from_an_earlier_run,
         long_lost_workers_are_forgotten_with_their_slots,
         a_lease_that_no_slot_holds_is_found_by_the_slow_search,
+    }
+    parting::{
+        a_turn_handed_back_runs_before_younger_ones_and_counts_no_crash,
+        only_who_runs_a_turn_hands_it_back_and_once,
+        who_leaves_in_order_crashes_nothing_and_who_dies_does,
+        leases_that_lapse_all_at_once_have_one_more_to_be_heard_of,
+        the_poll_that_first_sees_a_jump_renews_its_workers,
+        two_polls_that_see_a_jump_do_not_wait_in_a_circle,
+        a_turn_with_steps_is_left_to_workers_that_can_go_on_with_it,
+        a_worker_to_part_with_is_told_wherever_it_is_and_stays_so,
+        what_is_left_of_a_turns_time_survives_an_adoption,
+    }
+    accounts::{
+        one_replica_at_a_time_receives_for_an_account,
+        an_account_lease_is_renewed_and_says_what_is_left,
+        an_account_that_is_given_up_is_free_at_once,
+        a_replica_takes_its_share_of_the_accounts_and_the_rest_only_when_nobody_else_does,
+        two_replicas_that_want_one_account_do_not_wait_for_each_other,
     }
     registry::{
         two_writers_of_one_version_are_one_winner,

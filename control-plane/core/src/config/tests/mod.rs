@@ -43,7 +43,8 @@ busy:
   rules:
     - {platform: slack, mode: queue}
     - {agent: coder, platform: slack, mode: steer, notice: false}
-limits: {message_bytes: 1000, history_bytes: 5000, queued_per_agent: 9, queued_per_session: 3, shed_after_seconds: 0}
+limits: {message_bytes: 1000, history_bytes: 5000, turn_seconds: 60, stall_seconds: 30, queued_per_agent: 9, queued_per_session: 3, shed_after_seconds: 0}
+retention: {dedupe_days: 9, steps_days: 3, deliveries_days: 4, dead_days: 5, turns_days: 6}
 providers:
   anthropic: {api_key_env: ANTHROPIC_API_KEY}
   local: {kind: openai, base_url: "http://127.0.0.1:8080/v1"}
@@ -148,6 +149,8 @@ fn every_key_is_read() {
     let limits = Limits {
         message_bytes: 1000,
         history_bytes: 5000,
+        turn_seconds: 60,
+        stall_seconds: 30,
         queued_per_agent: 9,
         queued_per_session: 3,
         shed_after_seconds: 0,
@@ -158,6 +161,8 @@ fn every_key_is_read() {
     assert_eq!(busy(&AgentId::main(), "irc"), BusyPolicy { mode: BusyMode::Interrupt, notice: false });
     assert_eq!(busy(&AgentId::main(), "slack"), BusyPolicy { mode: BusyMode::Queue, notice: false });
     assert_eq!(busy(&coder, "slack"), BusyPolicy { mode: BusyMode::Steer, notice: false });
+    let kept = Retention { dedupe_days: 9, steps_days: 3, deliveries_days: 4, dead_days: 5, turns_days: Some(6) };
+    assert_eq!(document.retention, kept);
     assert_eq!(document.providers["anthropic"].kind, ProviderKind::Anthropic);
     assert_eq!(document.platforms.telegram["bot1"].allow_users, ["1", "2"]);
     assert_eq!(document.platforms.telegram["bot1"].rate, Rate::default());
@@ -253,11 +258,13 @@ fn fields_of_a_spec_are_judged_like_text() {
 fn merging_replaces_what_is_named_and_keeps_the_rest() {
     let stored = load(FULL);
     let patch =
-        parse("agents: {coder: {}}\nreset_by_type: {}\nlimits: {message_bytes: 7}\ndefault_provider: null").unwrap();
+        parse("agents: {coder: {}}\nreset_by_type: {}\nlimits: {message_bytes: 7}\ndefault_provider: null\nretention: {turns_days: null}")
+            .unwrap();
     let merged = stored.merged(&patch, false);
     assert_eq!(merged.agents["coder"], AgentSpec::default(), "named: becomes as written");
     assert!(merged.agents.contains_key("plain") && merged.platforms.telegram.contains_key("bot3"));
     assert_eq!((merged.limits.message_bytes, merged.limits.history_bytes), (7, 5000));
+    assert_eq!(merged.retention, Retention { turns_days: None, ..stored.retention.clone() });
     assert!(merged.reset_by_type.is_empty());
     assert_eq!(merged.default_provider, None);
     assert_eq!((&merged.routes, &merged.model), (&stored.routes, &stored.model));
@@ -440,7 +447,15 @@ fn any_document() -> impl Strategy<Value = Document> {
     let routes = prop::collection::vec((prop::sample::select(MatchKey::ALL.to_vec()), value), 0..20);
     (routes, any::<bool>(), 1u64..1000).prop_map(|(keys, flag, bytes)| Document {
         group_sessions_per_user: flag,
-        limits: Limits { message_bytes: bytes, history_bytes: bytes, ..Limits::default() },
+        limits: Limits {
+            message_bytes: bytes,
+            history_bytes: bytes,
+            turn_seconds: bytes,
+            stall_seconds: bytes,
+            queued_per_agent: bytes,
+            queued_per_session: bytes,
+            shed_after_seconds: bytes,
+        },
         routes: keys.into_iter().map(|pair| Route { keys: vec![pair], agent: AgentId::main() }).collect(),
         ..Document::default()
     })
