@@ -9,9 +9,9 @@ BEGIN
   INSERT INTO dead_turns(session_id, seq, reason) VALUES (r.session_id, r.head_seq, p_reason);
   PERFORM enqueue(q.lane_id, q.session_id, q.seq, p_notice) FROM turns q
     WHERE q.session_id = r.session_id AND q.seq = r.head_seq AND q.lane_id IS NOT NULL;
-  UPDATE sessions SET epoch = epoch + 1, worker_id = NULL, deadline = NULL, crashes = 0, head_seq = head_seq + 1,
-         state = CASE WHEN tail_seq = head_seq THEN 0 ELSE 1 END WHERE session_id = r.session_id;
-  IF r.tail_seq > r.head_seq THEN
+  UPDATE sessions SET epoch = epoch + 1, worker_id = NULL, deadline = NULL, crashes = 0, head_seq = head_seq + 1 + absorbed, absorbed = 0,
+         state = CASE WHEN tail_seq = head_seq + absorbed THEN 0 ELSE 1 END WHERE session_id = r.session_id;
+  IF r.tail_seq > r.head_seq + r.absorbed THEN
     INSERT INTO ready(session_id, agent_no, ready_at) VALUES (r.session_id, r.agent_no, clock_timestamp());
   ELSIF r.successor IS NOT NULL THEN
     PERFORM release_successors(ARRAY[r.session_id]);
@@ -114,12 +114,12 @@ BEGIN
   DELETE FROM ready WHERE session_id = ANY(sid);
   PERFORM 1 FROM sessions WHERE session_id = ANY(sid) ORDER BY session_id FOR NO KEY UPDATE;
   FOR r IN SELECT q.session_id, q.seq, q.lane_id, s.epoch FROM sessions s JOIN turns q ON q.session_id = s.session_id AND q.seq BETWEEN s.head_seq AND s.tail_seq
-            WHERE s.session_id = ANY(sid) ORDER BY q.session_id, q.seq LOOP
+            WHERE s.session_id = ANY(sid) AND (q.seq = s.head_seq OR q.seq > s.head_seq + s.absorbed) ORDER BY q.session_id, q.seq LOOP
     INSERT INTO turn_steps(session_id, seq, step, phase, epoch, kind, ended, body) VALUES (r.session_id, r.seq, 2147483647, 1, r.epoch, 3, 5, p_notice);
     IF r.lane_id IS NOT NULL THEN PERFORM enqueue(r.lane_id, r.session_id, r.seq, p_notice); END IF;
     n := n + 1;
   END LOOP;
-  UPDATE sessions SET head_seq = tail_seq + 1, state = 0, crashes = 0, epoch = epoch + 1, worker_id = NULL WHERE session_id = ANY(sid);
+  UPDATE sessions SET head_seq = tail_seq + 1, absorbed = 0, state = 0, crashes = 0, epoch = epoch + 1, worker_id = NULL WHERE session_id = ANY(sid);
   PERFORM release_successors(sid);
   RETURN n;
 END $$;

@@ -236,6 +236,7 @@ fn accepted(request: &v1::SubmitRequest) -> v1::SubmitResponse {
         turn: request.text.clone(),
         duplicate: request.text == "again",
         state: state.into(),
+        notice: String::new(),
     }
 }
 

@@ -180,7 +180,7 @@ impl Replica {
             .add_service(reflection)
             .add_service(AgentApi::server(self.registry.clone(), self.dispatcher.clone()))
             .add_service(RouteApi::server(self.registry.clone()))
-            .add_service(SessionApi::server(self.registry.clone()))
+            .add_service(SessionApi::server(self.registry.clone(), self.dispatcher.clone()))
             .add_service(DeliveryApi::server(store.clone(), self.outbox.clone(), self.dispatcher.clone()))
             .add_service(MessageApi::server(intake.clone(), adapters.clone(), store))
             .add_service(identity.clone().into_server())

@@ -74,7 +74,9 @@ pub(super) fn read(report: v1::StepReport) -> Result<StepRow, Status> {
         return Err(invalid("unknown", "only the result of a tool call can be unknown"));
     }
     let idempotency_key = Some(key).filter(|key| !key.is_empty());
-    Ok(StepRow { turn, epoch, step, phase, kind, effect, idempotency_key, body: report.body, unknown: report.unknown })
+    let absorbs = super::convert::signed("absorbs", report.absorbs)?;
+    let (body, unknown) = (report.body, report.unknown);
+    Ok(StepRow { turn, epoch, step, phase, kind, effect, idempotency_key, body, unknown, absorbs })
 }
 
 /// One worker's reported steps on their way into the store.

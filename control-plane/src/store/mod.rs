@@ -9,6 +9,7 @@
 
 mod accounts;
 mod agents;
+mod busy;
 mod clock;
 mod dead_letters;
 mod deliveries;
@@ -39,6 +40,7 @@ use crate::failpoint::{Failpoints, Verdict};
 
 pub use accounts::{AccountClaim, AccountHeld, AccountRow};
 pub use agents::{AgentRow, RegistryChange, RegistryRows, RevisionRow};
+pub use busy::{Absorbed, Backlog, Signal, Signalled, StopCommand, Stopped};
 pub use clock::DatabaseClock;
 pub use dead_letters::{DeadTurnRow, DeliveryFilter, DeliveryId, DeliveryRow, DeliveryState, Redrive};
 pub use deliveries::{DeliveryOutcome, DueDelivery, LaneKey, SendResult};

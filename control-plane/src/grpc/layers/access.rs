@@ -86,6 +86,7 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::DeliveryRedriveDeliveries
         | Rpc::DeliveryRedriveTurns
         | Rpc::DeliveryDropTurns
+        | Rpc::SessionStopTurn
         | Rpc::SystemApply
         | Rpc::IdentityCreateToken
         | Rpc::IdentityListTokens

@@ -5,6 +5,7 @@
 //! until the other one waits for it.
 
 mod accounts;
+mod busy;
 mod db;
 mod deliveries;
 mod journal;
@@ -38,6 +39,27 @@ macro_rules! drills {
 }
 
 drills! {
+    busy::{
+        a_stop_is_for_the_turn_that_ran_and_never_for_the_next,
+        a_stop_beside_the_end_of_its_turn_leaves_the_next_one_alone,
+        a_stop_that_comes_twice_acts_once,
+        a_stop_where_nothing_runs_says_so,
+        a_turn_that_waits_is_stopped_at_once_and_the_next_one_runs,
+        a_stop_beside_a_claim_stops_the_turn_either_way,
+        a_stop_in_a_session_that_waits_for_another_strands_nobody,
+        an_operators_stop_names_one_turn,
+        a_stopped_turn_that_lost_its_worker_ends,
+        an_interruption_is_for_the_turn_that_ran,
+        a_steering_message_is_offered_and_taken_in_once,
+        what_was_taken_in_leaves_the_queue_with_the_turn_that_took_it,
+        a_message_that_is_not_taken_in_runs_by_itself,
+        what_was_taken_in_survives_a_crash_and_dies_with_its_turn,
+        a_turn_that_is_to_end_takes_nothing_in,
+        taking_in_beside_a_stop_is_one_or_the_other,
+        what_was_taken_in_is_not_cancelled_with_its_agent,
+        a_full_session_keeps_the_first_come_and_nothing_of_the_rest,
+        the_backlog_counts_turns_that_wait,
+    }
     turns::{
         duplicates_inside_and_across_batches,
         one_key_for_two_sessions_of_a_batch_names_the_first,

@@ -351,6 +351,93 @@ const MUTATIONS: &[Mutation] = &[
         )],
         caught_by: &["waiting_turns_of_a_removed_agent_are_cancelled_and_the_running_one_ends"],
     },
+    Mutation {
+        name: "a stop is for whatever runs",
+        edits: &[("JOIN sessions s ON s.session_id = g.session_id AND s.head_seq = g.seq AND s.state = 2 AND s.worker_id", "JOIN sessions s ON s.session_id = g.session_id AND s.state = 2 AND s.worker_id"),
+            ("s.session_id IS NULL OR s.head_seq > g.seq ORDER BY g.session_id", "s.session_id IS NULL ORDER BY g.session_id")],
+        caught_by: &["a_stop_is_for_the_turn_that_ran_and_never_for_the_next", "an_interruption_is_for_the_turn_that_ran"],
+    },
+    Mutation {
+        name: "a stop leaves no dedupe key",
+        edits: &[("INSERT INTO inbound(dedupe_key, session_id, seq) VALUES (p_key, o_session, o_seq);", "")],
+        caught_by: &["a_stop_that_comes_twice_acts_once"],
+    },
+    Mutation {
+        name: "a stop does not lock its session",
+        edits: &[(
+            "PERFORM 1 FROM sessions WHERE session_id = p_session FOR NO KEY UPDATE;                               -- A
+  SELECT * INTO r FROM sessions WHERE session_id = p_session;                                           -- B",
+            "SELECT * INTO r FROM sessions WHERE session_id = p_session;",
+        ), ("PERFORM 1 FROM sessions WHERE session_id = o_session FOR NO KEY UPDATE;                               -- A", "")],
+        caught_by: &["a_stop_beside_the_end_of_its_turn_leaves_the_next_one_alone"],
+    },
+    Mutation {
+        name: "a cancelled turn leaves its session ready",
+        edits: &[("IF r.state = 1 AND NOT more THEN
+    DELETE FROM ready WHERE session_id = r.session_id;
+  ELSIF", "IF")],
+        caught_by: &["a_turn_that_waits_is_stopped_at_once_and_the_next_one_runs"],
+    },
+    Mutation {
+        name: "a session that was emptied while it waited releases nobody",
+        edits: &[("RETURN QUERY SELECT release_successors(ARRAY[r.session_id]);", "NULL;")],
+        caught_by: &["a_stop_in_a_session_that_waits_for_another_strands_nobody"],
+    },
+    Mutation {
+        name: "an interruption replaces a stop",
+        edits: &[("DO UPDATE SET kind = least(turn_signals.kind, excluded.kind)", "DO UPDATE SET kind = excluded.kind")],
+        caught_by: &["an_interruption_is_for_the_turn_that_ran"],
+    },
+    Mutation {
+        name: "known messages interrupt",
+        edits: &[("CASE WHEN NOT n.dup AND s.state = 2 THEN s.head_seq END AS behind", "CASE WHEN s.state = 2 THEN s.head_seq END AS behind"), ("FROM f WHERE f.new AND f.busy > 0", "FROM f WHERE f.busy > 0")],
+        caught_by: &["an_interruption_is_for_the_turn_that_ran"],
+    },
+    Mutation {
+        name: "any queued turn may be taken in",
+        edits: &[("p_absorbs <> r.head_seq + r.absorbed + 1 OR p_absorbs > r.tail_seq", "p_absorbs > r.tail_seq")],
+        caught_by: &["a_steering_message_is_offered_and_taken_in_once"],
+    },
+    Mutation {
+        name: "a turn that is to end takes messages in",
+        edits: &[("OR EXISTS (SELECT 1 FROM turn_signals g WHERE g.session_id = p_session AND g.seq = p_seq AND g.kind < 3)", "")],
+        caught_by: &["a_turn_that_is_to_end_takes_nothing_in", "taking_in_beside_a_stop_is_one_or_the_other"],
+    },
+    Mutation {
+        name: "taking in is not fenced",
+        edits: &[("WHERE session_id = p_session AND epoch = p_epoch AND state = 2 AND head_seq = p_seq;", "WHERE session_id = p_session;")],
+        caught_by: &["a_steering_message_is_offered_and_taken_in_once", "a_message_that_is_not_taken_in_runs_by_itself"],
+    },
+    Mutation {
+        name: "an end leaves what was taken in in the queue",
+        edits: &[("SET head_seq = s.head_seq + 1 + s.absorbed, absorbed = 0", "SET head_seq = s.head_seq + 1, absorbed = 0")],
+        caught_by: &["what_was_taken_in_leaves_the_queue_with_the_turn_that_took_it", "a_message_that_is_not_taken_in_runs_by_itself"],
+    },
+    Mutation {
+        name: "a dead letter leaves what was taken in in the queue",
+        edits: &[("crashes = 0, head_seq = head_seq + 1 + absorbed, absorbed = 0,", "crashes = 0, head_seq = head_seq + 1,")],
+        caught_by: &["what_was_taken_in_survives_a_crash_and_dies_with_its_turn"],
+    },
+    Mutation {
+        name: "a cancellation leaves what was taken in in the queue",
+        edits: &[("head_seq = head_seq + 1 + absorbed, absorbed = 0, state = CASE WHEN r.state = 3", "head_seq = head_seq + 1, state = CASE WHEN r.state = 3")],
+        caught_by: &["a_turn_that_is_to_end_takes_nothing_in"],
+    },
+    Mutation {
+        name: "what was taken in is cancelled with its agent",
+        edits: &[("AND (q.seq = s.head_seq OR q.seq > s.head_seq + s.absorbed) ORDER", "ORDER")],
+        caught_by: &["what_was_taken_in_is_not_cancelled_with_its_agent"],
+    },
+    Mutation {
+        name: "sessions have no bound",
+        edits: &[("greatest(p_most - (s.tail_seq - s.head_seq + 1 - s.absorbed), 0)", "1000000")],
+        caught_by: &["a_full_session_keeps_the_first_come_and_nothing_of_the_rest"],
+    },
+    Mutation {
+        name: "what was taken in counts against the bound",
+        edits: &[("(s.tail_seq - s.head_seq + 1 - s.absorbed), 0)", "(s.tail_seq - s.head_seq + 1), 0)")],
+        caught_by: &["a_full_session_keeps_the_first_come_and_nothing_of_the_rest"],
+    },
 ];
 
 /// The tables and the functions of this build as one text. V2 made the first functions and V3 dropped them.
