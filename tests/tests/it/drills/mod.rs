@@ -5,6 +5,7 @@
 //! test it must be green, and in `mutations` it must go red without its mechanism.
 
 mod chats;
+mod effects;
 mod mutations;
 
 use std::path::PathBuf;
@@ -12,9 +13,12 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use futures_util::future::BoxFuture;
-use hermes_tests::drill::{LOG, Mechanism, POINTS, WITHOUT};
+use hermes_tests::drill::{EFFECTS, LOG, Mechanism, POINTS, WITHOUT};
 use hermes_tests::fake_telegram::{Bot, FakeTelegram};
+use hermes_tests::mock_model::MockModel;
 use hermes_tests::system::{Options, Up};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -46,6 +50,15 @@ drills! {
         killed_after_a_platform_call,
         replies_wait_behind_a_slow_one_in_order,
     }
+    effects::{
+        killed_before_an_intent_it_happens_once,
+        killed_between_an_intent_and_its_effect_nobody_knows,
+        killed_between_an_effect_and_its_result_it_is_not_repeated,
+        killed_after_a_result_it_is_not_repeated,
+        an_idempotent_effect_is_repeated_under_its_key,
+        a_pure_tool_is_run_again,
+        a_worker_out_of_touch_stops_before_its_lease_ends,
+    }
 }
 
 const TOKEN: &str = "700:a-secret-of-the-bot";
@@ -65,14 +78,24 @@ struct Scene {
 impl Scene {
     /// Starts it with these rules for its processes; `DIR` in them is a directory of its own.
     async fn start(without: Option<Mechanism>, rules: &str) -> Self {
+        Self::with_model(without, rules, None).await
+    }
+
+    /// [`Scene::start`] with another model than the offline one.
+    async fn with_model(without: Option<Mechanism>, rules: &str, model: Option<&MockModel>) -> Self {
         let fake = FakeTelegram::start().await.unwrap();
         let bot = fake.bot(TOKEN);
         let account = json!({"id": "front", "token_env": "FRONT_TOKEN", "api_base": fake.base(), "allow_all": true, "rate": "off"});
-        let document = json!({"platforms": {"telegram": {"accounts": [account]}}});
+        let mut document = json!({"platforms": {"telegram": {"accounts": [account]}}});
+        if let Some(model) = model {
+            document["model"] = json!("mock/mock-1");
+            document["providers"] = json!({"mock": {"kind": "openai", "base_url": model.base_url()}});
+        }
         let options = Options { drill: true, ..Options::config(document.to_string()) };
         let dir = tempfile::tempdir().unwrap();
         let rules = rules.replace("DIR", dir.path().to_str().unwrap());
-        let env = variables(without, &rules, Some(dir.path().join("points")));
+        let mut env = variables(without, &rules, Some(dir.path().join("points")));
+        env.push((EFFECTS.to_owned(), dir.path().join("effects").into()));
         let up = Up::start(Options { env, ..options.clone() });
         Self { up, bot, options, without, dir, _fake: fake }
     }
@@ -93,6 +116,27 @@ impl Scene {
     fn reached(&self, point: &str) -> usize {
         let log = std::fs::read_to_string(self.dir.path().join("points")).unwrap_or_default();
         log.lines().filter(|line| line.split(' ').nth(1) == Some(point)).count()
+    }
+
+    /// Whether the rule that acts once and leaves this file has acted.
+    fn happened(&self, file: &str) -> bool {
+        self.dir.path().join(file).try_exists().unwrap()
+    }
+
+    /// What tools did, a line each.
+    fn effects(&self) -> Vec<String> {
+        let notes = std::fs::read_to_string(self.dir.path().join("effects")).unwrap_or_default();
+        notes.lines().map(str::to_owned).collect()
+    }
+
+    /// The control plane stands still.
+    fn stop_control_plane(&self) {
+        kill(Pid::from_raw(self.up.pid()), Signal::SIGSTOP).unwrap();
+    }
+
+    /// It goes on.
+    fn continue_control_plane(&self) {
+        kill(Pid::from_raw(self.up.pid()), Signal::SIGCONT).unwrap();
     }
 
     /// Lets what is held for this file go on.
