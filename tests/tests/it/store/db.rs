@@ -499,4 +499,4 @@ pub(super) fn delivered_sql(lane: i64, pos: i64, attempt: i32) -> String {
 }
 
 /// `reclaim` as a statement.
-pub(super) const RECLAIM_SQL: &str = "SELECT o_session, o_seq, o_dead FROM reclaim(3, 'sorry')";
+pub(super) const RECLAIM_SQL: &str = "SELECT o_session, o_seq, o_dead FROM reclaim(3, 'sorry', 60000)";
