@@ -38,7 +38,7 @@ struct Args {
     #[arg(long, env = "HERMES_WORKER_HOME", value_name = "DIR")]
     home: PathBuf,
     /// Sessions served at the same time
-    #[arg(long, env = "HERMES_WORKER_SLOTS", value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, env = "HERMES_WORKER_SLOTS", value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1024))]
     slots: u32,
     /// Inherited descriptor to read the join token from, to its end
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
@@ -175,7 +175,7 @@ mod tests {
     fn reads_flags_and_defaults() {
         let config =
             parse(&["--server", "https://127.0.0.1:1/", "--home", "/h", "--join-token-file", "/t"]).expect("valid");
-        assert_eq!((config.server.as_str(), config.slots), ("https://127.0.0.1:1", 64));
+        assert_eq!((config.server.as_str(), config.slots), ("https://127.0.0.1:1", 256));
         assert_eq!(config.log_format, LogFormat::Text);
     }
 

@@ -5,14 +5,20 @@
 //! turn's pinned revision. It does not retry.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hermes_proto::v1::model_service_client::ModelServiceClient;
 use hermes_proto::v1::{
-    GenerateDone, GenerateHeader, GenerateRequest, ModelMessage, ModelRole, generate_event, generate_request,
+    GenerateDone, GenerateEvent, GenerateHeader, GenerateRequest, ModelMessage, ModelMessages, ModelRole,
+    generate_event, generate_request,
 };
+use tonic::Streaming;
 use tonic::transport::Channel;
 
 use crate::connection::is_broken;
+
+/// How long the other side may take to end a call after its last event.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One message of the conversation; the text is shared with the caches it came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +52,8 @@ pub enum Error {
 }
 
 /// Calls the model and feeds each piece of text to `on_event` (`None` when its deadline passed without text, see
-/// [`Deltas::due`]). Returns at the last event.
+/// [`Deltas::due`]). Returns after the last event, when the call has ended: a call dropped before its end is reset, and a
+/// connection with many resets is given up by HTTP/2, with everything that runs on it.
 ///
 /// # Errors
 /// [`Error`]; pieces that were already fed stay fed.
@@ -57,7 +64,7 @@ pub async fn generate(
     deltas: &mut impl Deltas,
 ) -> Result<GenerateDone, Error> {
     let request = std::iter::once(generate_request::Part::Header(header))
-        .chain(messages.into_iter().flat_map(parts))
+        .chain(parts(messages))
         .map(|part| GenerateRequest { part: Some(part) });
     let mut client = ModelServiceClient::new(channel).max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES);
     let mut events = client.generate(tokio_stream::iter(request)).await.map_err(judge)?.into_inner();
@@ -75,13 +82,25 @@ pub async fn generate(
         };
         match event.event {
             Some(generate_event::Event::TextDelta(text)) => deltas.push(&text),
-            Some(generate_event::Event::Done(done)) => return Ok(done),
+            Some(generate_event::Event::Done(done)) => {
+                end(events).await;
+                return Ok(done);
+            }
             Some(generate_event::Event::Failed(failed)) => {
+                end(events).await;
                 return Err(Error::Failed { sentence: failed.message, reason: failed.reason });
             }
             // No tools were offered; and an event of a later protocol is not for us.
             Some(generate_event::Event::ToolCall(_)) | None => {}
         }
+    }
+}
+
+/// Reads a call to its end; nothing that comes there matters.
+async fn end(mut events: Streaming<GenerateEvent>) {
+    let ended = async { while let Ok(Some(_)) = events.message().await {} };
+    if tokio::time::timeout(END_TIMEOUT, ended).await.is_err() {
+        tracing::debug!("a model call did not end after its last event");
     }
 }
 
@@ -103,8 +122,28 @@ fn judge(status: tonic::Status) -> Error {
     }
 }
 
+/// The conversation in as few parts as hold it: each of at most [`hermes_proto::CHUNK_BYTES`] of text, with what stands
+/// around it far below the protocol's bound.
+fn parts(messages: Vec<Message>) -> impl Iterator<Item = generate_request::Part> {
+    let mut chunks = messages.into_iter().flat_map(chunks).peekable();
+    std::iter::from_fn(move || {
+        let mut part = ModelMessages::default();
+        let mut left = hermes_proto::CHUNK_BYTES;
+        while let Some(chunk) = chunks.next_if(|chunk| cost(chunk) <= left || part.messages.is_empty()) {
+            left = left.saturating_sub(cost(&chunk));
+            part.messages.push(chunk);
+        }
+        (!part.messages.is_empty()).then_some(generate_request::Part::Messages(part))
+    })
+}
+
+/// What a chunk takes of a part, bytes.
+fn cost(chunk: &ModelMessage) -> usize {
+    chunk.text.len() + 32
+}
+
 /// A message in chunks of at most [`hermes_proto::CHUNK_BYTES`], at least one.
-fn parts(message: Message) -> impl Iterator<Item = generate_request::Part> {
+fn chunks(message: Message) -> impl Iterator<Item = ModelMessage> {
     let mut start = Some(0);
     std::iter::from_fn(move || {
         let from = start?;
@@ -113,12 +152,7 @@ fn parts(message: Message) -> impl Iterator<Item = generate_request::Part> {
         let more = length < rest.len();
         start = more.then_some(from + length);
         let text = rest.get(..length).unwrap_or_default().to_owned();
-        Some(generate_request::Part::Message(ModelMessage {
-            role: message.role.into(),
-            text,
-            more,
-            ..ModelMessage::default()
-        }))
+        Some(ModelMessage { role: message.role.into(), text, more, ..ModelMessage::default() })
     })
 }
 
@@ -126,19 +160,14 @@ fn parts(message: Message) -> impl Iterator<Item = generate_request::Part> {
 mod tests {
     use super::*;
 
-    fn chunks(text: &str) -> Vec<ModelMessage> {
-        let message = Message { role: ModelRole::User, text: text.into() };
-        let part = |part| match part {
-            generate_request::Part::Message(message) => message,
-            _ => panic!("only messages here"),
-        };
-        parts(message).map(part).collect()
+    fn chunked(text: &str) -> Vec<ModelMessage> {
+        chunks(Message { role: ModelRole::User, text: text.into() }).collect()
     }
 
     #[test]
     fn long_text_is_cut_between_characters_and_complete() {
         let text = "é€𝄞x".repeat(100_000);
-        let chunks = chunks(&text);
+        let chunks = chunked(&text);
         assert!(chunks.len() > 3);
         assert!(chunks.iter().all(|chunk| chunk.text.len() <= hermes_proto::CHUNK_BYTES));
         assert_eq!(chunks.iter().map(|chunk| chunk.text.as_str()).collect::<String>(), text);
@@ -149,9 +178,36 @@ mod tests {
     #[test]
     fn short_and_empty_texts_are_one_message() {
         for text in ["", "hello"] {
-            let chunks = chunks(text);
+            let chunks = chunked(text);
             assert_eq!(chunks.len(), 1);
             assert_eq!((chunks[0].text.as_str(), chunks[0].more), (text, false));
         }
+    }
+
+    #[test]
+    fn a_conversation_is_few_parts_in_order_and_none_is_too_large() {
+        let message = |text: String| Message { role: ModelRole::User, text: text.into() };
+        let parts = |messages| -> Vec<ModelMessages> {
+            let part = |part| match part {
+                generate_request::Part::Messages(part) => part,
+                other => panic!("{other:?}"),
+            };
+            parts(messages).map(part).collect()
+        };
+        let text = |parts: &[ModelMessages]| -> String {
+            parts.iter().flat_map(|part| &part.messages).map(|chunk| chunk.text.as_str()).collect()
+        };
+        let largest =
+            |parts: &[ModelMessages]| parts.iter().map(|part| part.messages.iter().map(cost).sum::<usize>()).max();
+        assert!(parts(Vec::new()).is_empty());
+        let short = parts((0..100).map(|number| message(format!("{number} "))).collect());
+        assert_eq!(short.len(), 1);
+        assert_eq!(text(&short), (0..100).map(|number| format!("{number} ")).collect::<String>());
+        let many = parts((0..50_000).map(|_| message("x".to_owned())).collect());
+        assert_eq!(text(&many).len(), 50_000);
+        assert!(many.len() > 5 && largest(&many).is_some_and(|largest| largest <= hermes_proto::CHUNK_BYTES));
+        let long = parts(vec![message("a".into()), message("é".repeat(300_000)), message("b".into())]);
+        assert_eq!(text(&long), format!("a{}b", "é".repeat(300_000)));
+        assert!(largest(&long).is_some_and(|largest| largest < 512 << 10));
     }
 }
