@@ -240,7 +240,11 @@ fn start_new(named: &Path) -> Result<PathBuf> {
     Ok(socket_dir)
 }
 
-fn programs_dir() -> Result<PathBuf> {
+/// Where the server's programs are.
+///
+/// # Errors
+/// When there are none; the error says how to get them.
+pub fn programs_dir() -> Result<PathBuf> {
     let search = Search {
         pg_bin: std::env::var_os("HERMES_PG_BIN").map(PathBuf::from),
         path: std::env::var_os("PATH").unwrap_or_default(),
@@ -250,8 +254,11 @@ fn programs_dir() -> Result<PathBuf> {
     runtime.block_on(async { Ok(programs(&search, &Spawner::start()?).await?) })
 }
 
-/// Postgres refuses to run as root: whom to become then.
-fn account() -> Result<Option<(u32, u32)>> {
+/// Postgres refuses to run as root: whom to become then (user and group).
+///
+/// # Errors
+/// When we are root and there is nobody to become.
+pub fn account() -> Result<Option<(u32, u32)>> {
     if !geteuid().is_root() {
         return Ok(None);
     }

@@ -54,6 +54,8 @@ use crate::telemetry::{Metrics, Telemetry};
 const CONNECTIONS: usize = 12;
 /// Longest wait for the reports that workers have sent when their streams are ended.
 const PART_GRACE: Duration = Duration::from_secs(1);
+/// Longest wait of a replica, which others stand in for, for deliveries that are being sent.
+const SEND_GRACE: Duration = Duration::from_secs(10);
 /// Longest wait for tasks at the stop.
 const GRACE: Duration = Duration::from_millis(500);
 /// Longest wait for each of the two notes a replica leaves behind; both can be missed.
@@ -80,7 +82,7 @@ struct Replica {
     tokens: Tokens,
     authority: Arc<Authority>,
     replica: i64,
-    /// Closes the listeners; the stop of the tasks does it, too.
+    /// Closes the listeners and ends the platforms' polling; the stop of the tasks does it, too.
     doors: CancellationToken,
     tasks: Tasks,
 }
@@ -128,9 +130,9 @@ impl Replica {
             Intake::start(registry.clone(), dispatcher.clone(), outbox.clone(), clock, metrics.clone(), &tasks);
         let broker = Broker::new(common.model.settings(), secrets::for_models()).context("set up model calls")?;
         let sink = Sink::new(intake.clone(), adapters.clone());
-        accounts::start(registry.clone(), adapters, sink.clone(), &tasks);
-        tasks.spawn("tokens", start::touch_tokens(tokens.clone(), tasks.stopping()));
         let doors = tasks.stopping().child_token();
+        accounts::start(registry.clone(), adapters, sink.clone(), &tasks, &doors);
+        tasks.spawn("tokens", start::touch_tokens(tokens.clone(), tasks.stopping()));
         let this = Self { registry, dispatcher, outbox, tokens, authority, replica, doors, tasks };
         this.serve(sockets, &intake, sink, broker, worker_names, telemetry, &metrics).await?;
         Ok(this)
@@ -239,10 +241,14 @@ impl Replica {
         }
     }
 
-    /// Takes nothing new and parts with the workers, which others started and which go on at another replica.
+    /// Takes nothing new, parts with the workers, which others started and which go on at another replica, and finishes what is
+    /// being sent.
     async fn part(&self) {
         self.doors.cancel();
         self.dispatcher.part(PART_GRACE).await;
+        if !self.outbox.finish(SEND_GRACE).await {
+            tracing::warn!("some deliveries were not finished in time; another replica sends them again, marked");
+        }
     }
 
     /// Stops what stores; workers have stopped or were parted with before.
@@ -302,6 +308,17 @@ pub async fn run(
             let what = || format!("bring the schema of the database at {} up to date", store.place());
             store.migrate().await.with_context(what)?;
             tracing::info!(database = store.server_version().await?, "the schema is up to date");
+            Ok(())
+        }
+        Command::Fence(database) => {
+            let store = seams.store(start::database_url(&database)?.expose_secret(), 2)?;
+            store.migrate().await.with_context(|| format!("reach the database at {}", store.place()))?;
+            let fenced = store.fence().await.with_context(|| format!("fence the database at {}", store.place()))?;
+            tracing::warn!(
+                sessions = fenced.sessions,
+                workers = fenced.workers,
+                "fenced: nothing that was handed out before is valid any more"
+            );
             Ok(())
         }
         Command::CheckConfig { file } => start::check_config(&file),

@@ -65,6 +65,7 @@ pub(super) async fn serve(serve: Serve, telemetry: &Telemetry, seams: &Seams) ->
             .with_context(|| format!("bring the schema of the database at {} up to date", store.place()))?;
     }
     store.check_functions().await?;
+    store.origin_check().await?;
     if let Some(file) = &serve.operator_token_file {
         accept_operator_token(&store, file).await?;
     }
@@ -188,6 +189,14 @@ async fn start_dev(
         .migrate()
         .await
         .with_context(|| format!("bring the schema of the database at {} up to date", store.place()))?;
+    match store.origin_check().await {
+        // Its lock on the data directory says that nobody else uses this database.
+        Err(crate::store::Error::Schema(why)) if sole => {
+            tracing::warn!(why, "the database in the data directory is a copy; fencing it");
+            store.fence().await?;
+        }
+        checked => checked?,
+    }
     ensure_operator_token(&store, data).await?;
     let sockets = sockets(listeners)?;
     let addresses = sockets.addresses;

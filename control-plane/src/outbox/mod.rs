@@ -11,7 +11,7 @@ mod attempt;
 
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,8 @@ struct Inner {
     replica: i64,
     adapters: Adapters,
     in_flight: AtomicUsize,
+    /// Nothing new is begun: this replica stops.
+    closing: AtomicBool,
     attempts: Mutex<HashSet<Attempt>>,
     lanes: Mutex<Lanes>,
     outcomes: mpsc::Sender<Recorded>,
@@ -81,6 +83,7 @@ impl Outbox {
             replica,
             adapters,
             in_flight: AtomicUsize::new(0),
+            closing: AtomicBool::new(false),
             attempts: Mutex::default(),
             lanes: Mutex::default(),
             outcomes,
@@ -97,7 +100,23 @@ impl Outbox {
 
     /// Whether another delivery may be committed as `attempting` in this replica's name.
     pub fn has_room(&self) -> bool {
-        self.inner.in_flight.load(Ordering::Relaxed) < MAX_IN_FLIGHT
+        !self.is_closing() && self.inner.in_flight.load(Ordering::Relaxed) < MAX_IN_FLIGHT
+    }
+
+    fn is_closing(&self) -> bool {
+        self.inner.closing.load(Ordering::Relaxed)
+    }
+
+    /// Begins nothing new, but for what a lane's finished delivery hands over, and waits at most `patience` until nothing is
+    /// being sent: a delivery that is cut off is sent again, marked as a possible duplicate. Answers whether all ended.
+    pub async fn finish(&self, patience: Duration) -> bool {
+        self.inner.closing.store(true, Ordering::Relaxed);
+        let ended = async {
+            while self.inner.in_flight.load(Ordering::Relaxed) > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(patience, ended).await.is_ok()
     }
 
     /// Sends a delivery that is `attempting` in this replica's name.
@@ -256,7 +275,7 @@ async fn run_due(outbox: Outbox, stop: CancellationToken) {
         }
         let in_flight = outbox.inner.in_flight.load(Ordering::Relaxed);
         let room = MAX_IN_FLIGHT.saturating_sub(in_flight).min(BATCH_ROWS);
-        if room == 0 {
+        if room == 0 || outbox.is_closing() {
             continue;
         }
         match outbox.inner.store.outbox_claim(outbox.inner.replica, i32::try_from(room).unwrap_or(1)).await {

@@ -14,6 +14,7 @@ mod functions;
 mod homes;
 mod identities;
 mod migrate;
+mod origin;
 mod sessions;
 mod transitions;
 mod workers;
@@ -34,6 +35,7 @@ pub use clock::DatabaseClock;
 pub use functions::Functions;
 pub use homes::{HomeDocument, HomeDocumentInfo, PushOutcome};
 pub use identities::LAUNCH_TTL;
+pub use origin::Fenced;
 pub use sessions::{SessionRow, StatusCounts, TranscriptRow, TurnEnd, TurnRow};
 pub use transitions::{
     Claimed, Completion, CompletionOutcome, DeliveryOutcome, DueDelivery, Ended, GivenUp, Ingest, Ingested, LaneKey,

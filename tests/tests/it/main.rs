@@ -7,6 +7,7 @@ mod drills;
 mod http_api;
 mod identity;
 mod models;
+mod parting;
 mod store;
 mod surfaces;
 mod system;

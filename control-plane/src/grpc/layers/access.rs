@@ -80,6 +80,7 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::RouteAddRoute
         | Rpc::RouteRemoveRoute
         | Rpc::SystemApply
+        | Rpc::SystemDrainWorkers
         | Rpc::IdentityCreateToken
         | Rpc::IdentityListTokens
         | Rpc::IdentityRevokeToken => Requirement::Operator,

@@ -85,6 +85,7 @@ fn pace(called: Called) -> Pace {
         | Rpc::SessionGetSession
         | Rpc::SystemGetStatus
         | Rpc::SystemListWorkers
+        | Rpc::SystemDrainWorkers
         | Rpc::IdentityJoin
         | Rpc::IdentityRenew
         | Rpc::IdentityCreateToken
