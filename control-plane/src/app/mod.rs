@@ -231,10 +231,10 @@ impl Replica {
     }
 
     /// Waits for a reason to stop; an error when it is a defect.
-    async fn until_stop(&self) -> anyhow::Result<()> {
+    async fn until_stop(&self, signals: &mut Signals) -> anyhow::Result<()> {
         tokio::select! {
-            signal = signals() => {
-                tracing::info!(signal = signal?, "stopping");
+            signal = signals.next() => {
+                tracing::info!(signal, "stopping");
                 Ok(())
             }
             name = self.tasks.failed() => Err(anyhow::anyhow!("task {name:?} failed")),
@@ -277,17 +277,31 @@ async fn ended<E: std::fmt::Display>(name: &'static str, serving: impl Future<Ou
     }
 }
 
-/// SIGINT or SIGTERM; its name.
-async fn signals() -> anyhow::Result<&'static str> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
-    let mut hang_up = signal(SignalKind::hangup()).context("watch SIGHUP")?;
-    Ok(tokio::select! {
-        _ = interrupt.recv() => "SIGINT",
-        _ = terminate.recv() => "SIGTERM",
-        _ = hang_up.recv() => "SIGHUP",
-    })
+/// The signals that ask for a stop. Watched from before the ready line on: whoever reads it may stop us at once, and in order.
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hang_up: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn watch() -> anyhow::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).context("watch SIGINT")?,
+            terminate: signal(SignalKind::terminate()).context("watch SIGTERM")?,
+            hang_up: signal(SignalKind::hangup()).context("watch SIGHUP")?,
+        })
+    }
+
+    /// Waits for one; its name.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.hang_up.recv() => "SIGHUP",
+        }
+    }
 }
 
 /// Runs the command.

@@ -83,8 +83,9 @@ pub(super) async fn serve(serve: Serve, telemetry: &Telemetry, seams: &Seams) ->
     };
     let replica = Replica::build(plan, sockets).await?;
     announce(&replica.registry);
+    let mut signals = Signals::watch()?;
     ready(&addresses, None)?;
-    let reason = replica.until_stop().await;
+    let reason = replica.until_stop(&mut signals).await;
     replica.part().await;
     replica.stop().await;
     reason
@@ -141,9 +142,9 @@ pub(super) async fn dev(
     )
     .await;
     let result = match started {
-        Ok((replica, launcher)) => {
+        Ok((replica, launcher, mut signals)) => {
             let reason = tokio::select! {
-                reason = replica.until_stop() => reason,
+                reason = replica.until_stop(&mut signals) => reason,
                 status = postgres_ended(&mut postgres) => Err(anyhow::anyhow!("Postgres ended by itself ({status}); its log is in {}", named(&data.logs()))),
             };
             if let Err(error) = data.remove_endpoint() {
@@ -183,7 +184,7 @@ async fn start_dev(
     spawner: Spawner,
     worker_binary: PathBuf,
     sole: bool,
-) -> anyhow::Result<(Replica, Launcher)> {
+) -> anyhow::Result<(Replica, Launcher, Signals)> {
     let store = seams.store(url.expose_secret(), CONNECTIONS)?;
     store
         .migrate()
@@ -225,9 +226,10 @@ async fn start_dev(
         pid: std::process::id(),
         database_url: url.expose_secret().to_owned(),
     })?;
+    let signals = Signals::watch()?;
     ready(&addresses, Some(data.path()))?;
     launcher.start_idle();
-    Ok((replica, launcher))
+    Ok((replica, launcher, signals))
 }
 
 /// Starts a worker process per agent and keeps it so.

@@ -191,8 +191,8 @@ pub(super) fn what_is_left_of_a_turns_time_survives_an_adoption(db: &mut Db) -> 
 
 pub(super) fn nothing_that_was_handed_out_before_a_fence_is_valid_after_it(db: &mut Db) -> Result<()> {
     let w = db.worker(1)?;
-    db.ingest(&[msg("a", "runs").on(w, 1), msg("b", "done").on(w, 2)])?;
-    db.ingest(&[msg("c", "waits")])?;
+    db.ingest(&[msg("a", "a").on(w, 1), msg("b", "b").on(w, 2)])?;
+    db.ingest(&[msg("c", "c")])?;
     db.journal(&[(1, 1, 1, 0, "step")])?;
     db.complete(&[end(2, 1, 1)])?;
     let fenced = db.wait(db.store.fence())?;
