@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::homes::{ExternalHomes, LocalHomes};
 use super::options::{Database, Dev, Serve, Surroundings};
-use super::{CONNECTIONS, GRACE, NOTE_GRACE, Plan, Replica, Seams, Sockets, local, named, wall_clock};
+use super::{CONNECTIONS, GRACE, NOTE_GRACE, Plan, Replica, Seams, Signals, Sockets, local, named, wall_clock};
 use crate::grpc::system_api::{Addresses, apply_text};
 use crate::identity::{Authority, NewToken, Role, Token, TokenStore as _, Tokens, mint, mint_join, parse_bearer};
 use crate::local::data_dir::{self, DataDir, Endpoint};

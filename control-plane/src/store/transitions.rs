@@ -65,6 +65,8 @@ pub struct Leased {
     pub epoch: i64,
     /// How often this turn lost its worker.
     pub crashes: i16,
+    /// Rows that its journal holds already.
+    pub journaled: i64,
     /// How long it may still run.
     pub left: Duration,
     /// The session's key.
@@ -162,19 +164,6 @@ pub struct CompletionOutcome {
     pub next: Option<(i64, i64, NextTurn)>,
     /// Some session waits in `ready` now.
     pub waits: bool,
-}
-
-/// A running turn to give up.
-#[derive(Clone, Debug)]
-pub struct GivenUp {
-    /// The turn.
-    pub turn: TurnId,
-    /// Its fence.
-    pub epoch: i64,
-    /// Why, one word for programs: `deadline`, `stalled`, `diverged`.
-    pub reason: &'static str,
-    /// What its chat is told.
-    pub notice: &'static str,
 }
 
 /// A delivery in this replica's hands.
@@ -353,20 +342,6 @@ impl Store {
         Ok(rows.iter().map(held).collect())
     }
 
-    /// Turns that their workers give back: they wait again at once and count no crash. Answers per row whether it still ran
-    /// under that fence.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`]: repeat it; what was given back is then answered as fenced.
-    pub async fn release(&self, rows: &[(TurnId, i64)]) -> Result<Vec<bool>> {
-        let sessions: Vec<i64> = rows.iter().map(|(turn, _)| turn.session.0).collect();
-        let epochs: Vec<i64> = rows.iter().map(|(_, epoch)| *epoch).collect();
-        let seqs: Vec<i64> = rows.iter().map(|(turn, _)| turn.seq).collect();
-        let sql = "SELECT o_ok FROM release_batch($1,$2,$3) ORDER BY o_ord";
-        let rows = self.query_retrying(sql, &[&sessions, &epochs, &seqs]).await?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
-    }
-
     /// Ends turns: one fenced transaction with the reply, the session's advance and the delivery. A session's next turn may run
     /// for `limit`. Answers per row.
     ///
@@ -422,22 +397,6 @@ impl Store {
             )
             .await?;
         Ok(answers.iter().map(completion_outcome).collect())
-    }
-
-    /// Gives up running turns, each for a reason and with a notice for its chat. Answers per row whether it still ran under
-    /// that fence.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`]: repeat it; what was given up is then answered as fenced.
-    pub async fn give_up(&self, rows: &[GivenUp]) -> Result<Vec<bool>> {
-        let sessions: Vec<i64> = rows.iter().map(|row| row.turn.session.0).collect();
-        let epochs: Vec<i64> = rows.iter().map(|row| row.epoch).collect();
-        let seqs: Vec<i64> = rows.iter().map(|row| row.turn.seq).collect();
-        let reasons: Vec<&str> = rows.iter().map(|row| row.reason).collect();
-        let notices: Vec<&[u8]> = rows.iter().map(|row| row.notice.as_bytes()).collect();
-        let sql = "SELECT o_ok FROM give_up($1,$2,$3,$4,$5) ORDER BY o_ord";
-        let rows = self.query_retrying(sql, &[&sessions, &epochs, &seqs, &reasons, &notices]).await?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     /// Records how attempts went. Answers per row whether the fence held, and the next deliveries of the lanes, already
@@ -556,6 +515,7 @@ fn leased(row: &Row, limit: Duration) -> Leased {
         turn: TurnId { session: SessionId(row.get("o_session")), seq: row.get("o_seq") },
         epoch: row.get("o_epoch"),
         crashes: row.get("o_crashes"),
+        journaled: row.get("o_journal"),
         left: limit,
         session_key: row.get("o_key"),
         next: next_turn(row),

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hermes_proto::v1;
-use hermes_tests::postgres::{account, programs_dir};
+use hermes_tests::cluster::{account, programs_dir};
 use hermes_tests::system::binary;
 use serde_json::json;
 use tempfile::TempDir;
@@ -41,8 +41,17 @@ fn directory() -> TempDir {
 }
 
 fn program(name: &str, args: &[&str]) -> Command {
-    let mut command = Command::new(programs_dir().unwrap().join(name));
-    command.args(args).current_dir("/").env_clear().env("PATH", "/usr/bin:/bin").stdin(Stdio::null());
+    let dir = tokio::runtime::Handle::current().block_on(programs_dir()).unwrap();
+    // A server that is left over ends with the test.
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "QUIT"])
+        .arg(dir.join(name))
+        .args(args)
+        .current_dir("/")
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .stdin(Stdio::null());
     if let Some((uid, gid)) = account().unwrap() {
         command.uid(uid).gid(gid);
     }
