@@ -97,9 +97,7 @@ async fn what_is_handed_back_or_left_in_order_goes_on_elsewhere_as_its_first_att
     assert!(!leaving.acknowledged().await);
 
     // The other one says goodbye and closes without a word about its turn.
-    other.say(ToPlane::GoingAway(v1::GoingAway { reason: "stopped".into() })).await;
-    assert!(matches!(other.hear().await, Some(FromPlane::Drain(_))));
-    drop(other);
+    other.leave().await;
     let mut third = Joined::main(&plane).await.attach().await;
     let again = third.take().await;
     assert_eq!(again.attempt, 1, "no crash is counted");
@@ -124,11 +122,9 @@ async fn a_worker_is_drained_through_any_replica() {
     }
     assert_eq!(there.json(&["worker", "list"])[0]["state"], "draining");
     here.tell("1", "not for it");
-    // It comes to the other replica before it has left: still nothing for it.
     let waiting = here.hermesctl(&["worker", "drain", "--all", "--wait"]);
     let waiting = tokio::task::spawn_blocking(move || hermes_tests::system::run(waiting, b"", SOON).ok());
-    worker.say(ToPlane::GoingAway(v1::GoingAway { reason: "drained".into() })).await;
-    drop(worker);
+    worker.leave().await;
     waiting.await.unwrap();
     let mut fresh = Joined::main(&here).await.attach().await;
     assert_eq!(fresh.take().await.attempt, 1);

@@ -128,6 +128,14 @@ impl Scripted {
         self.peeked.is_some()
     }
 
+    /// Says goodbye and closes in order, whatever it still has.
+    pub(super) async fn leave(self) {
+        self.say(ToPlane::GoingAway(v1::GoingAway { reason: "stopped".into() })).await;
+        let Self { outgoing, mut incoming, .. } = self;
+        drop(outgoing);
+        while let Ok(Some(_)) = incoming.message().await {}
+    }
+
     /// Waits for an assignment and accepts it.
     pub(super) async fn take(&mut self) -> v1::Assignment {
         match self.hear().await {
