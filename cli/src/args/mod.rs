@@ -266,6 +266,31 @@ pub(crate) enum WorkerCommand {
     /// List the workers that are connected.
     #[command(after_help = "Example:\n  hermesctl worker list -o json")]
     List(LimitArgs),
+    /// Part with workers: they take nothing new, end or hand back what runs, and exit. Who starts them starts new ones.
+    #[command(
+        after_help = "Examples:\n  hermesctl worker drain 7\n  hermesctl worker drain --agent coder --grace 2m --wait\n  hermesctl worker drain --all --wait"
+    )]
+    Drain(DrainArgs),
+}
+
+/// `worker drain`
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    /// Which workers, as `worker list` numbers them.
+    #[arg(value_name = "WORKER", required_unless_present_any = ["agent", "all"], conflicts_with_all = ["agent", "all"])]
+    pub workers: Vec<u64>,
+    /// Those of this agent.
+    #[arg(long, value_name = "ID", conflicts_with = "all")]
+    pub agent: Option<String>,
+    /// All of them.
+    #[arg(long)]
+    pub all: bool,
+    /// How long what runs may go on before it is handed back.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub grace: Duration,
+    /// Wait until they are gone.
+    #[arg(long)]
+    pub wait: bool,
 }
 
 /// `90`, `90s`, `10m`, `12h` or `7d`; never zero.

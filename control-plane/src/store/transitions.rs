@@ -174,19 +174,6 @@ pub struct CompletionOutcome {
     pub waits: bool,
 }
 
-/// A running turn to give up.
-#[derive(Clone, Debug)]
-pub struct GivenUp {
-    /// The turn.
-    pub turn: TurnId,
-    /// Its fence.
-    pub epoch: i64,
-    /// Why, one word for programs: `deadline`, `stalled`, `diverged`.
-    pub reason: &'static str,
-    /// What its chat is told.
-    pub notice: &'static str,
-}
-
 const INGEST: &str = "SELECT o_session, o_seq, o_dup, o_conflict, o_epoch, o_waits, o_busy, o_full \
      FROM ingest_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15) ORDER BY o_ord";
 const COMPLETE: &str = "SELECT o_ok, o_pos, o_send, o_epoch, o_seq, o_lane, o_payload, o_trace, o_created, o_ready \
@@ -285,20 +272,6 @@ impl Store {
         Ok(rows.iter().map(held).collect())
     }
 
-    /// Turns that their workers give back: they wait again at once and count no crash. Answers per row whether it still ran
-    /// under that fence.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`]: repeat it; what was given back is then answered as fenced.
-    pub async fn release(&self, rows: &[(TurnId, i64)]) -> Result<Vec<bool>> {
-        let sessions: Vec<i64> = rows.iter().map(|(turn, _)| turn.session.0).collect();
-        let epochs: Vec<i64> = rows.iter().map(|(_, epoch)| *epoch).collect();
-        let seqs: Vec<i64> = rows.iter().map(|(turn, _)| turn.seq).collect();
-        let sql = "SELECT o_ok FROM release_batch($1,$2,$3) ORDER BY o_ord";
-        let rows = self.query_retrying(sql, &[&sessions, &epochs, &seqs]).await?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
-    }
-
     /// Ends turns: one fenced transaction with the reply, the session's advance and the delivery. A session's next turn may run
     /// for `limit`. Answers per row.
     ///
@@ -354,22 +327,6 @@ impl Store {
             )
             .await?;
         Ok(answers.iter().map(completion_outcome).collect())
-    }
-
-    /// Gives up running turns, each for a reason and with a notice for its chat. Answers per row whether it still ran under
-    /// that fence.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`]: repeat it; what was given up is then answered as fenced.
-    pub async fn give_up(&self, rows: &[GivenUp]) -> Result<Vec<bool>> {
-        let sessions: Vec<i64> = rows.iter().map(|row| row.turn.session.0).collect();
-        let epochs: Vec<i64> = rows.iter().map(|row| row.epoch).collect();
-        let seqs: Vec<i64> = rows.iter().map(|row| row.turn.seq).collect();
-        let reasons: Vec<&str> = rows.iter().map(|row| row.reason).collect();
-        let notices: Vec<&[u8]> = rows.iter().map(|row| row.notice.as_bytes()).collect();
-        let sql = "SELECT o_ok FROM give_up($1,$2,$3,$4,$5) ORDER BY o_ord";
-        let rows = self.query_retrying(sql, &[&sessions, &epochs, &seqs, &reasons, &notices]).await?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 }
 

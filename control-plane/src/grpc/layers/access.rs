@@ -88,6 +88,7 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::DeliveryDropTurns
         | Rpc::SessionStopTurn
         | Rpc::SystemApply
+        | Rpc::SystemDrainWorkers
         | Rpc::IdentityCreateToken
         | Rpc::IdentityListTokens
         | Rpc::IdentityRevokeToken => Requirement::Operator,

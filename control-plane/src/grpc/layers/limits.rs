@@ -93,6 +93,7 @@ fn pace(called: Called) -> Pace {
         | Rpc::DeliveryDropTurns
         | Rpc::SystemGetStatus
         | Rpc::SystemListWorkers
+        | Rpc::SystemDrainWorkers
         | Rpc::IdentityJoin
         | Rpc::IdentityRenew
         | Rpc::IdentityCreateToken

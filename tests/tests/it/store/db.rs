@@ -224,7 +224,7 @@ impl Db {
     /// Back to how it began.
     pub(super) fn reset(&self) -> Result<()> {
         self.run(
-            "TRUNCATE agents, agent_revisions, routes, home_documents, tokens, workers, replicas, account_leases, slots, sessions, session_keys,
+            "TRUNCATE agents, agent_revisions, routes, home_documents, tokens, workers, replicas, origins, account_leases, slots, sessions, session_keys,
                ready, inbound, turns, turn_steps, turn_signals, dead_turns, outbox, deliveries, previews, lanes RESTART IDENTITY;
              ALTER SEQUENCE session_ids RESTART; ALTER SEQUENCE registrations RESTART;
              ALTER SEQUENCE replica_ids RESTART; ALTER SEQUENCE outbox_positions RESTART;
@@ -604,4 +604,4 @@ pub(super) fn absorb_sql((session, epoch, seq): (i64, i64, i64), absorbs: i64) -
 }
 
 /// `reclaim` as a statement.
-pub(super) const RECLAIM_SQL: &str = "SELECT o_session, o_seq, o_dead FROM reclaim(3, 'sorry')";
+pub(super) const RECLAIM_SQL: &str = "SELECT o_session, o_seq, o_dead FROM reclaim(3, 'sorry', 60000)";

@@ -154,6 +154,7 @@ drills! {
         a_turn_with_steps_is_left_to_workers_that_can_go_on_with_it,
         a_worker_to_part_with_is_told_wherever_it_is_and_stays_so,
         what_is_left_of_a_turns_time_survives_an_adoption,
+        nothing_that_was_handed_out_before_a_fence_is_valid_after_it,
     }
     accounts::{
         one_replica_at_a_time_receives_for_an_account,

@@ -316,6 +316,21 @@ const MUTATIONS: &[Mutation] = &[
         caught_by: &["a_worker_to_part_with_is_told_wherever_it_is_and_stays_so"],
     },
     Mutation {
+        name: "a fence leaves the epochs",
+        edits: &[("SET epoch = epoch + 4294967296, worker_id", "SET worker_id")],
+        caught_by: &["nothing_that_was_handed_out_before_a_fence_is_valid_after_it"],
+    },
+    Mutation {
+        name: "a fence leaves the numbers of sessions",
+        edits: &[("setval('session_ids', nextval('session_ids') + 1000000000), ", "")],
+        caught_by: &["nothing_that_was_handed_out_before_a_fence_is_valid_after_it"],
+    },
+    Mutation {
+        name: "what waits to be delivered is not marked after a fence",
+        edits: &[("UPDATE outbox SET maybe_dup = true;", "")],
+        caught_by: &["nothing_that_was_handed_out_before_a_fence_is_valid_after_it"],
+    },
+    Mutation {
         name: "a replica is not told with whom to part",
         edits: &[("WHERE replica_id = p_replica AND drain_until IS NOT NULL AND NOT lost", "WHERE false")],
         caught_by: &["a_worker_to_part_with_is_told_wherever_it_is_and_stays_so"],
