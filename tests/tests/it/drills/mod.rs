@@ -5,7 +5,9 @@
 //! test it must be green, and in `mutations` it must go red without its mechanism.
 
 mod chats;
+mod letters;
 mod mutations;
+mod streams;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,7 +17,7 @@ use futures_util::future::BoxFuture;
 use hermes_tests::drill::{LOG, Mechanism, POINTS, WITHOUT};
 use hermes_tests::fake_telegram::{Bot, FakeTelegram};
 use hermes_tests::system::{Options, Up};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// A drill; the mechanism it does without, when any.
@@ -45,6 +47,23 @@ drills! {
         killed_before_a_platform_call,
         killed_after_a_platform_call,
         replies_wait_behind_a_slow_one_in_order,
+        the_answer_of_a_delivery_is_lost,
+    }
+    letters::{
+        a_chat_that_is_gone_gets_one_attempt_lives_again_and_is_redriven,
+        a_reply_waits_for_its_account,
+    }
+    streams::{
+        a_shown_answer_becomes_the_answer,
+        killed_with_the_intent_to_show,
+        killed_before_the_first_text_is_sent,
+        killed_after_the_first_text_was_sent,
+        killed_while_a_shown_answer_grows,
+        killed_before_the_last_edit,
+        killed_after_the_last_edit,
+        killed_with_the_last_edit_not_recorded,
+        a_shown_message_that_was_deleted_comes_anew,
+        a_flood_stops_the_edits_of_a_turn_and_not_its_answer,
     }
 }
 
@@ -65,10 +84,16 @@ struct Scene {
 impl Scene {
     /// Starts it with these rules for its processes; `DIR` in them is a directory of its own.
     async fn start(without: Option<Mechanism>, rules: &str) -> Self {
+        Self::start_with(without, rules, |_| {}).await
+    }
+
+    /// As [`Scene::start`], with a document that `change` had a hand in; the account is the only one of its platform.
+    async fn start_with(without: Option<Mechanism>, rules: &str, change: impl FnOnce(&mut Value)) -> Self {
         let fake = FakeTelegram::start().await.unwrap();
         let bot = fake.bot(TOKEN);
         let account = json!({"id": "front", "token_env": "FRONT_TOKEN", "api_base": fake.base(), "allow_all": true, "rate": "off"});
-        let document = json!({"platforms": {"telegram": {"accounts": [account]}}});
+        let mut document = json!({"platforms": {"telegram": {"accounts": [account]}}});
+        change(&mut document);
         let options = Options { drill: true, ..Options::config(document.to_string()) };
         let dir = tempfile::tempdir().unwrap();
         let rules = rules.replace("DIR", dir.path().to_str().unwrap());
