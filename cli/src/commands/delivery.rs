@@ -244,7 +244,6 @@ struct SettledView {
 
 #[derive(Serialize)]
 #[serde(transparent)]
-#[serde(transparent)]
 struct SettledList {
     #[serde(skip)]
     done: &'static str,

@@ -243,7 +243,7 @@ pub(super) fn a_backlog_costs_a_claim_no_more_than_it_takes(db: &mut Db) -> Resu
                   pg_stat_get_xact_tuples_fetched('outbox'::regclass) < 200";
     for call in ["SELECT count(*) FROM claim_outbox(1, 9)", "SELECT unpark('{telegram/front}', 9)"] {
         let mut held = db.hold(call)?;
-        same!((call, held.look(read)?.as_str()), (call, "0|0|t"));
+        same!(format!("{call}: {}", held.look(read)?), format!("{call}: 0|0|t"));
         drop(held);
     }
     same!(db.due(1)?.split(' ').count(), 9);
