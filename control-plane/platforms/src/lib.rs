@@ -15,7 +15,7 @@ mod call;
 #[cfg(test)]
 mod contract;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -91,6 +91,10 @@ pub trait InboundSink: Send + Sync {
     fn accept(&self, messages: Vec<InboundMessage>) -> BoxFuture<'_, Vec<Receipt>>;
     /// How the account stands, for people: "polling", "unauthorized: …". Called on every change.
     fn report(&self, platform: &str, account: &str, state: AccountState);
+    /// The platform has just answered a poll. A receiver of an account that is polled calls it each time.
+    fn heard(&self, platform: &str, account: &str) {
+        let _ = (platform, account);
+    }
 }
 
 /// How an account stands.
@@ -115,6 +119,27 @@ pub struct OutboundMessage {
     pub maybe_duplicate: bool,
     /// Stable for one part of one delivery, for platforms with idempotency keys.
     pub idempotency_key: String,
+    /// From then on somebody else may have it: the adapter looks right before it writes, after its own pacing, and answers
+    /// [`SendError::Expired`].
+    pub not_after: Option<Instant>,
+}
+
+impl OutboundMessage {
+    /// Whether it may still be written.
+    ///
+    /// # Errors
+    /// [`SendError::Expired`].
+    pub fn check(&self) -> Result<(), SendError> {
+        expired(self.not_after)
+    }
+}
+
+/// [`SendError::Expired`] from `not_after` on.
+pub(crate) fn expired(not_after: Option<Instant>) -> Result<(), SendError> {
+    match not_after {
+        Some(end) if Instant::now() >= end => Err(SendError::Expired),
+        _ => Ok(()),
+    }
 }
 
 /// A part that arrived.
@@ -141,6 +166,9 @@ pub enum SendError {
     /// The connection ended after the request left: it may have been sent.
     #[error("may have been sent: {0}")]
     Ambiguous(String),
+    /// Certainly not sent: its time was over before it could be.
+    #[error("not sent: somebody else may have it by now")]
+    Expired,
     /// The whole chat is dead for this account (blocked, deleted).
     #[error("the chat is gone: {0}")]
     ChatGone(String),
@@ -185,7 +213,15 @@ pub trait Adapter: Send + Sync {
     fn platform(&self) -> &'static str;
     /// Account id.
     fn account(&self) -> &str;
-    /// Receives until `stop`; reconnects by itself with backoff. Returns early only with a fault that needs a person.
+    /// Whether [`Adapter::receive`] may run in one process at a time only, because the platform serves one receiver.
+    fn polls(&self) -> bool {
+        false
+    }
+    /// How many processes send for this account, this one included: each takes its part of what the platform allows the account.
+    fn share(&self, senders: u32) {
+        let _ = senders;
+    }
+    /// Receives until `stop`, or until the future is dropped; reconnects by itself with backoff. Returns early only with a fault that needs a person.
     fn receive<'a>(&'a self, sink: &'a dyn InboundSink, stop: CancellationToken) -> BoxFuture<'a, ()>;
     /// Cuts a reply into the parts the platform takes; never empty for a non-empty text, deterministic.
     fn split(&self, text: &str) -> Vec<String>;

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use hermes_core::AgentId;
-use hermes_core::turn::{TurnState, Usage};
+use hermes_core::turn::TurnState;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{Dispatcher, Report};
+use super::{Dispatcher, Report, journal};
 use crate::store::{self, BATCH_ROWS, Completion, CompletionOutcome, DueDelivery, Ended, Leased, TurnEnd};
 
 /// How long a turn may run before the store is asked whether its chat is still there: what dies faster is found by the attempt.
@@ -40,6 +40,9 @@ struct Place {
 pub(super) async fn complete(dispatcher: &Dispatcher, worker: i64, agent: &AgentId, report: Report) -> bool {
     let inner = &dispatcher.inner;
     let mut report = report;
+    if let Err(error) = dispatcher.recall(report.turn, report.epoch).await {
+        tracing::warn!(turn = %report.turn, %error, "what an earlier attempt's model calls used is not counted");
+    }
     let (lane, revision, place, traceparent, since) = match inner.fleet.running(worker, report.turn, report.epoch) {
         Some((slot, running)) => {
             let Some(agent_no) = inner.fleet.agent_of(worker) else { return false };
@@ -54,10 +57,11 @@ pub(super) async fn complete(dispatcher: &Dispatcher, worker: i64, agent: &Agent
             (running.lane, running.revision, Some(place), running.traceparent, running.since)
         }
         // Resent after a reconnect. The fence decides whether it may still be written; whose turn it is must be asked.
-        // What its model calls used was counted where it ran before: it is unknown here, whatever the worker says.
+        // What its model calls used was counted where it ran before: but for the journaled replies it is unknown here, whatever the
+        // worker says.
         None => match inner.store.turn_place(report.turn).await {
             Ok((owner, lane)) if owner == agent.as_str() => {
-                report.usage = Usage::default();
+                report.usage = journal::usage_of(&inner.store, report.turn).await.unwrap_or_default();
                 (lane, 0, None, None, Instant::now())
             }
             Ok(_) => {
@@ -215,6 +219,7 @@ fn settle(dispatcher: &Dispatcher, pending: Pending, outcome: CompletionOutcome)
         inner.live.end(completion.turn, end);
     } else {
         tracing::info!(turn = %completion.turn, epoch = completion.epoch, "a stale report was refused");
+        inner.metrics.report_fenced("end");
         inner.live.forget(completion.turn);
     }
     if let Some(place) = place {
@@ -240,7 +245,7 @@ fn continue_session(
         Some((epoch, seq, next)) if held => {
             let turn = store::TurnId { session: ended.session, seq };
             let left = dispatcher.turn_limit();
-            dispatcher.begin(Leased { worker, slot, turn, epoch, crashes: 0, left, session_key, next });
+            dispatcher.begin(Leased { worker, slot, turn, epoch, crashes: 0, journaled: 0, left, session_key, next });
         }
         // The worker has left, or registered anew and brought the turn along: its new registration holds the lease now.
         Some(_) => fleet.suspect(),
@@ -251,7 +256,9 @@ fn continue_session(
         None if held => fleet.release(worker, slot),
         None => {}
     }
-    if outcome.waits || fleet.is_waiting(agent_no) {
+    if outcome.waits {
+        dispatcher.waits_anywhere(agent_no);
+    } else if fleet.is_waiting(agent_no) {
         dispatcher.waits(agent_no);
     }
 }

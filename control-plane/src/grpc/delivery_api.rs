@@ -111,7 +111,8 @@ impl DeliveryService for DeliveryApi {
         &self,
         request: Request<v1::GetDeliveryRequest>,
     ) -> Result<Response<v1::GetDeliveryResponse>, Status> {
-        let id: DeliveryId = request.into_inner().id.parse().map_err(|error: Error| invalid("id", error.to_string()))?;
+        let id: DeliveryId =
+            request.into_inner().id.parse().map_err(|error: Error| invalid("id", error.to_string()))?;
         let row = self.store.delivery_get(id).await.map_err(store_status)?;
         let text = String::from_utf8_lossy(&row.text).into_owned();
         Ok(Response::new(v1::GetDeliveryResponse { delivery: Some(delivery_to(&row)), text }))
@@ -161,11 +162,8 @@ impl DeliveryService for DeliveryApi {
         let request = request.into_inner();
         let (size, token) = convert::page(request.page)?;
         let offset = convert::number_token(&token, 0)?.max(0);
-        let rows = self
-            .store
-            .dead_turn_list(request.include_settled, offset, i64::from(size))
-            .await
-            .map_err(store_status)?;
+        let rows =
+            self.store.dead_turn_list(request.include_settled, offset, i64::from(size)).await.map_err(store_status)?;
         let next_page_token = match rows.len() == size as usize {
             true => (offset + i64::from(size)).to_string(),
             false => String::new(),

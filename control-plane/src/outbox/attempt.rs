@@ -79,10 +79,10 @@ async fn send(outbox: &Outbox, mut delivery: DueDelivery) {
             Err(Ended::Failed(error, called)) => match error {
                 SendError::RetryAfter { after, ref cause } => wait(&delivery, after, cause),
                 SendError::Retry(ref cause) => retry(&delivery, false, cause),
+                // Looked at where it was sent.
+                SendError::Expired => return,
                 SendError::Ambiguous(ref cause) => retry(&delivery, true, cause),
-                SendError::Refused(reason) => {
-                    SendResult::Dead { reason, maybe_duplicate: delivery.maybe_duplicate }
-                }
+                SendError::Refused(reason) => SendResult::Dead { reason, maybe_duplicate: delivery.maybe_duplicate },
                 SendError::ChatGone(reason) => {
                     outbox.suspect(delivery.lane, true);
                     SendResult::Gone { reason, age: called.elapsed(), maybe_duplicate: delivery.maybe_duplicate }
@@ -172,12 +172,19 @@ async fn send_parts(
                 text: text.clone(),
                 maybe_duplicate: delivery.maybe_duplicate && index == first && !adapter.deduplicates(),
                 idempotency_key: format!("{}-{}-{index}", delivery.lane, delivery.pos),
+                not_after: Some(outbox.held_until()),
             };
             let failpoints = outbox.inner.store.failpoints();
             failpoints.reach("send.before").await;
             let called = Instant::now();
             let sent = send_part(adapter, message).await;
             failpoints.reach("send.after").await;
+            if sent == Err(SendError::Expired) {
+                // Another replica may be sending it. If none is, it is found among those that nobody sends.
+                tracing::warn!(turn = %delivery.turn, lane = delivery.lane, "this replica's lease is over, a delivery is left to others");
+                outbox.doubt();
+                return Err(Ended::Elsewhere);
+            }
             message_id = message_id.or(sent.map_err(|error| Ended::Failed(error, called))?.message_id);
         }
         delivery.part = i32::try_from(index + 1).unwrap_or(i32::MAX);
@@ -272,7 +279,9 @@ async fn settle_progress(outbox: &Outbox, delivery: &DueDelivery) -> bool {
 /// Commits how the attempt ended. False: it is not ours any more.
 async fn settle(outbox: &Outbox, platform: &'static str, delivery: &DueDelivery, result: SendResult) -> bool {
     match &result {
-        SendResult::Dead { reason, .. } | SendResult::Gone { reason, .. } => tracing::warn!(reason, "a delivery was given up"),
+        SendResult::Dead { reason, .. } | SendResult::Gone { reason, .. } => {
+            tracing::warn!(reason, "a delivery was given up")
+        }
         SendResult::Retry { after, .. } | SendResult::Wait { after, .. } => {
             // The second is the truth; this only makes a short wait exact.
             let (outbox, after) = (outbox.clone(), *after);
@@ -352,6 +361,7 @@ mod tests {
             text: text.to_owned(),
             maybe_duplicate: false,
             idempotency_key: String::new(),
+            not_after: None,
         };
         assert_eq!(split(&Fragile, "uncuttable"), None);
         assert_eq!(split(&Fragile, "fine").unwrap(), ["fine"]);

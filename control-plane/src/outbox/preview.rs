@@ -189,6 +189,7 @@ impl Showing<'_> {
             text: view,
             maybe_duplicate: false,
             idempotency_key: format!("{}-preview", self.turn),
+            not_after: Some(self.outbox.held_until()),
         };
         store.failpoints().reach("preview.before").await;
         let sent = AssertUnwindSafe(async { adapter.send(message).await }).catch_unwind().await;
@@ -220,7 +221,9 @@ impl Showing<'_> {
             match self.outbox.inner.store.preview_sent(self.outbox.inner.replica, self.turn, &id).await {
                 Ok(true) => return Step::There(id),
                 Ok(false) => return Step::Over,
-                Err(error) => tracing::warn!(turn = %self.turn, %error, "could not store which message shows an answer"),
+                Err(error) => {
+                    tracing::warn!(turn = %self.turn, %error, "could not store which message shows an answer")
+                }
             }
             if self.outbox.inner.tasks.stopping().is_cancelled() {
                 return Step::Over;

@@ -207,9 +207,8 @@ impl Store {
                AND ($5::text IS NULL OR l.chat_id = $5) ORDER BY v.pos DESC LIMIT $6",
             halves.join(" UNION ALL ")
         );
-        let rows = self
-            .query(&sql, &[&states, &before, &filter.platform, &filter.account, &filter.chat_id, &limit])
-            .await?;
+        let rows =
+            self.query(&sql, &[&states, &before, &filter.platform, &filter.account, &filter.chat_id, &limit]).await?;
         Ok(rows.iter().map(delivery_row).collect())
     }
 

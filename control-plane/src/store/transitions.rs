@@ -65,6 +65,8 @@ pub struct Leased {
     pub epoch: i64,
     /// How often this turn lost its worker.
     pub crashes: i16,
+    /// Rows that its journal holds already.
+    pub journaled: i64,
     /// How long it may still run.
     pub left: Duration,
     /// The session's key.
@@ -377,6 +379,7 @@ fn leased(row: &Row, limit: Duration) -> Leased {
         turn: TurnId { session: SessionId(row.get("o_session")), seq: row.get("o_seq") },
         epoch: row.get("o_epoch"),
         crashes: row.get("o_crashes"),
+        journaled: row.get("o_journal"),
         left: limit,
         session_key: row.get("o_key"),
         next: next_turn(row),

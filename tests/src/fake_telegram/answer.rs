@@ -149,11 +149,10 @@ impl Bot {
             // A negative offset keeps that many of the newest and confirms the rest.
             let keep = usize::try_from(offset.unsigned_abs()).unwrap_or(usize::MAX);
             let gone = state.updates.len().saturating_sub(keep);
-            state.updates.drain(..gone);
+            state.confirm(gone);
         } else {
-            while state.updates.front().is_some_and(|(id, _)| *id < offset) {
-                state.updates.pop_front();
-            }
+            let gone = state.updates.partition_point(|(id, _)| *id < offset);
+            state.confirm(gone);
         }
         state.offset = offset;
         state.poll += 1;
@@ -212,7 +211,14 @@ impl Bot {
             result["message_thread_id"] = json!(thread);
         }
         let index = state.deliveries.len();
-        state.deliveries.push(Delivery { at: now, chat_id: chat_id.clone(), thread_id, text, earlier: Vec::new(), message_id });
+        state.deliveries.push(Delivery {
+            at: now,
+            chat_id: chat_id.clone(),
+            thread_id,
+            text,
+            earlier: Vec::new(),
+            message_id,
+        });
         state.by_chat.entry(chat_id.clone()).or_default().push(index);
         let waiting = state.chat_notify.get(&chat_id).cloned();
         drop(state);

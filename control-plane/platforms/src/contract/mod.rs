@@ -7,7 +7,7 @@ mod platform;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use hermes_core::config::{Rate, Streaming};
@@ -18,7 +18,8 @@ use self::platform::{Platform, Reaction};
 use crate::telegram::{self, Telegram};
 use crate::webhook::{self, Reply, Webhook};
 use crate::{
-    AccountState, Adapter, ChatRef, Edit, EditError, InboundMessage, InboundSink, OutboundMessage, Receipt, SendError, Sent,
+    AccountState, Adapter, ChatRef, Edit, EditError, InboundMessage, InboundSink, OutboundMessage, Receipt, SendError,
+    Sent,
 };
 
 const SECRET: &str = "700:canary-of-the-contract";
@@ -121,6 +122,7 @@ fn message() -> OutboundMessage {
         text: "hello".to_owned(),
         maybe_duplicate: false,
         idempotency_key: "part-1".to_owned(),
+        not_after: None,
     }
 }
 
@@ -209,6 +211,16 @@ async fn parts_lose_no_text_are_never_empty_and_always_the_same() {
 }
 
 #[tokio::test]
+async fn what_somebody_else_may_have_by_now_is_not_sent() {
+    for subject in Subject::all().await {
+        let before = subject.platform.requests();
+        let late = OutboundMessage { not_after: Some(Instant::now()), ..message() };
+        assert_eq!(subject.adapter.send(late).await, Err(SendError::Expired), "{:?}", subject.kind);
+        assert_eq!(subject.platform.requests(), before, "{:?}", subject.kind);
+    }
+}
+
+#[tokio::test]
 async fn every_outcome_of_a_send_has_its_meaning_and_leaks_no_secret() {
     type Expected = fn(&Result<Sent, SendError>) -> bool;
     let echo = format!(r#"{{"ok":false,"error_code":500,"description":"cannot serve /bot{SECRET}/x"}}"#);
@@ -257,9 +269,10 @@ async fn every_outcome_of_an_edit_has_its_meaning_and_leaks_no_secret() {
         (Reaction::json(500, SECRET), |edited| matches!(edited, Err(EditError::Failed(SendError::Retry(_))))),
         (Reaction::json(504, SECRET), |edited| matches!(edited, Err(EditError::Failed(SendError::Ambiguous(_))))),
         (Reaction::Close, |edited| matches!(edited, Err(EditError::Failed(SendError::Ambiguous(_))))),
-        (Reaction::RetryAfter(7), |edited| {
-            matches!(edited, Err(EditError::Failed(SendError::RetryAfter { after, .. })) if *after == Duration::from_secs(7))
-        }),
+        (
+            Reaction::RetryAfter(7),
+            |edited| matches!(edited, Err(EditError::Failed(SendError::RetryAfter { after, .. })) if *after == Duration::from_secs(7)),
+        ),
     ];
     for subject in Subject::all().await {
         for (number, (reaction, expected)) in outcomes.iter().enumerate() {

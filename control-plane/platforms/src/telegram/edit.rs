@@ -72,7 +72,8 @@ mod tests {
 
     #[test]
     fn every_error_answer_has_its_meaning() {
-        let same = "Bad Request: message is not modified: specified new message content and reply markup are exactly the same";
+        let same =
+            "Bad Request: message is not modified: specified new message content and reply markup are exactly the same";
         assert_eq!(refused(400, same), Ok(()));
         for lost in ["Bad Request: message to edit not found", "Bad Request: message can't be edited"] {
             assert!(matches!(refused(400, lost), Err(EditError::Lost(_))), "{lost}");

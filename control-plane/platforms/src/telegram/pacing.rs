@@ -3,7 +3,9 @@
 //! Used by this adapter's sends, edits and typing signs; one per account. Chats wait for themselves alone: the account's bound is asked
 //! for after the chat's turn has come, so a chat that is slow or paused holds up nobody. Always true: a pause that Telegram asked for holds for
 //! the chat whatever the rate says, and for the whole account once a second chat is paused at the same time (Telegram does
-//! not say which limit was hit). Time is a parameter. It keeps nothing across a restart: Telegram will say 429 again.
+//! not say which limit was hit). With several processes sending for one account each takes an even part of the account's rate; a
+//! chat's is not divided, because one process at a time has a chat's deliveries in its hands. Time is a parameter. It keeps nothing
+//! across a restart: Telegram will say 429 again.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -32,6 +34,8 @@ pub(super) struct Pacing {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Other processes that send for the account.
+    others: u32,
     account: Gate,
     /// The place of the last call that was sent back because the account has no room for long: the next one comes after it, so that
     /// a backlog comes back at the account's rate and not all at once.
@@ -86,6 +90,11 @@ impl Pacing {
         Self { rate, state: Mutex::default() }
     }
 
+    /// This many processes send for the account.
+    pub(super) fn share(&self, senders: u32) {
+        self.locked().others = senders.saturating_sub(1);
+    }
+
     /// Takes the next place in the chat; answers how long to wait for it, or, as an error, how long it would take when
     /// that is too long to wait here.
     pub(super) fn chat_turn(&self, chat_id: &str, now: Instant) -> Result<Duration, Duration> {
@@ -112,13 +121,14 @@ impl Pacing {
         let paused = state.chats.get(chat_id).and_then(|chat| chat.gate.paused);
         let at = state.account.opens(now).max(paused.unwrap_or(now));
         let Rate::Limited { per_account_per_s, .. } = self.rate else { return wait(at, now) };
+        let share = gap(per_account_per_s / f64::from(state.others.saturating_add(1)));
         let waiting = wait(at, now);
         if waiting.is_err() {
-            let back = state.sent_back.map_or(at, |last| at.max(last + gap(per_account_per_s)));
+            let back = state.sent_back.map_or(at, |last| at.max(last + share));
             state.sent_back = Some(back);
             return Err(back.saturating_duration_since(now));
         }
-        state.account.free = Some(at + gap(per_account_per_s));
+        state.account.free = Some(at + share);
         waiting
     }
 
@@ -129,6 +139,7 @@ impl Pacing {
         if state.account.opens(now) > now {
             return false;
         }
+        let others = state.others;
         let chat = state.chats.entry(chat_id.to_owned()).or_default();
         let is_group = chat_id.starts_with('-');
         let lately = chat.sent.iter().filter(|sent| **sent + GROUP_WINDOW > now).count();
@@ -137,7 +148,7 @@ impl Pacing {
         }
         if let Rate::Limited { per_chat_per_s, per_account_per_s } = self.rate {
             chat.take(now, per_chat_per_s, is_group);
-            state.account.free = Some(now + gap(per_account_per_s));
+            state.account.free = Some(now + gap(per_account_per_s / f64::from(others.saturating_add(1))));
         }
         true
     }
@@ -220,6 +231,17 @@ mod tests {
     }
 
     #[test]
+    fn two_senders_take_half_of_the_accounts_rate_each() {
+        let (pacing, now) = (limited(), Instant::now());
+        pacing.share(2);
+        assert_eq!(pacing.account_turn("1", now), Ok(Duration::ZERO));
+        assert_eq!(pacing.account_turn("2", now), Ok(S / 2));
+        pacing.share(1);
+        assert_eq!(pacing.account_turn("3", now), Ok(S));
+        assert_eq!(pacing.account_turn("4", now), Ok(S + S / 4));
+    }
+
+    #[test]
     fn a_group_takes_twenty_a_minute() {
         let (pacing, mut now) = (limited(), Instant::now());
         let start = now;
@@ -272,7 +294,10 @@ mod tests {
         let (pacing, now) = (limited(), Instant::now());
         pacing.pause("1", S * 30, now);
         assert_eq!(pacing.chat_turn("1", now), Err(S * 30));
-        assert_eq!((pacing.chat_turn("2", now), pacing.account_turn("2", now)), (Ok(Duration::ZERO), Ok(Duration::ZERO)));
+        assert_eq!(
+            (pacing.chat_turn("2", now), pacing.account_turn("2", now)),
+            (Ok(Duration::ZERO), Ok(Duration::ZERO))
+        );
         let (mut waits, mut back) = (0, Vec::new());
         for chat in 3..103 {
             match pacing.account_turn(&chat.to_string(), now) {

@@ -203,7 +203,7 @@ impl Db {
     /// Back to how it began.
     pub(super) fn reset(&self) -> Result<()> {
         self.run(
-            "TRUNCATE agents, agent_revisions, routes, home_documents, tokens, workers, replicas, slots, sessions, session_keys,
+            "TRUNCATE agents, agent_revisions, routes, home_documents, tokens, workers, replicas, account_leases, slots, sessions, session_keys,
                ready, inbound, turns, turn_steps, dead_turns, outbox, deliveries, previews, lanes RESTART IDENTITY;
              ALTER SEQUENCE session_ids RESTART; ALTER SEQUENCE registrations RESTART;
              ALTER SEQUENCE replica_ids RESTART; ALTER SEQUENCE outbox_positions RESTART;
@@ -490,6 +490,7 @@ pub(super) fn journal_sql(rows: &[(i64, i64, i64, i32, &str)]) -> String {
         small(2),
         array(rows.iter().map(|_| None::<i32>), "text"),
         array(rows.iter().map(|row| Some(row.4)), "bytea"),
+        array(rows.iter().map(|_| Some(false)), "boolean"),
     ];
     format!("SELECT o_result FROM journal_batch({}) ORDER BY o_ord", columns.join(","))
 }

@@ -88,11 +88,8 @@ pub(super) fn parts_that_arrived_survive_a_retry_and_a_dead_sender(db: &mut Db) 
 
 pub(super) fn a_retry_is_not_due_before_its_time(db: &mut Db) -> Result<()> {
     let p = replies(db, 1)?[0];
-    let later = SendResult::Retry {
-        after: Duration::from_secs(600),
-        maybe_duplicate: false,
-        cause: "later".to_owned(),
-    };
+    let later =
+        SendResult::Retry { after: Duration::from_secs(600), maybe_duplicate: false, cause: "later".to_owned() };
     same!(db.deliver(1, &[sent(9, p, 1, later)])?, "t");
     same!(db.due(1)?, "");
     same!(db.wait(db.store.poll(1, &[], TTL))?.outbox_due, false);
@@ -180,7 +177,10 @@ pub(super) fn being_asked_to_wait_is_no_failure(db: &mut Db) -> Result<()> {
     same!(db.look("SELECT state, attempt, failures FROM outbox")?, "3|3|1");
     same!(db.due(1)?, format!("{p}/3/0/f/r1.1"));
     // Words of a platform never keep an outcome from being stored.
-    same!(db.deliver(1, &[sent(9, p, 3, SendResult::Dead { reason: "a\0b".to_owned(), maybe_duplicate: false })])?, "t");
+    same!(
+        db.deliver(1, &[sent(9, p, 3, SendResult::Dead { reason: "a\0b".to_owned(), maybe_duplicate: false })])?,
+        "t"
+    );
     same!(db.look("SELECT reason FROM deliveries")?, "a\u{fffd}b");
     Ok(())
 }
