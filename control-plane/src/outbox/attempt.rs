@@ -160,6 +160,10 @@ async fn send_parts(
             Some(message) if index == 0 => {
                 let called = Instant::now();
                 let edited = edit_part(outbox, adapter, chat, message, text).await;
+                if edited == Err(SendError::Expired) {
+                    outbox.doubt();
+                    return Err(Ended::Elsewhere);
+                }
                 edited.map_err(|error| Ended::Failed(error, called))?
             }
             _ => false,
@@ -206,7 +210,13 @@ async fn edit_part(
     message: &str,
     text: &str,
 ) -> Result<bool, SendError> {
-    let edit = Edit { chat: chat.clone(), message_id: message.to_owned(), text: text.to_owned(), passing: false };
+    let edit = Edit {
+        chat: chat.clone(),
+        message_id: message.to_owned(),
+        text: text.to_owned(),
+        passing: false,
+        not_after: Some(outbox.held_until()),
+    };
     let failpoints = outbox.inner.store.failpoints();
     failpoints.reach("edit.before").await;
     let edited = AssertUnwindSafe(async { adapter.edit(edit).await }).catch_unwind().await;

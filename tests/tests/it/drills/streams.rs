@@ -41,7 +41,12 @@ fn is_final(delivery: &Delivery) -> bool {
 async fn shown(scene: &Scene) -> Result<Vec<Delivery>> {
     let patience = if scene.without.is_some() { Duration::from_secs(15) } else { PATIENCE };
     let has = |count: usize| move |bot: &Bot| bot.delivered(CHAT).iter().filter(|sent| is_final(sent)).count() >= count;
-    ensure!(scene.bot.wait_until(patience, has(1)).await, "no answer: {:?}\n{}", scene.bot.delivered(CHAT), scene.up.log_tail());
+    ensure!(
+        scene.bot.wait_until(patience, has(1)).await,
+        "no answer: {:?}\n{}",
+        scene.bot.delivered(CHAT),
+        scene.up.log_tail()
+    );
     scene.say(CHAT, "the last word of all");
     let last = |bot: &Bot| bot.delivered(CHAT).iter().any(|sent| is_final(sent) && sent.text.contains("the last"));
     ensure!(scene.bot.wait_until(patience, last).await, "no second answer: {:?}", scene.bot.delivered(CHAT));
@@ -51,7 +56,8 @@ async fn shown(scene: &Scene) -> Result<Vec<Delivery>> {
 /// One message that grew into the answer, without a mark.
 fn one_message(shown: &[Delivery]) -> Result<()> {
     ensure!(shown.len() == 1, "not one message: {shown:?}");
-    let whole = shown.first().is_some_and(|sent| is_final(sent) && !sent.text.contains(CURSOR) && !sent.text.starts_with(MARK));
+    let whole =
+        shown.first().is_some_and(|sent| is_final(sent) && !sent.text.contains(CURSOR) && !sent.text.starts_with(MARK));
     ensure!(whole, "not the answer: {shown:?}");
     Ok(())
 }
@@ -77,7 +83,10 @@ pub(super) async fn a_shown_answer_becomes_the_answer(without: Without) -> Resul
     scene.say(CHAT, "one question");
     let shown = shown(&scene).await?;
     one_message(&shown)?;
-    ensure!(shown.iter().all(|sent| sent.earlier.iter().all(|text| text.contains(CURSOR)) && sent.earlier.len() >= 2), "{shown:?}");
+    ensure!(
+        shown.iter().all(|sent| sent.earlier.iter().all(|text| text.contains(CURSOR)) && sent.earlier.len() >= 2),
+        "{shown:?}"
+    );
     Ok(())
 }
 

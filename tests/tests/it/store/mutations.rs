@@ -250,13 +250,18 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "the mark of a dead chat has the time of the outcome",
-        edits: &[("t - i.delay * interval '1 millisecond' END,\n           dead_reason", "t END,\n           dead_reason")],
+        edits: &[(
+            "t - i.delay * interval '1 millisecond' END,\n           dead_reason",
+            "t END,\n           dead_reason",
+        )],
         caught_by: &["what_was_written_during_the_last_attempt_is_heard"],
     },
     Mutation {
         name: "only attempts of known replicas are taken over",
-        edits: &[("NOT EXISTS (SELECT 1 FROM replicas r WHERE r.replica_id = p_owner AND r.lost_at IS NULL)",
-            "EXISTS (SELECT 1 FROM replicas r WHERE r.replica_id = p_owner AND r.lost_at IS NOT NULL)")],
+        edits: &[(
+            "NOT EXISTS (SELECT 1 FROM replicas r WHERE r.replica_id = p_owner AND r.lost_at IS NULL)",
+            "EXISTS (SELECT 1 FROM replicas r WHERE r.replica_id = p_owner AND r.lost_at IS NOT NULL)",
+        )],
         caught_by: &["an_attempt_of_a_replica_that_nobody_knows_is_taken_over"],
     },
     Mutation {
@@ -286,7 +291,10 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "a message without an id is forgotten",
-        edits: &[("CASE WHEN p.message_id IS NULL THEN 2 ELSE 1 END", "CASE WHEN p.message_id IS NULL THEN 0 ELSE 1 END")],
+        edits: &[(
+            "CASE WHEN p.message_id IS NULL THEN 2 ELSE 1 END",
+            "CASE WHEN p.message_id IS NULL THEN 0 ELSE 1 END",
+        )],
         caught_by: &["a_message_that_nobody_knows_of_makes_the_answer_a_marked_one"],
     },
     Mutation {
@@ -316,7 +324,10 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "a redriven letter forgets what may have arrived",
-        edits: &[("d.session_id, d.seq, d.body, d.maybe_dup, d.part, true)", "d.session_id, d.seq, d.body, false, 0, true)")],
+        edits: &[(
+            "d.session_id, d.seq, d.body, d.maybe_dup, d.part, true)",
+            "d.session_id, d.seq, d.body, false, 0, true)",
+        )],
         caught_by: &["a_dead_letter_is_redriven_once_behind_what_its_chat_has"],
     },
     Mutation {

@@ -202,7 +202,8 @@ pub(super) fn a_dead_letter_is_redriven_once_behind_what_its_chat_has(db: &mut D
     let p = end(db, 1..=3)?;
     let id = |pos| DeliveryId { lane: 9, pos };
     let redrive = |db: &Db, pos| db.wait(db.store.delivery_redrive(id(pos), "me"));
-    let refused = |redriven: Redrive<DeliveryId>, word: &str| matches!(redriven, Redrive::Refused(why) if why.contains(word));
+    let refused =
+        |redriven: Redrive<DeliveryId>, word: &str| matches!(redriven, Redrive::Refused(why) if why.contains(word));
     same!(refused(redrive(db, p[0])?, "not over"), true);
     same!(refused(redrive(db, 999)?, "no delivery"), true);
     // Two parts arrived, the third one perhaps.
@@ -239,7 +240,8 @@ pub(super) fn a_backlog_costs_a_claim_no_more_than_it_takes(db: &mut Db) -> Resu
                   CASE WHEN g % 3 = 0 THEN 'telegram/front' END, CASE WHEN g % 3 = 2 THEN 2 END, 1, 1, 'x' FROM generate_series(1, 100000) g;
          ANALYZE outbox",
     )?;
-    let read = "SELECT pg_stat_get_xact_numscans('outbox'::regclass), pg_stat_get_xact_tuples_returned('outbox'::regclass),
+    let read =
+        "SELECT pg_stat_get_xact_numscans('outbox'::regclass), pg_stat_get_xact_tuples_returned('outbox'::regclass),
                   pg_stat_get_xact_tuples_fetched('outbox'::regclass) < 200";
     for call in ["SELECT count(*) FROM claim_outbox(1, 9)", "SELECT unpark('{telegram/front}', 9)"] {
         let mut held = db.hold(call)?;
