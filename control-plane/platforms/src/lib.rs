@@ -198,6 +198,8 @@ pub struct Edit {
     pub text: String,
     /// The text still grows: the next edit makes up for this one, so it yields to messages and waits for nothing.
     pub passing: bool,
+    /// As [`OutboundMessage::not_after`].
+    pub not_after: Option<Instant>,
 }
 
 /// Why a message does not show its new text, or may not.

@@ -36,7 +36,7 @@ async fn model() -> MockModel {
 /// The worker is killed once at `point` while it runs a message that asks for `tool`; answers the effects, and what was said.
 async fn killed_at(without: Without, point: &str, tool: &str) -> Result<(Vec<String>, Vec<String>, Value)> {
     let model = model().await;
-    let scene = Scene::with_model(without, &format!("{point}=kill:DIR/killed"), Some(&model)).await;
+    let scene = Scene::with_model(without, &format!("{point}=kill:DIR/killed"), &model).await;
     scene.say(1, &format!("{tool} thing"));
     until(Duration::from_secs(30), "the worker's end", || scene.happened("killed").then_some(()));
     let heard = scene.heard(1).await?;
@@ -96,7 +96,7 @@ pub(super) async fn a_pure_tool_is_run_again(without: Without) -> Result<()> {
 /// A worker that cannot be heard of does nothing any more once its lease may have been given away.
 pub(super) async fn a_worker_out_of_touch_stops_before_its_lease_ends(without: Without) -> Result<()> {
     let model = model().await;
-    let scene = Scene::with_model(without, "effect.before=hold:DIR/go", Some(&model)).await;
+    let scene = Scene::with_model(without, "effect.before=hold:DIR/go", &model).await;
     scene.say(1, "note_once thing");
     until(Duration::from_secs(30), "a tool about to begin", || (scene.reached("effect.before") >= 1).then_some(()));
     // The control plane stands still; the worker has heard of it for the last time.

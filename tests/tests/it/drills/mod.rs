@@ -6,7 +6,9 @@
 
 mod chats;
 mod effects;
+mod letters;
 mod mutations;
+mod streams;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,7 +21,7 @@ use hermes_tests::mock_model::MockModel;
 use hermes_tests::system::{Options, Up};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// A drill; the mechanism it does without, when any.
@@ -49,6 +51,23 @@ drills! {
         killed_before_a_platform_call,
         killed_after_a_platform_call,
         replies_wait_behind_a_slow_one_in_order,
+        the_answer_of_a_delivery_is_lost,
+    }
+    letters::{
+        a_chat_that_is_gone_gets_one_attempt_lives_again_and_is_redriven,
+        a_reply_waits_for_its_account,
+    }
+    streams::{
+        a_shown_answer_becomes_the_answer,
+        killed_with_the_intent_to_show,
+        killed_before_the_first_text_is_sent,
+        killed_after_the_first_text_was_sent,
+        killed_while_a_shown_answer_grows,
+        killed_before_the_last_edit,
+        killed_after_the_last_edit,
+        killed_with_the_last_edit_not_recorded,
+        a_shown_message_that_was_deleted_comes_anew,
+        a_flood_stops_the_edits_of_a_turn_and_not_its_answer,
     }
     effects::{
         killed_before_an_intent_it_happens_once,
@@ -78,19 +97,26 @@ struct Scene {
 impl Scene {
     /// Starts it with these rules for its processes; `DIR` in them is a directory of its own.
     async fn start(without: Option<Mechanism>, rules: &str) -> Self {
-        Self::with_model(without, rules, None).await
+        Self::start_with(without, rules, |_| {}).await
     }
 
     /// [`Scene::start`] with another model than the offline one.
-    async fn with_model(without: Option<Mechanism>, rules: &str, model: Option<&MockModel>) -> Self {
+    async fn with_model(without: Option<Mechanism>, rules: &str, model: &MockModel) -> Self {
+        let base_url = model.base_url();
+        let change = |document: &mut Value| {
+            document["model"] = json!("mock/mock-1");
+            document["providers"] = json!({"mock": {"kind": "openai", "base_url": base_url}});
+        };
+        Self::start_with(without, rules, change).await
+    }
+
+    /// As [`Scene::start`], with a document that `change` had a hand in; the account is the only one of its platform.
+    async fn start_with(without: Option<Mechanism>, rules: &str, change: impl FnOnce(&mut Value)) -> Self {
         let fake = FakeTelegram::start().await.unwrap();
         let bot = fake.bot(TOKEN);
         let account = json!({"id": "front", "token_env": "FRONT_TOKEN", "api_base": fake.base(), "allow_all": true, "rate": "off"});
         let mut document = json!({"platforms": {"telegram": {"accounts": [account]}}});
-        if let Some(model) = model {
-            document["model"] = json!("mock/mock-1");
-            document["providers"] = json!({"mock": {"kind": "openai", "base_url": model.base_url()}});
-        }
+        change(&mut document);
         let options = Options { drill: true, ..Options::config(document.to_string()) };
         let dir = tempfile::tempdir().unwrap();
         let rules = rules.replace("DIR", dir.path().to_str().unwrap());

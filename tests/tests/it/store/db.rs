@@ -401,11 +401,14 @@ impl Db {
         self.look(&journal_sql(rows))
     }
 
-    /// `held` of each, then `position/text` of what to send next.
+    /// `held` of each, then `position/text` of what to send next, with `!` where the chat is gone.
     pub(super) fn deliver(&self, replica: i64, rows: &[DeliveryOutcome]) -> Result<String> {
         let (held, next) = self.wait(self.store.deliver(replica, rows))?;
         let held = held.into_iter().map(|held| flag(held).to_owned());
-        let next = next.iter().map(|next| format!("{}/{}", next.pos, text(&next.body)));
+        let next = next.iter().map(|next| {
+            let gone = if next.gone.is_some() { "!" } else { "" };
+            format!("{}/{}{gone}", next.pos, text(&next.body))
+        });
         Ok(held.chain(next).collect::<Vec<_>>().join(" "))
     }
 
