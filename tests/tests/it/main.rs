@@ -10,6 +10,7 @@ mod identity;
 mod journal;
 mod models;
 mod parting;
+mod replicas;
 mod store;
 mod surfaces;
 mod system;

@@ -228,6 +228,7 @@ impl Db {
                ready, inbound, turns, turn_steps, turn_signals, dead_turns, outbox, deliveries, previews, lanes RESTART IDENTITY;
              ALTER SEQUENCE session_ids RESTART; ALTER SEQUENCE registrations RESTART;
              ALTER SEQUENCE replica_ids RESTART; ALTER SEQUENCE outbox_positions RESTART;
+             UPDATE retention SET page = 0, started_at = NULL, finished_at = NULL, removed = 0, total = 0;
              UPDATE documents SET version = 0, settings = '{}', file_hash = NULL",
         )?;
         self.add_agents()

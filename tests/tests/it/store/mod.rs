@@ -18,6 +18,7 @@ mod races;
 mod registry;
 mod removal;
 mod resets;
+mod retention;
 mod turns;
 
 use anyhow::Result;
@@ -170,6 +171,14 @@ drills! {
         a_worker_to_part_with_is_told_wherever_it_is_and_stays_so,
         what_is_left_of_a_turns_time_survives_an_adoption,
         nothing_that_was_handed_out_before_a_fence_is_valid_after_it,
+    }
+    retention::{
+        a_dedupe_key_stays_for_eight_days,
+        steps_of_running_and_waiting_turns_stay,
+        turns_go_with_all_they_have_and_never_what_is_needed,
+        a_session_without_turns_goes_with_its_key_and_comes_back_as_new,
+        dead_deliveries_stay_longer,
+        a_pass_goes_page_by_page_and_one_replica_at_a_time_steps,
     }
     accounts::{
         one_replica_at_a_time_receives_for_an_account,

@@ -188,6 +188,36 @@ const MUTATIONS: &[Mutation] = &[
         caught_by: &["replicas_that_were_all_late_do_not_wait_for_each_other"],
     },
     Mutation {
+        name: "dedupe keys go with the day before",
+        edits: &[("i.received_at < over;", "i.received_at < over + interval '1 day';")],
+        caught_by: &["a_dedupe_key_stays_for_eight_days"],
+    },
+    Mutation {
+        name: "steps of running turns go",
+        edits: &[("AND s.session_id = x.session_id AND s.head_seq > x.seq;", "AND s.session_id = x.session_id;")],
+        caught_by: &["steps_of_running_and_waiting_turns_stay"],
+    },
+    Mutation {
+        name: "turns that run or wait go",
+        edits: &[("AND s.head_seq > q.seq\n           WHERE q.ctid", "\n           WHERE q.ctid")],
+        caught_by: &["turns_go_with_all_they_have_and_never_what_is_needed"],
+    },
+    Mutation {
+        name: "undelivered turns go",
+        edits: &[("AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.session_id = q.session_id AND o.seq = q.seq)", "")],
+        caught_by: &["turns_go_with_all_they_have_and_never_what_is_needed"],
+    },
+    Mutation {
+        name: "sessions that have turns go",
+        edits: &[("AND NOT EXISTS (SELECT 1 FROM turns q WHERE q.session_id = s.session_id)", "")],
+        caught_by: &["a_session_without_turns_goes_with_its_key_and_comes_back_as_new"],
+    },
+    Mutation {
+        name: "replicas wait for each other's retention",
+        edits: &[("WHERE what = p_what FOR UPDATE SKIP LOCKED", "WHERE what = p_what FOR UPDATE")],
+        caught_by: &["a_pass_goes_page_by_page_and_one_replica_at_a_time_steps"],
+    },
+    Mutation {
         name: "an account is taken while another has it",
         edits: &[("WHERE l.lease_until <= t ORDER BY random()", "ORDER BY random()"), ("(n.rn <= room OR", "(true OR")],
         caught_by: &["one_replica_at_a_time_receives_for_an_account"],
