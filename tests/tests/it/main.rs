@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helper functions too")]
 
+mod chaos;
 mod deploy_examples;
 mod drills;
 mod http_api;

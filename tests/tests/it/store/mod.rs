@@ -4,6 +4,7 @@
 //! deliberate defect ([`mutations`]), where it must go red. Races are made, not hoped for: one transaction is held open
 //! until the other one waits for it.
 
+mod accounts;
 mod db;
 mod deliveries;
 mod journal;
@@ -131,6 +132,13 @@ drills! {
         a_turn_with_steps_is_left_to_workers_that_can_go_on_with_it,
         a_worker_to_part_with_is_told_wherever_it_is_and_stays_so,
         what_is_left_of_a_turns_time_survives_an_adoption,
+    }
+    accounts::{
+        one_replica_at_a_time_receives_for_an_account,
+        an_account_lease_is_renewed_and_says_what_is_left,
+        an_account_that_is_given_up_is_free_at_once,
+        a_replica_takes_its_share_of_the_accounts_and_the_rest_only_when_nobody_else_does,
+        two_replicas_that_want_one_account_do_not_wait_for_each_other,
     }
     registry::{
         two_writers_of_one_version_are_one_winner,
