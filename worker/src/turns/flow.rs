@@ -257,6 +257,6 @@ impl Tries {
     }
 }
 
-fn bytes(number: u32) -> usize {
+pub(super) fn bytes(number: u32) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
