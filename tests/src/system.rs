@@ -295,6 +295,21 @@ impl Up {
         processes
     }
 
+    /// Waits until the control plane has ended by itself, and all that it started.
+    #[track_caller]
+    pub fn until_it_ends(&mut self) {
+        let mut child = self.child.take().unwrap();
+        let mut processes = Vec::new();
+        until(COMMAND_WITHIN, "the end of up", || {
+            let now = tree(i32::try_from(child.id()).unwrap());
+            if now.len() > 1 {
+                processes = now;
+            }
+            child.try_wait().unwrap()
+        });
+        until_gone(GONE_WITHIN, &processes);
+    }
+
     /// SIGINT, as Ctrl-C at a terminal; answers how it ended, after how long, and who ran before.
     #[track_caller]
     pub fn interrupt(&mut self) -> (ExitStatus, Duration, Vec<Process>) {

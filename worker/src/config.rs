@@ -46,7 +46,7 @@ struct Args {
     #[arg(long, env = "HERMES_WORKER_HOME", value_name = "DIR")]
     home: PathBuf,
     /// Sessions served at the same time
-    #[arg(long, env = "HERMES_WORKER_SLOTS", value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, env = "HERMES_WORKER_SLOTS", value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1024))]
     slots: u32,
     /// How long running turns may go on after SIGTERM before they are handed back
     #[arg(long, env = "HERMES_WORKER_DRAIN_SECONDS", value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=86_400))]
@@ -200,7 +200,7 @@ mod tests {
     fn reads_flags_and_defaults() {
         let config =
             parse(&["--server", "https://127.0.0.1:1/", "--home", "/h", "--join-token-file", "/t"]).expect("valid");
-        assert_eq!((config.servers, config.slots), (vec![Uri::from_static("https://127.0.0.1:1")], 64));
+        assert_eq!((config.servers, config.slots), (vec![Uri::from_static("https://127.0.0.1:1")], 256));
         assert_eq!(config.drain_grace, Duration::from_secs(20));
         assert_eq!(config.log_format, LogFormat::Text);
     }

@@ -260,6 +260,9 @@ async fn dial(
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(5))
         .keep_alive_while_idle(true)
+        // A bound for servers with hostile clients. Here it would end the connection, and every turn's model call with
+        // it, after so many cancelled calls.
+        .http2_max_local_error_reset_streams(None)
         .tls_config(tls)
         .map_err(|error| Error::Certificate(Box::new(error)))?;
     within(CONNECT_TIMEOUT * 2, endpoint.connect()).await?.map_err(unreachable)

@@ -5,15 +5,20 @@
 //! turn's pinned revision. It does not retry.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hermes_proto::v1::model_service_client::ModelServiceClient;
 use hermes_proto::v1::{
-    GenerateDone, GenerateHeader, GenerateRequest, ModelMessage, ModelRole, ToolCall, ToolSpec, generate_event,
-    generate_request,
+    GenerateDone, GenerateEvent, GenerateHeader, GenerateRequest, ModelMessage, ModelMessages, ModelRole, ToolCall,
+    ToolSpec, generate_event, generate_request,
 };
+use tonic::Streaming;
 use tonic::transport::Channel;
 
 use crate::connection::is_broken;
+
+/// How long the other side may take to end a call after its last event.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One message of the conversation; the text is shared with the caches it came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,7 +71,9 @@ pub enum Error {
     Refused(#[source] tonic::Status),
 }
 
-/// Calls the model, offering it the tools, and feeds each piece of text to `deltas`. Returns at the last event.
+/// Calls the model, offering it the tools, and feeds each piece of text to `deltas`. Returns after the last event, when the
+/// call has ended: a call dropped before its end is reset, and a connection with many resets is given up by HTTP/2, with
+/// everything that runs on it.
 ///
 /// # Errors
 /// [`Error`]; pieces that were already fed stay fed.
@@ -80,7 +87,7 @@ pub async fn generate(
     let mut tool_calls = Vec::new();
     let request = std::iter::once(generate_request::Part::Header(header))
         .chain(tools.into_iter().map(generate_request::Part::Tool))
-        .chain(messages.into_iter().flat_map(parts))
+        .chain(parts(messages))
         .map(|part| GenerateRequest { part: Some(part) });
     let mut client = ModelServiceClient::new(channel).max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES);
     let mut events = client.generate(tokio_stream::iter(request)).await.map_err(judge)?.into_inner();
@@ -98,14 +105,26 @@ pub async fn generate(
         };
         match event.event {
             Some(generate_event::Event::TextDelta(text)) => deltas.push(&text),
-            Some(generate_event::Event::Done(done)) => return Ok(Generated { done, tool_calls }),
+            Some(generate_event::Event::Done(done)) => {
+                end(events).await;
+                return Ok(Generated { done, tool_calls });
+            }
             Some(generate_event::Event::Failed(failed)) => {
+                end(events).await;
                 return Err(Error::Failed { sentence: failed.message, reason: failed.reason });
             }
             Some(generate_event::Event::ToolCall(call)) => tool_calls.push(call),
             // An event of a later protocol is not for us.
             None => {}
         }
+    }
+}
+
+/// Reads a call to its end; nothing that comes there matters.
+async fn end(mut events: Streaming<GenerateEvent>) {
+    let ended = async { while let Ok(Some(_)) = events.message().await {} };
+    if tokio::time::timeout(END_TIMEOUT, ended).await.is_err() {
+        tracing::debug!("a model call did not end after its last event");
     }
 }
 
@@ -127,9 +146,30 @@ fn judge(status: tonic::Status) -> Error {
     }
 }
 
+/// The conversation in as few parts as hold it: each of at most [`hermes_proto::CHUNK_BYTES`] of text, with what stands
+/// around it far below the protocol's bound.
+fn parts(messages: Vec<Message>) -> impl Iterator<Item = generate_request::Part> {
+    let mut chunks = messages.into_iter().flat_map(chunks).peekable();
+    std::iter::from_fn(move || {
+        let mut part = ModelMessages::default();
+        let mut left = hermes_proto::CHUNK_BYTES;
+        while let Some(chunk) = chunks.next_if(|chunk| cost(chunk) <= left || part.messages.is_empty()) {
+            left = left.saturating_sub(cost(&chunk));
+            part.messages.push(chunk);
+        }
+        (!part.messages.is_empty()).then_some(generate_request::Part::Messages(part))
+    })
+}
+
+/// What a chunk takes of a part, bytes.
+fn cost(chunk: &ModelMessage) -> usize {
+    let calls = chunk.tool_calls.iter().map(|call| call.arguments.len() + call.name.len() + call.id.len() + 32);
+    chunk.text.len() + chunk.tool_call_id.len() + 32 + calls.sum::<usize>()
+}
+
 /// A message in chunks of at most [`hermes_proto::CHUNK_BYTES`] of text, at least one; its tool calls come after its text,
 /// as many in one chunk as fit twice that.
-fn parts(message: Message) -> impl Iterator<Item = generate_request::Part> {
+fn chunks(message: Message) -> impl Iterator<Item = ModelMessage> {
     let mut start = Some(0);
     let mut calls = 0;
     std::iter::from_fn(move || {
@@ -142,13 +182,13 @@ fn parts(message: Message) -> impl Iterator<Item = generate_request::Part> {
         calls += tool_calls.len();
         let more = !whole || calls < message.tool_calls.len();
         start = more.then_some(from + length);
-        Some(generate_request::Part::Message(ModelMessage {
+        Some(ModelMessage {
             role: message.role.into(),
             text,
             more,
             tool_calls: tool_calls.to_vec(),
             tool_call_id: message.tool_call_id.to_string(),
-        }))
+        })
     })
 }
 
@@ -169,22 +209,14 @@ fn fitting(calls: &[ToolCall]) -> &[ToolCall] {
 mod tests {
     use super::*;
 
-    fn chunks(text: &str) -> Vec<ModelMessage> {
-        chunks_of(Message::new(ModelRole::User, text))
-    }
-
-    fn chunks_of(message: Message) -> Vec<ModelMessage> {
-        let part = |part| match part {
-            generate_request::Part::Message(message) => message,
-            _ => panic!("only messages here"),
-        };
-        parts(message).map(part).collect()
+    fn chunked(text: &str) -> Vec<ModelMessage> {
+        chunks(Message::new(ModelRole::User, text)).collect()
     }
 
     #[test]
     fn long_text_is_cut_between_characters_and_complete() {
         let text = "é€𝄞x".repeat(100_000);
-        let chunks = chunks(&text);
+        let chunks = chunked(&text);
         assert!(chunks.len() > 3);
         assert!(chunks.iter().all(|chunk| chunk.text.len() <= hermes_proto::CHUNK_BYTES));
         assert_eq!(chunks.iter().map(|chunk| chunk.text.as_str()).collect::<String>(), text);
@@ -195,10 +227,37 @@ mod tests {
     #[test]
     fn short_and_empty_texts_are_one_message() {
         for text in ["", "hello"] {
-            let chunks = chunks(text);
+            let chunks = chunked(text);
             assert_eq!(chunks.len(), 1);
             assert_eq!((chunks[0].text.as_str(), chunks[0].more), (text, false));
         }
+    }
+
+    #[test]
+    fn a_conversation_is_few_parts_in_order_and_none_is_too_large() {
+        let message = |text: String| Message::new(ModelRole::User, text);
+        let parts = |messages| -> Vec<ModelMessages> {
+            let part = |part| match part {
+                generate_request::Part::Messages(part) => part,
+                other => panic!("{other:?}"),
+            };
+            parts(messages).map(part).collect()
+        };
+        let text = |parts: &[ModelMessages]| -> String {
+            parts.iter().flat_map(|part| &part.messages).map(|chunk| chunk.text.as_str()).collect()
+        };
+        let largest =
+            |parts: &[ModelMessages]| parts.iter().map(|part| part.messages.iter().map(cost).sum::<usize>()).max();
+        assert!(parts(Vec::new()).is_empty());
+        let short = parts((0..100).map(|number| message(format!("{number} "))).collect());
+        assert_eq!(short.len(), 1);
+        assert_eq!(text(&short), (0..100).map(|number| format!("{number} ")).collect::<String>());
+        let many = parts((0..50_000).map(|_| message("x".to_owned())).collect());
+        assert_eq!(text(&many).len(), 50_000);
+        assert!(many.len() > 5 && largest(&many).is_some_and(|largest| largest <= hermes_proto::CHUNK_BYTES));
+        let long = parts(vec![message("a".into()), message("é".repeat(300_000)), message("b".into())]);
+        assert_eq!(text(&long), format!("a{}b", "é".repeat(300_000)));
+        assert!(largest(&long).is_some_and(|largest| largest < 512 << 10));
     }
 
     #[test]
@@ -207,7 +266,7 @@ mod tests {
         let calls: Vec<_> = (0..7).map(call).collect();
         let text = "y".repeat(300_000);
         let message = Message { tool_calls: calls.clone().into(), ..Message::new(ModelRole::Assistant, text.as_str()) };
-        let chunks = chunks_of(message);
+        let chunks = chunks(message).collect::<Vec<_>>();
         assert_eq!(chunks.iter().map(|chunk| chunk.tool_calls.len()).collect::<Vec<_>>(), [0, 2, 2, 2, 1]);
         assert_eq!(chunks.iter().map(|chunk| chunk.text.as_str()).collect::<String>(), text);
         assert_eq!(chunks.iter().flat_map(|chunk| chunk.tool_calls.clone()).collect::<Vec<_>>(), calls);

@@ -243,15 +243,16 @@ fn launch(
                 name: "process launcher".to_owned(),
                 hash: minted.hash,
             };
+            let start = token.id;
             store.create(token).await?;
-            Ok(minted.text)
+            Ok((start, minted.text))
         }
         .boxed()
     });
     let (dispatcher, tasks) = (replica.dispatcher.clone(), replica.tasks.clone());
-    let on_exit = Arc::new(move |agent: &AgentId, pid: u32| {
-        let (dispatcher, agent) = (dispatcher.clone(), agent.clone());
-        tasks.spawn("worker exit", async move { dispatcher.process_exited(&agent, pid).await });
+    let on_exit = Arc::new(move |exit: launcher::Exit| {
+        let dispatcher = dispatcher.clone();
+        tasks.spawn("worker exit", async move { dispatcher.process_exited(exit.start, exit.asked).await });
     });
     let config = launcher::Config {
         worker_binary,

@@ -39,7 +39,7 @@ pub use transitions::{
     Claimed, Completion, CompletionOutcome, DeliveryOutcome, DueDelivery, Ended, GivenUp, Ingest, Ingested, LaneKey,
     Leased, NextTurn, SendResult,
 };
-pub use workers::{PollAnswer, WorkerRegistration};
+pub use workers::{Leaving, Parting, PollAnswer, WorkerRegistration};
 
 /// Most rows one batched call carries (measured: batches pay up to 40 rows and no longer after 70).
 pub const BATCH_ROWS: usize = 256;

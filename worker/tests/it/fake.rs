@@ -401,17 +401,17 @@ impl ModelService for Service {
         let mut tools = Vec::new();
         while let Some(request) = parts.message().await? {
             let pieces = match request.part {
-                Some(generate_request::Part::Message(message)) => vec![message],
-                Some(generate_request::Part::Messages(several)) => several.messages,
+                Some(generate_request::Part::Messages(part)) => part.messages,
                 Some(generate_request::Part::Tool(tool)) => {
                     assert!(messages.is_empty(), "tools come first");
                     tools.push(tool);
                     continue;
                 }
-                _ => return Err(Status::invalid_argument("a second header")),
+                _ => return Err(Status::invalid_argument("only tools and messages follow the header")),
             };
+            let bytes: usize = pieces.iter().map(|message| message.text.len()).sum();
+            assert!(bytes <= hermes_proto::CHUNK_BYTES);
             for message in pieces {
-                assert!(message.text.len() <= hermes_proto::CHUNK_BYTES);
                 chunks += 1;
                 if !open {
                     messages.push((message.role(), String::new()));

@@ -8,6 +8,7 @@
 
 mod floor;
 mod grpc;
+mod idle;
 mod ledger;
 mod load;
 mod outside;
@@ -42,6 +43,7 @@ const EXAMPLE: &str = "Examples:
   target/release/hermes-bench --surface telegram --chats 32 --seconds 10
   target/release/hermes-bench --surface grpc --chats 128 --seconds 10 -o json
   target/release/hermes-bench --surface telegram --chats 32 --seconds 10 --otlp-hung
+  target/release/hermes-bench idle --workers 100 --seconds 30
 
 The Telegram account runs without pacing of its own (`rate: off`), against a Bot API server on this
 machine. CPU and memory are those of the control plane, the workers and Postgres; this program, its
@@ -89,9 +91,11 @@ struct Args {
     inside: Option<Inside>,
 }
 
-/// What this program starts of itself.
+/// What is not the load, and what this program starts of itself.
 #[derive(Debug, Subcommand)]
 enum Inside {
+    /// Measures what a plane with many workers and nothing to do costs: queries a second, CPU.
+    Idle(idle::Args),
     /// The model server: says its base URL and runs until its standard input ends.
     #[command(name = outside::MODEL_SERVER, hide = true)]
     ModelServer,
@@ -133,6 +137,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 async fn main() -> ExitCode {
     let args = Args::parse();
     let done = match (&args.inside, args.surface) {
+        (Some(Inside::Idle(args)), _) => idle(args).await,
         (Some(Inside::ModelServer), _) => outside::serve_model().await,
         (Some(Inside::RunBound { parent, program }), _) => plane::run_bound(*parent, program),
         (None, Some(surface)) => bench(&args, surface).await,
@@ -147,15 +152,24 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn bench(args: &Args, surface: Surface) -> anyhow::Result<()> {
+/// Listens for Ctrl-C and SIGTERM; what it answers comes to an error when one of them is there.
+fn interruption() -> anyhow::Result<impl Future<Output = anyhow::Error>> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for Ctrl-C")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let program = std::env::current_exe().context("find this program")?;
-    let binaries = args.bin_dir.as_deref().or(program.parent()).context("find its folder")?;
-    let interrupted = async {
+    Ok(async move {
         tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
         anyhow::anyhow!("interrupted")
-    };
+    })
+}
+
+async fn idle(args: &idle::Args) -> anyhow::Result<()> {
+    idle::run(args, interruption()?).await
+}
+
+async fn bench(args: &Args, surface: Surface) -> anyhow::Result<()> {
+    let interrupted = interruption()?;
+    let program = std::env::current_exe().context("find this program")?;
+    let binaries = args.bin_dir.as_deref().or(program.parent()).context("find its folder")?;
 
     let world = Outside::start(args, surface).await?;
     let setup = Setup {
@@ -306,6 +320,8 @@ mod tests {
         let bound =
             Args::try_parse_from(["hermes-bench", plane::RUN_BOUND, "7", "/bin/x", "up", "--data-dir", "d"]).unwrap();
         assert!(matches!(bound.inside, Some(Inside::RunBound { parent: 7, program }) if program.len() == 4));
+        let idle = Args::try_parse_from(["hermes-bench", "idle", "--workers", "7", "-o", "json"]).unwrap();
+        assert!(matches!(idle.inside, Some(Inside::Idle(_))));
         assert!(Args::command().render_help().to_string().contains("--surface telegram --chats 32"));
     }
 }
