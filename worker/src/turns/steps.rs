@@ -317,6 +317,9 @@ impl Course {
 
     /// Reports and waits for the answer, unless the turn has to end; a hand-back waits.
     async fn store(&mut self, report: StepReport) -> Result<bool, Halt> {
+        if !self.steps_are_taken() {
+            return Err(Halt::Failed(super::NOT_TAKEN.to_owned()));
+        }
         let stored = self.reports.send(report);
         self.inbox.unless_ended(stored).await?
     }

@@ -100,7 +100,10 @@ impl ModelCall {
 
     /// A reply that asks for tools, journaled as the broker does it.
     pub(crate) async fn ask(self, line: &Line) {
-        self.state.journal.lock().unwrap().reply(&self.header, line);
+        if !self.state.journal.lock().unwrap().reply(&self.header, line) {
+            let fenced = Status::permission_denied("this worker does not run that turn");
+            return self.events.send(Err(fenced)).await.expect("the worker reads");
+        }
         self.say(&line.text).await;
         for call in &line.calls {
             self.send(generate_event::Event::ToolCall(call.clone())).await;

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod chaos;
 mod documents;
 mod fake;
 mod journal;

@@ -90,6 +90,11 @@ async fn deaths(tool: &str, deaths: &[Death]) {
         let view = ["user: hi".to_owned(), format!("assistant: Wait. a={tool}({{}})"), format!("tool a: {result}")];
         assert_eq!(stage.asked(2).last().unwrap(), &view, "{at_this}");
         assert_eq!((stage.asked(0).len(), stage.asked(2).len()), *asked, "{at_this}");
+        assert_eq!(
+            stage.fake.state.journal.lock().unwrap().replays,
+            0,
+            "{at_this}: the journal stood in for the model"
+        );
         let journal = stage.journal(&turn(1, 1, 2));
         assert_eq!(journal.iter().any(|row| row.starts_with("1 result unknown: ")), *unknown, "{at_this}: {journal:?}");
     }
@@ -361,6 +366,28 @@ async fn a_control_plane_of_before_steps_gets_a_turn_without_tools() {
     call.say("Hello.").await;
     call.done().await;
     assert_eq!(link.completed().await.reply, b"Hello.");
+}
+
+#[tokio::test]
+async fn a_turn_with_tools_that_comes_to_a_control_plane_of_before_steps_ends_honestly() {
+    let mut stage = Stage::new([(0, ask("", &[("a", "send", "{}")])), (2, say("Done."))]).await;
+    for (session, point) in [(1, "intent.before"), (2, "intent.after")] {
+        stage.world.hold_at(point, 1);
+        stage.assign(turn(session, 1, 1)).await;
+        soon(point, stage.world.held.notified()).await;
+    }
+    let Stage { mut fake, world, worker: _worker, plane } = stage;
+    drop(plane);
+    let mut link = fake.attached().await;
+    link.welcome().await;
+    world.release.notify_waiters();
+    for _ in 0..2 {
+        let completed = link.completed().await;
+        assert_eq!(completed.outcome(), Outcome::Failed);
+        let reply = String::from_utf8(completed.reply).unwrap();
+        assert!(reply.starts_with("I was interrupted in the middle of something"), "{reply}");
+    }
+    assert_eq!(world.effects(), ["send"], "its intent was stored");
 }
 
 #[tokio::test]
