@@ -2,7 +2,8 @@
 //!
 //! Used by adapter and system tests and by the benchmark (thousands of calls a second). Owns its listener and tasks: they end
 //! when [`FakeTelegram`] is dropped. Always true: an update stays until a poll's offset confirms it, one poll at a time
-//! (the older gets 409), a call that gets an error had no effect, and the log of deliveries only grows. It has no users:
+//! (the older gets 409), a call that gets an error had no effect, the log of deliveries only grows, and an edit changes the text of
+//! a message where it stands. It has no users:
 //! the test plays them.
 
 mod answer;
@@ -17,6 +18,9 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+/// So many confirmed updates can come again.
+const PAST_UPDATES: usize = 256;
 
 /// What goes wrong with one call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,8 +70,10 @@ pub struct Delivery {
     pub chat_id: String,
     /// Into which topic.
     pub thread_id: Option<i64>,
-    /// Its text, as sent.
+    /// Its text, as sent or as last edited.
     pub text: String,
+    /// What it said before each edit.
+    pub earlier: Vec<String>,
     /// The id it got; ids increase.
     pub message_id: i64,
 }
@@ -147,6 +153,10 @@ struct State {
     updates: VecDeque<(i64, String)>,
     /// Updates that are delivered once more whatever the offset says.
     again: Vec<String>,
+    /// Confirmed updates, when and which; only grows.
+    confirmed: Vec<(Instant, i64)>,
+    /// The text of the last of them, for [`Bot::redeliver`].
+    past: VecDeque<String>,
     last_update: i64,
     last_message: i64,
     /// Number of the newest poll; older ones are told 409.
@@ -163,6 +173,8 @@ struct State {
     chat_limit: Option<u32>,
     chat_windows: HashMap<String, (Instant, u32)>,
     dead_topics: HashSet<(String, i64)>,
+    /// Messages that their readers deleted.
+    deleted: HashSet<i64>,
     /// Groups that became supergroups, and their new ids.
     migrated: HashMap<String, i64>,
 }
@@ -241,6 +253,17 @@ impl Bot {
         self.0.updates.notify_waiters();
     }
 
+    /// One of the last confirmed updates comes once more, the `nth` modulo their number; false when there is none.
+    pub fn redeliver(&self, nth: usize) -> bool {
+        let mut state = self.locked();
+        let copy = nth.checked_rem(state.past.len()).and_then(|at| state.past.get(at).cloned());
+        let known = copy.is_some();
+        state.again.extend(copy);
+        drop(state);
+        self.0.updates.notify_waiters();
+        known
+    }
+
     /// The next `times` calls of `method` get `fault`, after those scripted before.
     pub fn fail(&self, method: &str, times: u32, fault: Fault) {
         self.script(method, None, times, fault);
@@ -253,6 +276,11 @@ impl Bot {
 
     fn script(&self, method: &str, chat_id: Option<String>, left: u32, fault: Fault) {
         self.locked().faults.push(Scripted { method: method.to_owned(), chat_id, left, fault });
+    }
+
+    /// Scripted faults of `method` that have not struck yet.
+    pub fn pending(&self, method: &str) -> u32 {
+        self.locked().faults.iter().filter(|fault| fault.method == method).map(|fault| fault.left).sum()
     }
 
     /// Forgets every scripted fault.
@@ -268,6 +296,11 @@ impl Bot {
     /// Closes a topic for good: sends to it get `message thread not found`.
     pub fn remove_topic(&self, chat_id: i64, thread_id: i64) {
         self.locked().dead_topics.insert((chat_id.to_string(), thread_id));
+    }
+
+    /// Somebody in the chat deletes a message: it cannot be edited any more. It stays in the log.
+    pub fn delete(&self, message_id: i64) {
+        self.locked().deleted.insert(message_id);
     }
 
     /// Group `old` becomes supergroup `new`: sends to the old id are told the new one.
@@ -298,6 +331,11 @@ impl Bot {
     /// Updates no poll has confirmed yet.
     pub fn unconfirmed(&self) -> Vec<i64> {
         self.locked().updates.iter().map(|(id, _)| *id).collect()
+    }
+
+    /// Every update that a poll has confirmed, and when, in order.
+    pub fn confirmed(&self) -> Vec<(Instant, i64)> {
+        self.locked().confirmed.clone()
     }
 
     /// The offset of the newest poll.
@@ -355,6 +393,17 @@ impl Bot {
 }
 
 impl State {
+    /// Takes the oldest `count` updates as confirmed.
+    fn confirm(&mut self, count: usize) {
+        let now = Instant::now();
+        for (id, text) in self.updates.drain(..count) {
+            self.confirmed.push((now, id));
+            self.past.push_back(text);
+        }
+        let old = self.past.len().saturating_sub(PAST_UPDATES);
+        self.past.drain(..old);
+    }
+
     fn in_chat(&self, chat_id: &str, from: usize) -> Vec<Delivery> {
         let indexes = self.by_chat.get(chat_id).and_then(|all| all.get(from..)).unwrap_or_default();
         indexes.iter().filter_map(|at| self.deliveries.get(*at)).cloned().collect()
