@@ -36,6 +36,9 @@ const MAX_IN_FLIGHT: usize = 1024;
 /// Lanes remembered; beyond that the memory starts afresh.
 const MAX_LANES: usize = 50_000;
 
+/// What the first poll, which came before the outbox began, certainly leaves of this replica's lease.
+const FIRST_LEASE: Duration = Duration::from_secs(5);
+
 struct Recorded {
     outcome: DeliveryOutcome,
     held: oneshot::Sender<bool>,
@@ -53,6 +56,8 @@ struct Inner {
     replica: i64,
     adapters: Adapters,
     in_flight: AtomicUsize,
+    /// This replica's deliveries are its own until then.
+    held_until: Mutex<Instant>,
     attempts: Mutex<HashSet<Attempt>>,
     lanes: Mutex<Lanes>,
     previews: Previews,
@@ -102,6 +107,7 @@ impl Outbox {
             replica,
             adapters,
             in_flight: AtomicUsize::new(0),
+            held_until: Mutex::new(Instant::now() + FIRST_LEASE),
             attempts: Mutex::default(),
             lanes: Mutex::default(),
             previews: Previews::default(),
@@ -118,6 +124,16 @@ impl Outbox {
         tasks.spawn("outbox", run_due(outbox.clone(), tasks.stopping()));
         tasks.spawn("outbox upkeep", upkeep::run(outbox.clone(), tasks.stopping()));
         outbox
+    }
+
+    /// The lease of this replica was renewed: what it has is its own until then.
+    pub fn held(&self, until: Instant) {
+        *self.inner.held_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    }
+
+    /// From when on another replica may send what is in this one's hands.
+    fn held_until(&self) -> Instant {
+        *self.inner.held_until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether another delivery may be committed as `attempting` in this replica's name.
