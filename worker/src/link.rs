@@ -356,6 +356,9 @@ impl Link {
             tracing::info!(reason, running = self.turns.running(), "going away");
             stream.say_going_away(reason);
         }
+        if stream.takes_steps && self.grace_is_over() {
+            self.hand_back();
+        }
     }
 
     /// Ends our side of the stream and gives the control plane a moment to end its own.

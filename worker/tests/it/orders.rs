@@ -85,13 +85,14 @@ async fn a_stopped_turn_begins_no_effect_that_has_not_begun() {
 
 #[tokio::test]
 async fn an_abandoned_turn_is_dropped_at_once_without_a_word() {
-    let mut stage = in_the_tool("stubborn").await;
+    let mut stage = in_the_tool("wait").await;
     stage.plane.cancel(turn(1, 1, 1), CancelKind::Abandoned, "").await;
-    stage.fake.state.script.lock().unwrap().clear();
-    stage.fake.state.script.lock().unwrap().insert(0, say("Next."));
-    stage.assign(turn(1, 2, 2)).await;
-    let worker_message::Message::Completed(completed) = stage.plane.end().await else { panic!("no report") };
-    assert_eq!(completed.turn, Some(turn(1, 2, 2)));
+    *stage.fake.state.script.lock().unwrap() = [(0, say("Next."))].into();
+    for session in [2, 3] {
+        stage.assign(turn(session, 1, 1)).await;
+        let worker_message::Message::Completed(completed) = stage.plane.end().await else { panic!("no report") };
+        assert_eq!(completed.turn, Some(turn(session, 1, 1)));
+    }
     assert_eq!(stage.journal(&turn(1, 1, 1)).len(), 2, "reply and intent");
 }
 
