@@ -399,6 +399,11 @@ impl Grpc {
         v1::route_service_client::RouteServiceClient::new(self.transport())
     }
 
+    /// SessionService.
+    pub fn sessions(&self) -> v1::session_service_client::SessionServiceClient<Transport> {
+        v1::session_service_client::SessionServiceClient::new(self.transport())
+    }
+
     /// SystemService.
     pub fn system(&self) -> v1::system_service_client::SystemServiceClient<Transport> {
         v1::system_service_client::SystemServiceClient::new(self.transport())

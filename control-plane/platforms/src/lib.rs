@@ -15,7 +15,7 @@ mod call;
 #[cfg(test)]
 mod contract;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -80,6 +80,16 @@ pub enum Receipt {
         /// For the sender.
         reason: String,
     },
+    /// Too much waits already: it was not kept. A platform whose sender can repeat it says so with a time; any other acknowledges it and
+    /// tells the sender this sentence, unless it is empty (the chat was told just now).
+    Busy {
+        /// For the sender.
+        reason: String,
+        /// When it may be worth another try.
+        after: Duration,
+    },
+    /// The account brings messages faster than it may: not kept; do not acknowledge, offer it again after this time.
+    Later(Duration),
     /// Not kept; do not acknowledge, offer it again.
     Unavailable,
 }
@@ -119,6 +129,27 @@ pub struct OutboundMessage {
     pub maybe_duplicate: bool,
     /// Stable for one part of one delivery, for platforms with idempotency keys.
     pub idempotency_key: String,
+    /// From then on somebody else may have it: the adapter looks right before it writes, after its own pacing, and answers
+    /// [`SendError::Expired`].
+    pub not_after: Option<Instant>,
+}
+
+impl OutboundMessage {
+    /// Whether it may still be written.
+    ///
+    /// # Errors
+    /// [`SendError::Expired`].
+    pub fn check(&self) -> Result<(), SendError> {
+        expired(self.not_after)
+    }
+}
+
+/// [`SendError::Expired`] from `not_after` on.
+pub(crate) fn expired(not_after: Option<Instant>) -> Result<(), SendError> {
+    match not_after {
+        Some(end) if Instant::now() >= end => Err(SendError::Expired),
+        _ => Ok(()),
+    }
 }
 
 /// A part that arrived.
@@ -145,6 +176,9 @@ pub enum SendError {
     /// The connection ended after the request left: it may have been sent.
     #[error("may have been sent: {0}")]
     Ambiguous(String),
+    /// Certainly not sent: its time was over before it could be.
+    #[error("not sent: somebody else may have it by now")]
+    Expired,
     /// The whole chat is dead for this account (blocked, deleted).
     #[error("the chat is gone: {0}")]
     ChatGone(String),
@@ -164,6 +198,8 @@ pub struct Edit {
     pub text: String,
     /// The text still grows: the next edit makes up for this one, so it yields to messages and waits for nothing.
     pub passing: bool,
+    /// As [`OutboundMessage::not_after`].
+    pub not_after: Option<Instant>,
 }
 
 /// Why a message does not show its new text, or may not.

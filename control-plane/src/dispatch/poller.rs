@@ -14,6 +14,10 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Older transactions are worth a warning.
 const OLD_TRANSACTION: Duration = Duration::from_secs(60);
 
+/// How long after it asked for its lease a replica may begin to send a delivery that is its own: what is left of the lease is for
+/// the way to the platform.
+const SENDER_LEASE: Duration = LEASE.saturating_sub(Duration::from_secs(2));
+
 /// What a claim found.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Found {
@@ -81,6 +85,9 @@ async fn claim_once(dispatcher: &Dispatcher) -> Found {
         }
         sticky |= claimed.sticky;
         for lease in claimed.leased {
+            if let Some(agent) = inner.fleet.agent_of(lease.worker) {
+                inner.pressure.begun(agent);
+            }
             dispatcher.begin(lease);
         }
     }
@@ -161,6 +168,7 @@ async fn poll_once(dispatcher: &Dispatcher) -> store::Result<()> {
     let (claims, asked) = (leases.claims(), Instant::now());
     let answer = inner.store.poll_for(inner.replica, &heard, &claims, LEASE).await?;
     leases.told(&claims, asked, &answer.accounts, answer.live, LEASE);
+    inner.outbox.held(asked + SENDER_LEASE);
     if let Some(back) = inner.clock.set(answer.now) {
         inner.metrics.database_clock_went_back();
         tracing::error!(
@@ -210,6 +218,13 @@ async fn poll_once(dispatcher: &Dispatcher) -> store::Result<()> {
     if answer.removed {
         let cancelled = inner.store.removed_cancel(REMOVED_NOTICE).await?;
         tracing::info!(cancelled, "waiting turns of removed agents were cancelled");
+    }
+    if answer.signals {
+        dispatcher.signalled();
+    }
+    if !answer.ready.is_empty() || inner.pressure.is_any() {
+        let most = i64::try_from(inner.registry.current().document.limits.queued_per_agent).unwrap_or(i64::MAX);
+        inner.pressure.counted(&inner.store.backlog(most).await?);
     }
     for agent in &answer.ready {
         dispatcher.waits(*agent);

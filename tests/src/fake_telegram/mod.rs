@@ -44,6 +44,8 @@ pub enum Fault {
     CutAfterApplying,
     /// The call takes effect, then the connection ends in the middle of the answer.
     CutMidResponse,
+    /// The call takes effect, and the answer comes after this time.
+    Late(Duration),
     /// No answer for as long as the client waits; without an effect.
     Hang,
 }
