@@ -604,4 +604,4 @@ pub(super) fn absorb_sql((session, epoch, seq): (i64, i64, i64), absorbs: i64) -
 }
 
 /// `reclaim` as a statement.
-pub(super) const RECLAIM_SQL: &str = "SELECT o_session, o_seq, o_dead FROM reclaim(3, 'sorry')";
+pub(super) const RECLAIM_SQL: &str = "SELECT o_session, o_seq, o_dead FROM reclaim(3, 'sorry', 60000)";
