@@ -123,3 +123,23 @@ BEGIN
   PERFORM release_successors(sid);
   RETURN n;
 END $$;
+
+-- After a restore: what was handed out since the backup is forgotten here and must never look valid again. No lease survives, every fence
+-- and every number that is handed out jumps beyond what the lost time can have used, and what waits to be delivered may have been.
+CREATE FUNCTION fence_all() RETURNS TABLE (o_sessions bigint, o_workers bigint) LANGUAGE plpgsql AS $$
+DECLARE t timestamptz := clock_timestamp();
+BEGIN
+  UPDATE workers SET lost = true, lost_at = t WHERE NOT lost;
+  GET DIAGNOSTICS o_workers = ROW_COUNT;
+  UPDATE replicas SET lost_at = t WHERE lost_at IS NULL;
+  INSERT INTO ready(session_id, agent_no, ready_at, needs)
+    SELECT s.session_id, s.agent_no, q.created_at,
+           CASE WHEN EXISTS (SELECT 1 FROM turn_steps d WHERE d.session_id = s.session_id AND d.seq = s.head_seq) THEN 2 END
+      FROM sessions s JOIN turns q ON q.session_id = s.session_id AND q.seq = s.head_seq WHERE s.state = 2;
+  UPDATE sessions SET epoch = epoch + 4294967296, worker_id = NULL, deadline = NULL, state = CASE state WHEN 2 THEN 1 ELSE state END;
+  GET DIAGNOSTICS o_sessions = ROW_COUNT;
+  UPDATE outbox SET maybe_dup = true;
+  PERFORM setval('registrations', nextval('registrations') + 1000000), setval('replica_ids', nextval('replica_ids') + 1000000),
+          setval('session_ids', nextval('session_ids') + 1000000000), setval('outbox_positions', nextval('outbox_positions') + 1000000000);
+  RETURN NEXT;
+END $$;

@@ -3,6 +3,7 @@
 //! example in its `--help`, and no help text shows the value of an environment variable.
 
 mod agent;
+mod delivery;
 mod route;
 mod source;
 mod token;
@@ -15,6 +16,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 pub(crate) use self::agent::{AgentAddArgs, AgentCommand, AgentRemoveArgs, AgentUpdateArgs, SpecArgs};
+pub(crate) use self::delivery::{
+    DeadCommand, DeadListArgs, DeadTurnsArgs, DeliveryCommand, DeliveryListArgs, DeliveryRedriveArgs,
+    State as DeliveryState,
+};
 pub(crate) use self::route::{ExplainArgs, RouteAddArgs, RouteCommand};
 pub(crate) use self::source::{SendArgs, SessionCommand, SessionKeyArgs, SessionListArgs, SourceArgs};
 pub(crate) use self::token::{Role, TokenCommand, TokenCreateArgs};
@@ -151,6 +156,12 @@ pub(crate) enum Command {
     /// Look at what a turn did, step by step, and stop it.
     #[command(subcommand, after_help = "Example:\n  hermesctl turn show t1234.5")]
     Turn(TurnCommand),
+    /// Look at replies on their way into chats, and send given-up ones again.
+    #[command(subcommand, after_help = "Example:\n  hermesctl delivery list --state dead")]
+    Delivery(DeliveryCommand),
+    /// Look at messages that were given up, and try or drop them.
+    #[command(subcommand, after_help = "Example:\n  hermesctl dead list")]
+    Dead(DeadCommand),
     /// Look at the connected workers.
     #[command(subcommand, after_help = "Example:\n  hermesctl worker list")]
     Worker(WorkerCommand),
@@ -255,6 +266,31 @@ pub(crate) enum WorkerCommand {
     /// List the workers that are connected.
     #[command(after_help = "Example:\n  hermesctl worker list -o json")]
     List(LimitArgs),
+    /// Part with workers: they take nothing new, end or hand back what runs, and exit. Who starts them starts new ones.
+    #[command(
+        after_help = "Examples:\n  hermesctl worker drain 7\n  hermesctl worker drain --agent coder --grace 2m --wait\n  hermesctl worker drain --all --wait"
+    )]
+    Drain(DrainArgs),
+}
+
+/// `worker drain`
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    /// Which workers, as `worker list` numbers them.
+    #[arg(value_name = "WORKER", required_unless_present_any = ["agent", "all"], conflicts_with_all = ["agent", "all"])]
+    pub workers: Vec<u64>,
+    /// Those of this agent.
+    #[arg(long, value_name = "ID", conflicts_with = "all")]
+    pub agent: Option<String>,
+    /// All of them.
+    #[arg(long)]
+    pub all: bool,
+    /// How long what runs may go on before it is handed back.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub grace: Duration,
+    /// Wait until they are gone.
+    #[arg(long)]
+    pub wait: bool,
 }
 
 /// `90`, `90s`, `10m`, `12h` or `7d`; never zero.

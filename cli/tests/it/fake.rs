@@ -368,4 +368,8 @@ impl SystemService for Service {
     async fn list_workers(&self, _request: Request<v1::ListWorkersRequest>) -> Answer<v1::ListWorkersResponse> {
         Ok(Response::new(v1::ListWorkersResponse::default()))
     }
+
+    async fn drain_workers(&self, _request: Request<v1::DrainWorkersRequest>) -> Answer<v1::DrainWorkersResponse> {
+        Ok(Response::new(v1::DrainWorkersResponse::default()))
+    }
 }

@@ -9,6 +9,7 @@ mod http_api;
 mod identity;
 mod journal;
 mod models;
+mod parting;
 mod store;
 mod surfaces;
 mod system;

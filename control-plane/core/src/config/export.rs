@@ -11,7 +11,8 @@ use indexmap::IndexMap;
 
 use super::tree::is_odd;
 use super::{
-    AgentSpec, Document, Limits, Provider, Rate, Retention, SecretRef, TelegramAccount, WebhookAccount, WebhookReply,
+    AgentSpec, Document, Limits, Provider, Rate, Retention, SecretRef, Streaming, TelegramAccount, WebhookAccount,
+    WebhookReply,
 };
 use crate::busy::{Busy, BusyPolicy, BusyRule};
 use crate::reset::ResetPolicy;
@@ -304,6 +305,16 @@ fn telegram(entries: Entries, account: &TelegramAccount) -> Entries {
         .put_texts("allow_chats", listed(&account.allow_chats).as_ref())
         .put("allow_all", literal(account.allow_all))
         .put("rate", rate)
+        .put(
+            "streaming",
+            Shape::Scalar(
+                match account.streaming {
+                    Streaming::Off => "off",
+                    Streaming::Edit => "edit",
+                }
+                .to_owned(),
+            ),
+        )
 }
 
 fn webhook(entries: Entries, account: &WebhookAccount) -> Entries {

@@ -85,8 +85,15 @@ fn pace(called: Called) -> Pace {
         | Rpc::SessionGetSession
         | Rpc::SessionStopTurn
         | Rpc::SessionGetTurnSteps
+        | Rpc::DeliveryListDeliveries
+        | Rpc::DeliveryGetDelivery
+        | Rpc::DeliveryRedriveDeliveries
+        | Rpc::DeliveryListDeadTurns
+        | Rpc::DeliveryRedriveTurns
+        | Rpc::DeliveryDropTurns
         | Rpc::SystemGetStatus
         | Rpc::SystemListWorkers
+        | Rpc::SystemDrainWorkers
         | Rpc::IdentityJoin
         | Rpc::IdentityRenew
         | Rpc::IdentityCreateToken

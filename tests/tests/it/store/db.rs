@@ -140,12 +140,12 @@ pub(super) fn sent(lane: i64, pos: i64, attempt: i32, result: SendResult) -> Del
 
 /// [`sent`] with all parts there.
 pub(super) fn delivered(lane: i64, pos: i64, attempt: i32) -> DeliveryOutcome {
-    sent(lane, pos, attempt, SendResult::Delivered { message_id: Some("m".to_owned()) })
+    sent(lane, pos, attempt, SendResult::Delivered { message_id: Some("m".to_owned()), revived: false })
 }
 
 /// A retry that is due at once.
 pub(super) fn again() -> SendResult {
-    SendResult::Retry { after: Duration::ZERO, maybe_duplicate: false }
+    SendResult::Retry { after: Duration::ZERO, maybe_duplicate: false, cause: "again".to_owned() }
 }
 
 fn shown_stop(stopped: Stopped) -> String {
@@ -224,8 +224,8 @@ impl Db {
     /// Back to how it began.
     pub(super) fn reset(&self) -> Result<()> {
         self.run(
-            "TRUNCATE agents, agent_revisions, routes, home_documents, tokens, workers, replicas, account_leases, slots, sessions, session_keys,
-               ready, inbound, turns, turn_steps, turn_signals, dead_turns, outbox, deliveries, lanes RESTART IDENTITY;
+            "TRUNCATE agents, agent_revisions, routes, home_documents, tokens, workers, replicas, origins, account_leases, slots, sessions, session_keys,
+               ready, inbound, turns, turn_steps, turn_signals, dead_turns, outbox, deliveries, previews, lanes RESTART IDENTITY;
              ALTER SEQUENCE session_ids RESTART; ALTER SEQUENCE registrations RESTART;
              ALTER SEQUENCE replica_ids RESTART; ALTER SEQUENCE outbox_positions RESTART;
              UPDATE documents SET version = 0, settings = '{}', file_hash = NULL",
@@ -401,11 +401,14 @@ impl Db {
         self.look(&journal_sql(rows))
     }
 
-    /// `held` of each, then `position/text` of what to send next.
+    /// `held` of each, then `position/text` of what to send next, with `!` where the chat is gone.
     pub(super) fn deliver(&self, replica: i64, rows: &[DeliveryOutcome]) -> Result<String> {
         let (held, next) = self.wait(self.store.deliver(replica, rows))?;
         let held = held.into_iter().map(|held| flag(held).to_owned());
-        let next = next.iter().map(|next| format!("{}/{}", next.pos, text(&next.body)));
+        let next = next.iter().map(|next| {
+            let gone = if next.gone.is_some() { "!" } else { "" };
+            format!("{}/{}{gone}", next.pos, text(&next.body))
+        });
         Ok(held.chain(next).collect::<Vec<_>>().join(" "))
     }
 

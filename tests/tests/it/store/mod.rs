@@ -12,6 +12,7 @@ mod journal;
 mod leases;
 mod migrations;
 mod mutations;
+mod outbox;
 mod parting;
 mod races;
 mod registry;
@@ -111,6 +112,20 @@ drills! {
         a_chat_has_one_lane_whoever_asks_first,
         being_asked_to_wait_is_no_failure,
     }
+    outbox::{
+        a_dead_chat_is_told_to_whoever_would_send_until_somebody_writes_there,
+        what_was_written_during_the_last_attempt_is_heard,
+        an_attempt_of_a_replica_that_nobody_knows_is_taken_over,
+        a_replica_that_counts_as_lost_hands_itself_nothing,
+        what_has_no_account_waits_for_it_and_counts_no_failure,
+        an_empty_reply_is_no_delivery_unless_its_chat_shows_the_turn,
+        a_shown_turn_has_one_message_whoever_ends_it,
+        a_message_that_nobody_knows_of_makes_the_answer_a_marked_one,
+        a_turn_is_shown_only_while_nothing_waits_before_it,
+        a_turn_that_ends_meanwhile_is_not_shown,
+        a_dead_letter_is_redriven_once_behind_what_its_chat_has,
+        a_backlog_costs_a_claim_no_more_than_it_takes,
+    }
     resets::{
         an_idle_session_is_replaced_and_the_new_one_runs_at_once,
         either_threshold_alone_expires_a_session,
@@ -154,6 +169,7 @@ drills! {
         a_turn_with_steps_is_left_to_workers_that_can_go_on_with_it,
         a_worker_to_part_with_is_told_wherever_it_is_and_stays_so,
         what_is_left_of_a_turns_time_survives_an_adoption,
+        nothing_that_was_handed_out_before_a_fence_is_valid_after_it,
     }
     accounts::{
         one_replica_at_a_time_receives_for_an_account,

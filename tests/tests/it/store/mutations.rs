@@ -179,7 +179,7 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "a late replica counts itself among the dead",
-        edits: &[("AND r.replica_id <> p_replica", "")],
+        edits: &[("p_owner <> p_replica AND NOT EXISTS", "NOT EXISTS")],
         caught_by: &["a_replica_does_not_take_its_own_attempts_for_a_dead_senders"],
     },
     Mutation {
@@ -229,6 +229,111 @@ const MUTATIONS: &[Mutation] = &[
         name: "a dead sender's attempt is not marked",
         edits: &[("maybe_dup = o.maybe_dup OR o.state = 1", "maybe_dup = o.maybe_dup")],
         caught_by: &["a_retry_keeps_the_lane_and_a_dead_sender_marks_a_possible_duplicate"],
+    },
+    Mutation {
+        name: "a chat that died stays dead for what is written later",
+        edits: &[("<= l.dead_since\n", "IS NOT NULL\n")],
+        caught_by: &[
+            "a_dead_chat_is_told_to_whoever_would_send_until_somebody_writes_there",
+            "what_was_written_during_the_last_attempt_is_heard",
+        ],
+    },
+    Mutation {
+        name: "a dead chat is not marked",
+        edits: &[("IF p_result && '{7,8}' THEN", "IF false THEN")],
+        caught_by: &["a_dead_chat_is_told_to_whoever_would_send_until_somebody_writes_there"],
+    },
+    Mutation {
+        name: "a success does not prove that a chat lives",
+        edits: &[("d.state = 2 AND d.at > l.dead_since", "false")],
+        caught_by: &["a_dead_chat_is_told_to_whoever_would_send_until_somebody_writes_there"],
+    },
+    Mutation {
+        name: "the mark of a dead chat has the time of the outcome",
+        edits: &[(
+            "t - i.delay * interval '1 millisecond' END,\n           dead_reason",
+            "t END,\n           dead_reason",
+        )],
+        caught_by: &["what_was_written_during_the_last_attempt_is_heard"],
+    },
+    Mutation {
+        name: "only attempts of known replicas are taken over",
+        edits: &[(
+            "NOT EXISTS (SELECT 1 FROM replicas r WHERE r.replica_id = p_owner AND r.lost_at IS NULL)",
+            "EXISTS (SELECT 1 FROM replicas r WHERE r.replica_id = p_owner AND r.lost_at IS NOT NULL)",
+        )],
+        caught_by: &["an_attempt_of_a_replica_that_nobody_knows_is_taken_over"],
+    },
+    Mutation {
+        name: "a lost replica hands itself the next of a lane",
+        edits: &[("lost := EXISTS (SELECT 1 FROM replicas r", "lost := false AND EXISTS (SELECT 1 FROM replicas r")],
+        caught_by: &["a_replica_that_counts_as_lost_hands_itself_nothing"],
+    },
+    Mutation {
+        name: "a lost replica hands itself what it completes",
+        edits: &[("alive boolean := NOT EXISTS (", "alive boolean := true OR NOT EXISTS (")],
+        caught_by: &["a_replica_that_counts_as_lost_hands_itself_nothing"],
+    },
+    Mutation {
+        name: "a parked delivery is due at once",
+        edits: &[("WHEN f.result = 9 THEN 'infinity'", "WHEN f.result = 9 THEN t")],
+        caught_by: &["what_has_no_account_waits_for_it_and_counts_no_failure"],
+    },
+    Mutation {
+        name: "an empty reply is a delivery",
+        edits: &[("(octet_length(g.reply) > 0", "(true")],
+        caught_by: &["an_empty_reply_is_no_delivery_unless_its_chat_shows_the_turn"],
+    },
+    Mutation {
+        name: "an unfinished message stays when its turn ends without a word",
+        edits: &[("OR EXISTS (SELECT 1 FROM previews p WHERE p.session_id = g.sid AND p.seq = g.seq))", ")")],
+        caught_by: &["an_empty_reply_is_no_delivery_unless_its_chat_shows_the_turn"],
+    },
+    Mutation {
+        name: "a message without an id is forgotten",
+        edits: &[(
+            "CASE WHEN p.message_id IS NULL THEN 2 ELSE 1 END",
+            "CASE WHEN p.message_id IS NULL THEN 0 ELSE 1 END",
+        )],
+        caught_by: &["a_message_that_nobody_knows_of_makes_the_answer_a_marked_one"],
+    },
+    Mutation {
+        name: "anybody may touch a shown message",
+        edits: &[("p.owner = p_replica OR is_orphaned(p.owner, p_replica)", "true")],
+        caught_by: &["a_shown_turn_has_one_message_whoever_ends_it"],
+    },
+    Mutation {
+        name: "any notice takes the place of the answer",
+        edits: &[("                               AND s.body = p_body)", "                               )")],
+        caught_by: &["a_shown_turn_has_one_message_whoever_ends_it"],
+    },
+    Mutation {
+        name: "a turn is shown while its lane is busy",
+        edits: &[("IF EXISTS (SELECT 1 FROM outbox o WHERE o.lane_id = p_lane AND o.head) THEN", "IF false THEN")],
+        caught_by: &["a_turn_is_shown_only_while_nothing_waits_before_it"],
+    },
+    Mutation {
+        name: "showing a turn does not lock it",
+        edits: &[("AND state = 2 AND head_seq = p_seq FOR SHARE", "AND state = 2 AND head_seq = p_seq")],
+        caught_by: &["a_turn_that_ends_meanwhile_is_not_shown"],
+    },
+    Mutation {
+        name: "a dead letter can be redriven twice",
+        edits: &[("ELSIF d.redriven_pos IS NOT NULL THEN", "ELSIF false THEN")],
+        caught_by: &["a_dead_letter_is_redriven_once_behind_what_its_chat_has"],
+    },
+    Mutation {
+        name: "a redriven letter forgets what may have arrived",
+        edits: &[(
+            "d.session_id, d.seq, d.body, d.maybe_dup, d.part, true)",
+            "d.session_id, d.seq, d.body, false, 0, true)",
+        )],
+        caught_by: &["a_dead_letter_is_redriven_once_behind_what_its_chat_has"],
+    },
+    Mutation {
+        name: "a claim reads all that is due",
+        edits: &[("clock_timestamp() ORDER BY o.next_at LIMIT p_n)", "clock_timestamp() ORDER BY o.next_at)")],
+        caught_by: &["a_backlog_costs_a_claim_no_more_than_it_takes"],
     },
     Mutation {
         name: "an expired lease can be renewed",
@@ -314,6 +419,21 @@ const MUTATIONS: &[Mutation] = &[
         name: "coming back undoes the parting",
         edits: &[("WHERE n.worker_id = p_worker AND o.until IS NOT NULL", "WHERE false")],
         caught_by: &["a_worker_to_part_with_is_told_wherever_it_is_and_stays_so"],
+    },
+    Mutation {
+        name: "a fence leaves the epochs",
+        edits: &[("SET epoch = epoch + 4294967296, worker_id", "SET worker_id")],
+        caught_by: &["nothing_that_was_handed_out_before_a_fence_is_valid_after_it"],
+    },
+    Mutation {
+        name: "a fence leaves the numbers of sessions",
+        edits: &[("setval('session_ids', nextval('session_ids') + 1000000000), ", "")],
+        caught_by: &["nothing_that_was_handed_out_before_a_fence_is_valid_after_it"],
+    },
+    Mutation {
+        name: "what waits to be delivered is not marked after a fence",
+        edits: &[("UPDATE outbox SET maybe_dup = true;", "")],
+        caught_by: &["nothing_that_was_handed_out_before_a_fence_is_valid_after_it"],
     },
     Mutation {
         name: "a replica is not told with whom to part",

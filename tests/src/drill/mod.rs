@@ -14,6 +14,8 @@
 //! Used by the drill binaries and the tests that start them. It knows the texts of the functions it mutates and fails when
 //! one of them is not there any more.
 
+pub mod tools;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write as _;
@@ -26,6 +28,7 @@ use anyhow::{Context as _, bail, ensure};
 use hermes_control_plane::app::Seams;
 use hermes_control_plane::failpoint::{Failpoints, Verdict};
 use hermes_control_plane::store::Functions;
+use hermes_worker::seams::{self, Without};
 use nix::sys::signal::{Signal, raise};
 
 /// The variable that names points and actions.
@@ -53,14 +56,26 @@ pub enum Mechanism {
     Delivery,
     /// One delivery of a lane at a time, in order.
     LaneOrder,
+    /// The stored id of the message that shows a running turn.
+    Preview,
+    /// The mark of a chat that is gone.
+    DeadMark,
     /// The worker's own stop before its lease may have been given away.
     SelfFence,
 }
 
 impl Mechanism {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Epoch, Self::Dedupe, Self::Intent, Self::Delivery, Self::LaneOrder, Self::SelfFence];
+    pub const ALL: [Self; 8] = [
+        Self::Epoch,
+        Self::Dedupe,
+        Self::Intent,
+        Self::Delivery,
+        Self::LaneOrder,
+        Self::Preview,
+        Self::DeadMark,
+        Self::SelfFence,
+    ];
 
     /// Its name in the environment.
     pub fn name(self) -> &'static str {
@@ -70,6 +85,8 @@ impl Mechanism {
             Self::Intent => "intent",
             Self::Delivery => "delivery",
             Self::LaneOrder => "lane-order",
+            Self::Preview => "preview",
+            Self::DeadMark => "dead-mark",
             Self::SelfFence => "self-fence",
         }
     }
@@ -88,6 +105,11 @@ impl Mechanism {
             Self::LaneOrder => {
                 &[("AND NOT o.head ORDER BY o.pos LIMIT 1", "AND NOT o.head ORDER BY o.pos DESC LIMIT 1")]
             }
+            Self::Preview => &[(
+                "RETURN QUERY SELECT CASE WHEN p.message_id IS NULL THEN 2 ELSE 1 END, p.message_id;",
+                "RETURN QUERY SELECT 0, NULL::text;",
+            )],
+            Self::DeadMark => &[("IF p_result && '{7,8}' THEN", "IF false THEN")],
             Self::Intent | Self::SelfFence => &[],
         }
     }
@@ -161,6 +183,31 @@ impl Drill {
             worker_binary: worker.is_file().then_some(worker),
             worker_environment: variables.collect(),
         })
+    }
+}
+
+impl Drill {
+    /// The seams of a worker.
+    pub fn worker(&self) -> seams::Seams {
+        let mut seams = seams::Seams::default();
+        if self.points.are_set() {
+            let points = self.points.clone();
+            seams.failpoints = hermes_worker::failpoint::Failpoints::new(move |point| {
+                let (points, point) = (points.clone(), point.to_owned());
+                Box::pin(async move {
+                    use hermes_worker::failpoint::Verdict;
+                    if points.reach(&point).await { Verdict::GoOn } else { Verdict::Fail }
+                })
+            });
+        }
+        if let Some(file) = &self.effects {
+            seams.toolbox = Arc::new(tools::Notes::new(file.clone()));
+        }
+        seams.without = Without {
+            self_fence: self.without == Some(Mechanism::SelfFence),
+            intent_row: self.without == Some(Mechanism::Intent),
+        };
+        seams
     }
 }
 
