@@ -77,11 +77,11 @@ impl Pressure {
         let most = i64::try_from(limits.queued_per_agent).unwrap_or(i64::MAX);
         let late = Duration::from_secs(limits.shed_after_seconds);
         self.on(agent_no, |load| {
-            if !command && load.counted.saturating_add(load.since) >= most {
-                return Err(Pressed::Full);
-            }
             if comes_back && !command && !late.is_zero() && load.oldest.is_some_and(|since| since.elapsed() > late) {
                 return Err(Pressed::Late);
+            }
+            if !command && load.counted.saturating_add(load.since) >= most {
+                return Err(Pressed::Full);
             }
             if load.on_the_way >= MAX_ON_THE_WAY {
                 return Err(Pressed::Flooded);

@@ -1,7 +1,6 @@
 //! The handlers of `/v1`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -18,7 +17,8 @@ use serde_json::{Value, json};
 use super::answer::{self, Head};
 use super::caller::{self, Conversation};
 use super::error::ApiError;
-use super::{Parts, Submit, request};
+use super::{Parts, Settings, Submit, SubmitError, request};
+use crate::budget::Held;
 
 /// Names the turn; the SDKs show it as the request's id.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -61,7 +61,7 @@ pub(super) async fn chat_completions(
     body: Body,
 ) -> Result<Response, ApiError> {
     let principal = caller::principal(&*parts.turns, &headers).await?;
-    let body = bounded(&headers, body, parts.settings.body_time, parts.settings.body_bytes, DISCARDED).await?;
+    let (body, held) = bounded(&headers, body, &parts.settings, parts.settings.body_bytes, DISCARDED).await?;
     let request = request::parse(&body)?;
     let conversation = Conversation::of(&headers, caller::fresh_handle)?;
     let preset = request.model.as_deref().map(|model| agent(&parts, model)).transpose()?;
@@ -72,6 +72,7 @@ pub(super) async fn chat_completions(
     let history = (!continued).then_some(request.history);
     let submit = Submit { principal, source, text: request.text, history, preset, dedupe_key, body_hash };
     let submitted = parts.turns.submit(submit).await?;
+    drop(held);
 
     let head = Head {
         id: format!("chatcmpl-{}", submitted.turn),
@@ -112,24 +113,26 @@ where
     response
 }
 
-/// Reads a body of at most `limit` bytes within `time`. Of a larger one up to `discard` bytes more are read and dropped:
+/// Reads a body of at most `limit` bytes in time, as long as there is room for it. Of a larger one up to `discard` bytes more are read and dropped:
 /// closing a connection on a client that is still sending may destroy the answer on its way.
 ///
 /// # Errors
-/// 413, 408 or, for a body that was cut off, 400.
+/// 413, 408, 503 or, for a body that was cut off, 400.
 pub(super) async fn bounded(
     headers: &HeaderMap,
     body: Body,
-    time: Duration,
+    settings: &Settings,
     limit: usize,
     discard: usize,
-) -> Result<Bytes, ApiError> {
+) -> Result<(Bytes, Held), ApiError> {
     let most = limit.saturating_add(discard);
     let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| usize::try_from(length).map_or(true, |length| length > most)) {
         return Err(ApiError::body_too_large(limit));
     }
     let read = async {
+        let full = || ApiError::from(SubmitError::Overloaded);
+        let mut held = settings.budget.take(0).ok_or_else(full)?;
         let mut body = body;
         let mut kept = Vec::new();
         let mut seen = 0_usize;
@@ -140,11 +143,13 @@ pub(super) async fn bounded(
                 break;
             } else if seen > limit {
                 kept = Vec::new();
-            } else {
+            } else if held.more(data.len()) {
                 kept.extend_from_slice(&data);
+            } else {
+                return Err(full());
             }
         }
-        if seen > limit { Err(ApiError::body_too_large(limit)) } else { Ok(Bytes::from(kept)) }
+        if seen > limit { Err(ApiError::body_too_large(limit)) } else { Ok((Bytes::from(kept), held)) }
     };
-    tokio::time::timeout(time, read).await.unwrap_or_else(|_| Err(ApiError::body_too_slow()))
+    tokio::time::timeout(settings.body_time, read).await.unwrap_or_else(|_| Err(ApiError::body_too_slow()))
 }

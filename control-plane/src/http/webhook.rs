@@ -21,7 +21,7 @@ pub(super) async fn receive(
 ) -> Result<Response, ApiError> {
     let Path((platform, account)) = path.map_err(|_| ApiError::no_such_path())?;
     let (head, body) = request.into_parts();
-    let body = bounded(&head.headers, body, parts.settings.body_time, parts.settings.webhook_bytes, 0).await?;
+    let (body, _held) = bounded(&head.headers, body, &parts.settings, parts.settings.webhook_bytes, 0).await?;
     let request: Request<Bytes> = Request::from_parts(head, body);
     let response = (parts.webhooks)(platform, account, request).await.ok_or_else(ApiError::no_such_path)?;
     Ok(response.map(Body::from).into_response())

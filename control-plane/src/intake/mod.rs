@@ -7,6 +7,7 @@
 
 mod batch;
 mod notices;
+mod pace;
 mod sink;
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use tracing::Instrument as _;
 
 pub use sink::Sink;
 
+use crate::budget::{Budget, Held};
 use crate::dispatch::{Dispatcher, OnTheWay, Pressed};
 use crate::outbox::Outbox;
 use crate::registry::{Registry, Snapshot};
@@ -164,6 +166,7 @@ pub struct Intake {
     clock: Arc<DatabaseClock>,
     waiting: mpsc::Sender<batch::Prepared>,
     notices: notices::Notices,
+    budget: Budget,
     metrics: Metrics,
 }
 
@@ -182,7 +185,7 @@ pub struct Offered {
     answer: oneshot::Receiver<store::Result<batch::Kept>>,
     lane: Option<i64>,
     policy: BusyPolicy,
-    _on_the_way: OnTheWay,
+    _on_the_way: (OnTheWay, Held),
 }
 
 /// What is decided about a message before its commit.
@@ -192,7 +195,7 @@ struct Decided {
     session_key: String,
     lane: Option<i64>,
     policy: BusyPolicy,
-    on_the_way: OnTheWay,
+    on_the_way: (OnTheWay, Held),
 }
 
 impl Intake {
@@ -209,7 +212,7 @@ impl Intake {
         let run = batch::run(dispatcher.clone(), registry.clone(), clock.clone(), offered, tasks.stopping());
         tasks.spawn("intake", run);
         let notices = notices::Notices::new(dispatcher.store().clone(), outbox.clone(), tasks.clone());
-        Self { registry, outbox, dispatcher, clock, waiting, notices, metrics }
+        Self { registry, outbox, dispatcher, clock, waiting, notices, budget: Budget::default(), metrics }
     }
 
     /// Accepts one message.
@@ -302,6 +305,10 @@ impl Intake {
         }
     }
 
+    fn inbound_per_second(&self) -> u64 {
+        self.registry.current().document.limits.inbound_per_second
+    }
+
     /// Dispatch, for callers that follow a turn.
     pub fn dispatcher(&self) -> &Dispatcher {
         &self.dispatcher
@@ -325,6 +332,8 @@ impl Intake {
                 Err(Pressed::Late) => return Err(Error::Busy(BusyReason::Late)),
                 Err(Pressed::Flooded) => return Err(Error::Overloaded),
             };
+        let held = self.budget.take(message.text.len()).ok_or(Error::Overloaded)?;
+        let on_the_way = (on_the_way, held);
         let isolation: Isolation = document.isolation();
         let session_key = session_key(namespace(Some(agent.id.as_str()), None), source, isolation, &no_aliases);
         let lane = match &message.reply_to {

@@ -1,10 +1,14 @@
 //! The way in for platform adapters.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use hermes_platforms::{AccountState, InboundMessage, InboundSink, Receipt};
 
 use super::batch::Group;
+use super::pace::Pace;
 use super::{Dedupe, Error, Intake, Message, Surface};
 use crate::dispatch::COME_BACK;
 use crate::outbox::Adapters;
@@ -15,12 +19,23 @@ use crate::store::LaneKey;
 pub struct Sink {
     intake: Intake,
     adapters: Adapters,
+    pace: Arc<Pace>,
 }
 
 impl Sink {
     /// The sink of this replica.
     pub fn new(intake: Intake, adapters: Adapters) -> Self {
-        Self { intake, adapters }
+        Self { intake, adapters, pace: Arc::default() }
+    }
+}
+
+impl Sink {
+    /// How many of an account's messages its pace allows, and when the next one.
+    fn taken(&self, messages: &[InboundMessage]) -> (usize, Duration) {
+        let Some(first) = messages.first() else { return (0, Duration::ZERO) };
+        let (platform, account) = (&first.source.platform, first.source.account.as_deref().unwrap_or_default());
+        let rate = self.intake.inbound_per_second();
+        self.pace.take(platform, account, messages.len(), rate, Instant::now())
     }
 }
 
@@ -30,7 +45,9 @@ impl InboundSink for Sink {
             // Offered one after another, so that one session's messages keep their order; committed together.
             let mut offered = Vec::with_capacity(messages.len());
             let group = Group::default();
-            for message in messages {
+            let (taken, after) = self.taken(&messages);
+            let late = messages.len() - taken;
+            for message in messages.into_iter().take(taken) {
                 let (message, chat) = message_of(message);
                 offered.push((chat, self.intake.offer(message, &group).await));
             }
@@ -49,6 +66,8 @@ impl InboundSink for Sink {
                     Err(error) => Receipt::Refused { reason: self.intake.refusal(&chat, &error) },
                 });
             }
+            // They are offered again behind the others.
+            receipts.extend((0..late).map(|_| Receipt::Later(after)));
             receipts
         }
         .boxed()

@@ -228,6 +228,7 @@ fn limits(limits: &Limits) -> Shape {
         .put("queued_per_agent", literal(limits.queued_per_agent))
         .put("queued_per_session", literal(limits.queued_per_session))
         .put("shed_after_seconds", literal(limits.shed_after_seconds))
+        .put("inbound_per_second", literal(limits.inbound_per_second))
         .map()
 }
 

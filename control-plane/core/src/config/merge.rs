@@ -32,6 +32,7 @@ impl Document {
         set(&mut merged.limits.queued_per_agent, patch.limits.queued_per_agent);
         set(&mut merged.limits.queued_per_session, patch.limits.queued_per_session);
         set(&mut merged.limits.shed_after_seconds, patch.limits.shed_after_seconds);
+        set(&mut merged.limits.inbound_per_second, patch.limits.inbound_per_second);
         set(&mut merged.limits.turn_seconds, patch.limits.turn_seconds);
         set(&mut merged.limits.stall_seconds, patch.limits.stall_seconds);
         merged.retention.patched(&patch.retention);

@@ -151,6 +151,9 @@ pub struct Limits {
     /// An agent of which a session has waited longer than this, seconds, takes no further messages from the APIs, whose callers can
     /// come back; 0: never mind. Default 600.
     pub shed_after_seconds: u64,
+    /// Most messages that one platform account brings in a second, on average over five; more stay at the platform, or are
+    /// told to come back. 0: no bound. Default 1000.
+    pub inbound_per_second: u64,
 }
 
 impl Default for Limits {
@@ -163,6 +166,7 @@ impl Default for Limits {
             queued_per_agent: 10_000,
             queued_per_session: 100,
             shed_after_seconds: 600,
+            inbound_per_second: 1000,
         }
     }
 }

@@ -100,6 +100,8 @@ pub struct LimitsPatch {
     pub queued_per_session: Option<u64>,
     /// `shed_after_seconds`.
     pub shed_after_seconds: Option<u64>,
+    /// `inbound_per_second`.
+    pub inbound_per_second: Option<u64>,
 }
 
 /// Lines of a text by path, for faults and warnings about the merged document. The default knows no line.
@@ -312,6 +314,7 @@ fn read_limits(node: &Node, patch: &mut Patch, faults: &mut Faults) {
         "queued_per_agent",
         "queued_per_session",
         "shed_after_seconds",
+        "inbound_per_second",
     ];
     let section = Section::open(node, &path, &keys, faults);
     let mut read = |key, range| section.optional(key, faults, |node, path, faults| integer(node, range, path, faults));
@@ -323,6 +326,7 @@ fn read_limits(node: &Node, patch: &mut Patch, faults: &mut Faults) {
         queued_per_agent: read("queued_per_agent", 1..=super::QUEUED_MAX),
         queued_per_session: read("queued_per_session", 1..=super::QUEUED_MAX),
         shed_after_seconds: read("shed_after_seconds", 0..=u64::from(u32::MAX)),
+        inbound_per_second: read("inbound_per_second", 0..=super::QUEUED_MAX),
     };
 }
 

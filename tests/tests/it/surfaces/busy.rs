@@ -243,7 +243,7 @@ async fn a_full_or_late_agent_refuses_its_own_messages_only() {
     let (fake, mock) = (FakeTelegram::start().await.unwrap(), MockModel::start().await.unwrap());
     let (database, collector) = (TestPostgres::empty().unwrap(), Collector::start().await.unwrap());
     fake.bot("700:a-secret-of-the-bot");
-    let document = json!({"agents": {"coder": {}, "idle": {}}, "limits": {"queued_per_agent": 3, "shed_after_seconds": 1},
+    let document = json!({"agents": {"coder": {}, "idle": {}}, "limits": {"queued_per_agent": 3, "shed_after_seconds": 8},
         "routes": [{"match": {"chat_type": "group"}, "agent": "coder"}]});
     let mut plane = Plane::start(&database, &with_model(&mock, document), &collector).await;
     let send = |chat: String, agent: &str| {

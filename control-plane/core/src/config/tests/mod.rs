@@ -43,7 +43,7 @@ busy:
   rules:
     - {platform: slack, mode: queue}
     - {agent: coder, platform: slack, mode: steer, notice: false}
-limits: {message_bytes: 1000, history_bytes: 5000, turn_seconds: 60, stall_seconds: 30, queued_per_agent: 9, queued_per_session: 3, shed_after_seconds: 0}
+limits: {message_bytes: 1000, history_bytes: 5000, turn_seconds: 60, stall_seconds: 30, queued_per_agent: 9, queued_per_session: 3, shed_after_seconds: 0, inbound_per_second: 7}
 retention: {dedupe_days: 9, steps_days: 3, deliveries_days: 4, dead_days: 5, turns_days: 6}
 providers:
   anthropic: {api_key_env: ANTHROPIC_API_KEY}
@@ -154,6 +154,7 @@ fn every_key_is_read() {
         queued_per_agent: 9,
         queued_per_session: 3,
         shed_after_seconds: 0,
+        inbound_per_second: 7,
     };
     assert_eq!(document.limits, limits);
     let coder = AgentId::parse("coder").unwrap();
@@ -455,6 +456,7 @@ fn any_document() -> impl Strategy<Value = Document> {
             queued_per_agent: bytes,
             queued_per_session: bytes,
             shed_after_seconds: bytes,
+            inbound_per_second: bytes,
         },
         routes: keys.into_iter().map(|pair| Route { keys: vec![pair], agent: AgentId::main() }).collect(),
         ..Document::default()
