@@ -9,6 +9,7 @@ pub mod app;
 pub mod config;
 pub mod connection;
 pub mod documents;
+pub mod failpoint;
 pub mod home;
 pub mod identity;
 pub mod link;

@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use hermes_core::AgentId;
-use hermes_core::turn::{TurnState, Usage};
+use hermes_core::turn::TurnState;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{Dispatcher, LEASE, Report};
+use super::{Dispatcher, Report, journal};
 use crate::store::{self, BATCH_ROWS, Completion, CompletionOutcome, DueDelivery, Ended, Leased, TurnEnd};
 
 /// A report on its way into the store.
@@ -37,19 +37,28 @@ struct Place {
 pub(super) async fn complete(dispatcher: &Dispatcher, worker: i64, agent: &AgentId, report: Report) -> bool {
     let inner = &dispatcher.inner;
     let mut report = report;
+    if let Err(error) = dispatcher.recall(report.turn, report.epoch).await {
+        tracing::warn!(turn = %report.turn, %error, "what an earlier attempt's model calls used is not counted");
+    }
     let (lane, revision, place, traceparent, since) = match inner.fleet.running(worker, report.turn, report.epoch) {
         Some((slot, running)) => {
             let Some(agent_no) = inner.fleet.agent_of(worker) else { return false };
             // What the broker counted is the truth, not what the worker says.
             report.usage = running.usage.unwrap_or_default();
+            // Nobody stopped it: its chat is told why it ended.
+            if let (Some((why, _)), Ended::Cancelled) = (running.overrun, report.ended) {
+                report.ended = Ended::Failed;
+                why.notice().clone_into(&mut report.reply);
+            }
             let place = Place { worker, slot, agent_no, session_key: running.session_key };
             (running.lane, running.revision, Some(place), running.traceparent, running.since)
         }
         // Resent after a reconnect. The fence decides whether it may still be written; whose turn it is must be asked.
-        // What its model calls used was counted where it ran before: it is unknown here, whatever the worker says.
+        // What its model calls used was counted where it ran before: but for the journaled replies it is unknown here, whatever the
+        // worker says.
         None => match inner.store.turn_place(report.turn).await {
             Ok((owner, lane)) if owner == agent.as_str() => {
-                report.usage = Usage::default();
+                report.usage = journal::usage_of(&inner.store, report.turn).await.unwrap_or_default();
                 (lane, 0, None, None, Instant::now())
             }
             Ok(_) => {
@@ -126,7 +135,7 @@ async fn store_batch(dispatcher: &Dispatcher, batch: &mut Vec<Pending>, stop: &C
     while !batch.is_empty() {
         let rows: Vec<Completion> = batch.iter().map(|pending| pending.completion.clone()).collect();
         let leasing = dispatcher.leasing().await;
-        let answers = inner.store.complete(inner.replica, &rows, LEASE).await;
+        let answers = inner.store.complete(inner.replica, &rows, dispatcher.turn_limit()).await;
         let mut again = Vec::new();
         for (mut pending, answer) in batch.drain(..).zip(answers) {
             match answer {
@@ -202,6 +211,7 @@ fn settle(dispatcher: &Dispatcher, pending: Pending, outcome: CompletionOutcome)
         inner.live.end(completion.turn, end);
     } else {
         tracing::info!(turn = %completion.turn, epoch = completion.epoch, "a stale report was refused");
+        inner.metrics.report_fenced("end");
         inner.live.forget(completion.turn);
     }
     if let Some(place) = place {
@@ -226,7 +236,8 @@ fn continue_session(
     match outcome.next {
         Some((epoch, seq, next)) if held => {
             let turn = store::TurnId { session: ended.session, seq };
-            dispatcher.begin(Leased { worker, slot, turn, epoch, crashes: 0, session_key, next });
+            let left = dispatcher.turn_limit();
+            dispatcher.begin(Leased { worker, slot, turn, epoch, crashes: 0, journaled: 0, left, session_key, next });
         }
         // The worker has left, or registered anew and brought the turn along: its new registration holds the lease now.
         Some(_) => fleet.suspect(),

@@ -22,7 +22,10 @@ use uuid::Uuid;
 use super::convert::{self, signed, store_status, unsigned};
 use super::layers::principal;
 use super::status::{Reason, invalid, refuse};
-use crate::dispatch::{Arrival, Assignment, Dispatcher, HEARTBEAT, LEASE, Report, Running, ToWorker};
+use super::steps::{self, Recording};
+use crate::dispatch::{
+    Arrival, Assignment, CancelKind, DRAIN_GRACE, Dispatcher, HEARTBEAT, LEASE, Report, Running, ToWorker,
+};
 use crate::identity::Principal;
 use crate::registry::Registry;
 use crate::store::{Ended, HomeDocumentInfo, SessionId, TurnId};
@@ -66,7 +69,7 @@ pub(super) fn turn_ref(turn: Option<&v1::TurnRef>) -> Result<(TurnId, i64), Stat
     Ok((id, signed("turn.epoch", turn.epoch)?))
 }
 
-fn turn_to(turn: TurnId, epoch: i64) -> Option<v1::TurnRef> {
+pub(super) fn turn_to(turn: TurnId, epoch: i64) -> Option<v1::TurnRef> {
     Some(v1::TurnRef { session_id: unsigned(turn.session.0), seq: unsigned(turn.seq), epoch: unsigned(epoch) })
 }
 
@@ -110,11 +113,7 @@ impl WorkerService for WorkerApi {
             return Err(invalid("message", "the first message must be Register"));
         };
         if !(hermes_proto::WORKER_PROTOCOL_OLDEST..=WORKER_PROTOCOL_VERSION).contains(&register.protocol_version) {
-            let reason = format!(
-                "this control plane speaks worker protocol {WORKER_PROTOCOL_VERSION}, the worker {}; upgrade the older one",
-                register.protocol_version
-            );
-            return Ok(Response::new(refused(reason, false)));
+            return Ok(Response::new(refused(unspoken(register.protocol_version), false)));
         }
         if register.slots == 0 || register.slots > MAX_SLOTS {
             return Ok(Response::new(refused(format!("slots must be 1 to {MAX_SLOTS}"), false)));
@@ -126,6 +125,7 @@ impl WorkerService for WorkerApi {
             home: shown(&register.home),
             build: shown(&register.build),
             slots: register.slots,
+            protocol: register.protocol_version,
         };
         let attached = match self.dispatcher.attach(arrival).await {
             Ok(attached) => attached,
@@ -139,7 +139,12 @@ impl WorkerService for WorkerApi {
             agent: caller.agent.to_string(),
             protocol_version: WORKER_PROTOCOL_VERSION,
         };
-        let link = Link { dispatcher: self.dispatcher.clone(), worker_id: attached.worker_id, agent: caller.agent };
+        let link = Link {
+            dispatcher: self.dispatcher.clone(),
+            worker_id: attached.worker_id,
+            identity: caller.worker,
+            agent: caller.agent,
+        };
         let stop = self.tasks.stopping();
         self.tasks.spawn("worker link", link.run(incoming, attached.hang_up, stop));
         let first = futures_util::stream::once(async move { Ok(wire(ToWire::Welcome(welcome))) });
@@ -181,8 +186,8 @@ impl WorkerService for WorkerApi {
         request: Request<v1::FetchJournalRequest>,
     ) -> Result<Response<Self::FetchJournalStream>, Status> {
         let caller = caller(&request)?;
-        self.running(&caller, request.into_inner().turn.as_ref())?;
-        Ok(Response::new(futures_util::stream::empty().boxed()))
+        let (turn, _) = self.running(&caller, request.into_inner().turn.as_ref())?;
+        Ok(Response::new(steps::journal(self.registry.store().clone(), turn)))
     }
 
     type FetchHomeStream = BoxStream<'static, Result<v1::HomeChunk, Status>>;
@@ -274,6 +279,7 @@ impl WorkerService for WorkerApi {
 struct Link {
     dispatcher: Dispatcher,
     worker_id: i64,
+    identity: Uuid,
     agent: AgentId,
 }
 
@@ -286,6 +292,7 @@ impl Link {
     ) {
         let mut leaving = false;
         let mut storing: FuturesUnordered<BoxFuture<'static, ToWorker>> = FuturesUnordered::new();
+        let mut recording = Recording::default();
         loop {
             tokio::select! {
                 // Once all stops, a report that is not stored must not be told to be fenced: the worker sends it elsewhere.
@@ -295,9 +302,14 @@ impl Link {
                 Some(ack) = storing.next() => {
                     self.dispatcher.fleet().send(self.worker_id, ack);
                 }
+                Some(ack) = recording.next() => {
+                    if let Some(ack) = ack {
+                        self.dispatcher.fleet().send(self.worker_id, ack);
+                    }
+                }
                 // A worker that reports more than it can have run is read no further until that is stored.
-                message = incoming.message(), if storing.len() < MAX_STORING => match message {
-                    Ok(Some(message)) => match self.handle(message, &mut storing) {
+                message = incoming.message(), if storing.len() < MAX_STORING && recording.has_room() => match message {
+                    Ok(Some(message)) => match self.handle(message, &mut storing, &mut recording) {
                         Ok(went) => leaving |= went,
                         Err(status) => {
                             tracing::warn!(worker = self.worker_id, reason = status.message(), "a worker broke the protocol");
@@ -315,6 +327,7 @@ impl Link {
         }
         // What was reported is stored even though nobody waits for the answer.
         while storing.next().await.is_some() {}
+        while recording.next().await.is_some() {}
         self.dispatcher.detach(self.worker_id, leaving).await;
     }
 
@@ -323,6 +336,7 @@ impl Link {
         &self,
         message: v1::WorkerMessage,
         storing: &mut FuturesUnordered<BoxFuture<'static, ToWorker>>,
+        recording: &mut Recording,
     ) -> Result<bool, Status> {
         match message.message {
             Some(FromWire::Heartbeat(heartbeat)) => {
@@ -337,7 +351,8 @@ impl Link {
             }
             Some(FromWire::Progress(progress)) => {
                 let (turn, epoch) = turn_ref(progress.turn.as_ref())?;
-                if self.dispatcher.fleet().running(self.worker_id, turn, epoch).is_some() {
+                // Without text too: a tool that takes long shows so that it still works.
+                if self.dispatcher.fleet().progressed(self.identity, turn, epoch) {
                     self.dispatcher.live().append(turn, &progress.text_delta);
                 }
             }
@@ -347,13 +362,23 @@ impl Link {
                 let worker_id = self.worker_id;
                 let dispatcher = self.dispatcher.clone();
                 storing.push(Box::pin(async move {
-                    dispatcher.drain(|worker| worker.worker_id == worker_id).await;
-                    ToWorker::Drain
+                    dispatcher.drain(|worker| worker.worker_id == worker_id, DRAIN_GRACE).await;
+                    ToWorker::Drain(DRAIN_GRACE)
                 }));
                 return Ok(true);
             }
-            Some(FromWire::Step(_) | FromWire::HandBack(_)) => {
-                return Err(invalid("message", "it is of a kind this build does not take"));
+            Some(FromWire::HandBack(back)) => {
+                let (turn, epoch) = turn_ref(back.turn.as_ref())?;
+                let (dispatcher, worker_id) = (self.dispatcher.clone(), self.worker_id);
+                storing.push(Box::pin(async move {
+                    let stored = dispatcher.release(worker_id, turn, epoch).await;
+                    ToWorker::CompletedAck { turn, epoch, stored }
+                }));
+            }
+            Some(FromWire::Step(report)) => {
+                let row = steps::read(report)?;
+                self.dispatcher.fleet().progressed(self.identity, row.turn, row.epoch);
+                recording.push(&self.dispatcher, self.worker_id, row);
             }
             Some(FromWire::Register(_)) => return Err(invalid("message", "Register comes once")),
             None => return Err(invalid("message", "it is empty or of a kind this build does not know")),
@@ -384,6 +409,19 @@ impl Link {
     }
 }
 
+/// Why a worker that speaks this is not served, and who must be upgraded.
+fn unspoken(theirs: u32) -> String {
+    let oldest = hermes_proto::WORKER_PROTOCOL_OLDEST;
+    let remedy = if theirs < oldest {
+        "start the worker from a newer release"
+    } else {
+        "upgrade the control plane before its workers"
+    };
+    format!(
+        "this control plane speaks worker protocols {oldest} to {WORKER_PROTOCOL_VERSION}, the worker {theirs}: {remedy}"
+    )
+}
+
 fn wire(message: ToWire) -> v1::ControlMessage {
     v1::ControlMessage { message: Some(message) }
 }
@@ -399,10 +437,23 @@ fn message_to(message: ToWorker) -> ToWire {
         ToWorker::CompletedAck { turn, epoch, stored } => {
             ToWire::CompletedAck(v1::CompletedAck { turn: turn_to(turn, epoch), stored })
         }
+        ToWorker::StepAck { turn, epoch, step, phase, answer } => {
+            ToWire::StepAck(steps::ack_to(turn, epoch, step, phase, answer))
+        }
         ToWorker::HeartbeatAck { sequence, lease_lost } => {
             ToWire::HeartbeatAck(v1::HeartbeatAck { sequence, lease_lost })
         }
-        ToWorker::Drain => ToWire::Drain(v1::Drain { grace_ms: 30_000 }),
+        ToWorker::Cancel { turn, epoch, kind, reason } => {
+            let kind = match kind {
+                CancelKind::Overdue => v1::CancelKind::Overdue,
+                CancelKind::Abandoned => v1::CancelKind::Abandoned,
+            };
+            ToWire::Cancel(v1::Cancel { turn: turn_to(turn, epoch), reason, kind: kind.into() })
+        }
+        ToWorker::Drain(grace) => {
+            // Zero would leave it to the worker.
+            ToWire::Drain(v1::Drain { grace_ms: u32::try_from(grace.as_millis()).unwrap_or(u32::MAX).max(1) })
+        }
     }
 }
 
@@ -425,7 +476,7 @@ fn assignment_to(assignment: Assignment) -> v1::Assignment {
         attempt: assignment.attempt,
         history_bytes: u32::try_from(assignment.history_bytes).unwrap_or(u32::MAX),
         home_version: unsigned(assignment.home_version),
-        journal_entries: 0,
+        journal_entries: assignment.journal_entries,
     }
 }
 

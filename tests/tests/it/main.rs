@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helper functions too")]
 
 mod deploy_examples;
+mod drills;
 mod http_api;
 mod identity;
 mod models;

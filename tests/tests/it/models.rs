@@ -49,7 +49,7 @@ fn target(kind: ProviderKind, mock: &MockModel) -> ProviderTarget {
 }
 
 fn said(role: Role, text: &str) -> Message {
-    Message { role, text: text.to_owned() }
+    Message::Said { role, text: text.to_owned() }
 }
 
 struct Heard {
@@ -76,7 +76,7 @@ async fn ask(broker: &Broker, target: ModelTarget, messages: Vec<Message>) -> He
                 assert!(!text.is_empty());
                 deltas.push(text);
             }
-            ModelEvent::Done { usage, finish_reason } => break Ok((usage, finish_reason)),
+            ModelEvent::Done { usage, finish_reason, .. } => break Ok((usage, finish_reason)),
             ModelEvent::Failed(failure) => break Err(failure),
         }
     };

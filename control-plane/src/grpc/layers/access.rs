@@ -68,6 +68,7 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::RouteExplainRoute
         | Rpc::SessionListSessions
         | Rpc::SessionGetSession
+        | Rpc::SessionGetTurnSteps
         | Rpc::SystemGetStatus
         | Rpc::SystemDiff
         | Rpc::SystemExport

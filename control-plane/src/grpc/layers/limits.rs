@@ -83,6 +83,7 @@ fn pace(called: Called) -> Pace {
         | Rpc::RouteExplainRoute
         | Rpc::SessionListSessions
         | Rpc::SessionGetSession
+        | Rpc::SessionGetTurnSteps
         | Rpc::SystemGetStatus
         | Rpc::SystemListWorkers
         | Rpc::IdentityJoin
