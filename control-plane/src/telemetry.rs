@@ -305,6 +305,9 @@ pub struct Metrics {
     refusals: Counter<u64>,
     clock_back: Counter<u64>,
     overruns: Counter<u64>,
+    accounts_deaf: Gauge<u64>,
+    oldest_transaction: Gauge<f64>,
+    retained: Counter<u64>,
 }
 
 impl Metrics {
@@ -344,6 +347,13 @@ impl Metrics {
                 "how often the database's clock went back by more than a second",
             ),
             overruns: counter("hermes_overruns", "turns that took too long or stood still, by reason"),
+            accounts_deaf: gauge("hermes_accounts_deaf", "accounts this replica receives for whose platform is silent"),
+            oldest_transaction: meter
+                .f64_gauge("hermes_database_oldest_transaction")
+                .with_unit("s")
+                .with_description("age of the database's oldest transaction or snapshot, seen once a minute")
+                .build(),
+            retained: counter("hermes_retention_removed", "rows that retention removed, by what they were"),
         }
     }
 
@@ -423,6 +433,21 @@ impl Metrics {
     pub fn rpc(&self, rpc: &'static str, code: &'static str, took: Duration) {
         self.rpcs.add(1, &[KeyValue::new("rpc", rpc), KeyValue::new("code", code)]);
         self.rpc_time.record(took.as_secs_f64(), &[KeyValue::new("rpc", rpc)]);
+    }
+
+    /// `hermes_accounts_deaf`.
+    pub fn accounts_deaf(&self, accounts: u64) {
+        self.accounts_deaf.record(accounts, &[]);
+    }
+
+    /// `hermes_database_oldest_transaction_seconds`.
+    pub fn oldest_transaction(&self, age: Duration) {
+        self.oldest_transaction.record(age.as_secs_f64(), &[]);
+    }
+
+    /// `hermes_retention_removed_total{what}`: the table.
+    pub fn retention_removed(&self, what: &'static str, rows: u64) {
+        self.retained.add(rows, &[KeyValue::new("what", what)]);
     }
 
     /// `hermes_refusals_total{reason}`: refused by a layer; such calls are not in `hermes_rpcs_total`.

@@ -7,22 +7,18 @@
 //! flushed to disk here, so nothing about durability may be concluded from these tests.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use hermes_control_plane::local::postgres::{Search, programs};
-use hermes_control_plane::local::spawn::Spawner;
-use nix::unistd::{User, geteuid};
 use postgres::{Client, NoTls};
 use sha2::{Digest as _, Sha256};
 
-/// The role that owns everything.
-const ROLE: &str = "hermes";
+use crate::cluster::{self, Maker, ROLE};
+
 const JANITOR: &str = include_str!("janitor.sh");
 /// Speed before safety, and no background work that could disturb a clone.
 const SETTINGS: &str = "
@@ -189,75 +185,23 @@ fn running(named: &Path) -> Option<PathBuf> {
 
 /// Makes and starts a server in a fresh directory, and writes the directory's path to `named`.
 fn start_new(named: &Path) -> Result<PathBuf> {
-    let bin = programs_dir()?;
-    let account = account()?;
-    // Not TMPDIR for root, who cannot know that another user may enter it.
-    let base = if account.is_some() { PathBuf::from("/tmp") } else { std::env::temp_dir() };
-    let dir = tempfile::Builder::new()
-        .prefix("hermes-tests-")
-        .permissions(Permissions::from_mode(0o711))
-        .tempdir_in(base)?
-        .keep();
+    let programs = runtime()?.block_on(cluster::programs_dir())?;
+    let dir = cluster::directory("hermes-tests-")?.keep();
     // From here on the janitor removes it, also if the rest fails.
     fs::write(named, dir.display().to_string())?;
-    let (cluster, socket_dir) = (dir.join("pg"), dir.join("run"));
-    for own in [&cluster, &socket_dir] {
-        fs::create_dir(own)?;
-        fs::set_permissions(own, Permissions::from_mode(0o700))?;
-        if let Some((uid, gid)) = account {
-            std::os::unix::fs::chown(own, Some(uid), Some(gid))?;
-        }
-    }
-    let run = |program: &str, args: &[OsString]| -> Result<()> {
-        let mut command = Command::new(bin.join(program));
-        command.args(args).current_dir("/").env_clear().env("PATH", "/usr/bin:/bin").process_group(0);
-        if let Some((uid, gid)) = account {
-            command.uid(uid).gid(gid);
-        }
-        // A file, not a pipe: the server keeps it open.
-        let said = dir.join("said");
-        let output = File::create(&said)?;
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        let status = command.status().with_context(|| format!("run {}", bin.join(program).display()))?;
-        if !status.success() {
-            let log = fs::read_to_string(socket_dir.join("log")).unwrap_or_default();
-            bail!("{program} failed ({status}): {}{log}", fs::read_to_string(&said).unwrap_or_default());
-        }
-        Ok(())
-    };
-    let pg = || OsString::from(&cluster);
-    let initdb = |locale: &str| {
-        let fixed = ["-N", "--auth=trust", "-E", "UTF8", "-U", ROLE, locale, "-D"];
-        run("initdb", &[fixed.map(OsString::from).as_slice(), &[pg()]].concat())
-    };
-    initdb("--locale=C.UTF-8").or_else(|_| initdb("--locale=C"))?;
-    let conf = cluster.join("postgresql.conf");
-    let settings =
-        format!("{}{SETTINGS}unix_socket_directories = '{}'\n", fs::read_to_string(&conf)?, socket_dir.display());
-    fs::write(&conf, settings)?;
+    let maker = Maker { programs: &programs, account: cluster::account()?, dir: &dir };
+    maker.make(SETTINGS)?;
+    let socket_dir = dir.join("run");
     let log = OsString::from(socket_dir.join("log"));
-    run("pg_ctl", &["-D".into(), pg(), "-l".into(), log, "-w".into(), "-s".into(), "start".into()])?;
+    maker.run(
+        "pg_ctl",
+        &["-D".into(), dir.join("pg").into(), "-l".into(), log, "-w".into(), "-s".into(), "start".into()],
+    )?;
     Ok(socket_dir)
 }
 
-fn programs_dir() -> Result<PathBuf> {
-    let search = Search {
-        pg_bin: std::env::var_os("HERMES_PG_BIN").map(PathBuf::from),
-        path: std::env::var_os("PATH").unwrap_or_default(),
-        runtime_dir: None,
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async { Ok(programs(&search, &Spawner::start()?).await?) })
-}
-
-/// Postgres refuses to run as root: whom to become then.
-fn account() -> Result<Option<(u32, u32)>> {
-    if !geteuid().is_root() {
-        return Ok(None);
-    }
-    let user = ["postgres", "nobody"].iter().find_map(|name| User::from_name(name).ok().flatten());
-    let user = user.context("Postgres refuses to run as root, and there is neither a user postgres nor nobody")?;
-    Ok(Some((user.uid.as_raw(), user.gid.as_raw())))
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
 /// The shell that starts the janitor ends at once, so the janitor is nobody's child and holds nothing of ours open.

@@ -1,4 +1,4 @@
-//! One model call through the broker: the conversation out in chunks, the answer back as deltas.
+//! One model call through the broker: the tools and the conversation out in chunks, the answer back as deltas and tool calls.
 //!
 //! Called by a turn. Always true: no message is larger than a chunk, text is cut between characters only, and dropping
 //! the future cancels the provider's call. It knows no model, provider or key: the control plane takes them from the
@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use hermes_proto::v1::model_service_client::ModelServiceClient;
 use hermes_proto::v1::{
-    GenerateDone, GenerateEvent, GenerateHeader, GenerateRequest, ModelMessage, ModelMessages, ModelRole,
-    generate_event, generate_request,
+    GenerateDone, GenerateEvent, GenerateHeader, GenerateRequest, ModelMessage, ModelMessages, ModelRole, ToolCall,
+    ToolSpec, generate_event, generate_request,
 };
 use tonic::Streaming;
 use tonic::transport::Channel;
@@ -27,6 +27,26 @@ pub struct Message {
     pub role: ModelRole,
     /// What was said.
     pub text: Arc<str>,
+    /// Of the assistant: what it asked for.
+    pub tool_calls: Arc<[ToolCall]>,
+    /// Of a tool: which call this answers.
+    pub tool_call_id: Arc<str>,
+}
+
+impl Message {
+    /// Text only.
+    pub fn new(role: ModelRole, text: impl Into<Arc<str>>) -> Self {
+        Self { role, text: text.into(), tool_calls: Arc::default(), tool_call_id: Arc::default() }
+    }
+}
+
+/// What a model answered, beside the text that went to [`Deltas`].
+#[derive(Debug)]
+pub struct Generated {
+    /// Its last event.
+    pub done: GenerateDone,
+    /// What it asks for, in its order; with none, the answer is complete.
+    pub tool_calls: Vec<ToolCall>,
 }
 
 /// Why a call gave no reply.
@@ -51,19 +71,22 @@ pub enum Error {
     Refused(#[source] tonic::Status),
 }
 
-/// Calls the model and feeds each piece of text to `on_event` (`None` when its deadline passed without text, see
-/// [`Deltas::due`]). Returns after the last event, when the call has ended: a call dropped before its end is reset, and a
-/// connection with many resets is given up by HTTP/2, with everything that runs on it.
+/// Calls the model, offering it the tools, and feeds each piece of text to `deltas`. Returns after the last event, when the
+/// call has ended: a call dropped before its end is reset, and a connection with many resets is given up by HTTP/2, with
+/// everything that runs on it.
 ///
 /// # Errors
 /// [`Error`]; pieces that were already fed stay fed.
 pub async fn generate(
     channel: Channel,
     header: GenerateHeader,
+    tools: Vec<ToolSpec>,
     messages: Vec<Message>,
     deltas: &mut impl Deltas,
-) -> Result<GenerateDone, Error> {
+) -> Result<Generated, Error> {
+    let mut tool_calls = Vec::new();
     let request = std::iter::once(generate_request::Part::Header(header))
+        .chain(tools.into_iter().map(generate_request::Part::Tool))
         .chain(parts(messages))
         .map(|part| GenerateRequest { part: Some(part) });
     let mut client = ModelServiceClient::new(channel).max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES);
@@ -84,14 +107,15 @@ pub async fn generate(
             Some(generate_event::Event::TextDelta(text)) => deltas.push(&text),
             Some(generate_event::Event::Done(done)) => {
                 end(events).await;
-                return Ok(done);
+                return Ok(Generated { done, tool_calls });
             }
             Some(generate_event::Event::Failed(failed)) => {
                 end(events).await;
                 return Err(Error::Failed { sentence: failed.message, reason: failed.reason });
             }
-            // No tools were offered; and an event of a later protocol is not for us.
-            Some(generate_event::Event::ToolCall(_)) | None => {}
+            Some(generate_event::Event::ToolCall(call)) => tool_calls.push(call),
+            // An event of a later protocol is not for us.
+            None => {}
         }
     }
 }
@@ -139,21 +163,46 @@ fn parts(messages: Vec<Message>) -> impl Iterator<Item = generate_request::Part>
 
 /// What a chunk takes of a part, bytes.
 fn cost(chunk: &ModelMessage) -> usize {
-    chunk.text.len() + 32
+    let calls = chunk.tool_calls.iter().map(|call| call.arguments.len() + call.name.len() + call.id.len() + 32);
+    chunk.text.len() + chunk.tool_call_id.len() + 32 + calls.sum::<usize>()
 }
 
-/// A message in chunks of at most [`hermes_proto::CHUNK_BYTES`], at least one.
+/// A message in chunks of at most [`hermes_proto::CHUNK_BYTES`] of text, at least one; its tool calls come after its text,
+/// as many in one chunk as fit twice that.
 fn chunks(message: Message) -> impl Iterator<Item = ModelMessage> {
     let mut start = Some(0);
+    let mut calls = 0;
     std::iter::from_fn(move || {
         let from = start?;
         let rest = message.text.get(from..).unwrap_or_default();
         let length = rest.floor_char_boundary(hermes_proto::CHUNK_BYTES);
-        let more = length < rest.len();
-        start = more.then_some(from + length);
         let text = rest.get(..length).unwrap_or_default().to_owned();
-        Some(ModelMessage { role: message.role.into(), text, more, ..ModelMessage::default() })
+        let whole = length == rest.len();
+        let tool_calls = if whole { fitting(message.tool_calls.get(calls..).unwrap_or_default()) } else { &[] };
+        calls += tool_calls.len();
+        let more = !whole || calls < message.tool_calls.len();
+        start = more.then_some(from + length);
+        Some(ModelMessage {
+            role: message.role.into(),
+            text,
+            more,
+            tool_calls: tool_calls.to_vec(),
+            tool_call_id: message.tool_call_id.to_string(),
+        })
     })
+}
+
+/// The first of these calls, at least one where there is one.
+fn fitting(calls: &[ToolCall]) -> &[ToolCall] {
+    let mut room = 2 * hermes_proto::CHUNK_BYTES;
+    let fitting = calls.iter().take_while(|call| {
+        let size = call.id.len() + call.name.len() + call.arguments.len();
+        let fits = size <= room;
+        room = room.saturating_sub(size);
+        fits
+    });
+    let count = fitting.count().max(1).min(calls.len());
+    calls.get(..count).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -161,7 +210,7 @@ mod tests {
     use super::*;
 
     fn chunked(text: &str) -> Vec<ModelMessage> {
-        chunks(Message { role: ModelRole::User, text: text.into() }).collect()
+        chunks(Message::new(ModelRole::User, text)).collect()
     }
 
     #[test]
@@ -186,7 +235,7 @@ mod tests {
 
     #[test]
     fn a_conversation_is_few_parts_in_order_and_none_is_too_large() {
-        let message = |text: String| Message { role: ModelRole::User, text: text.into() };
+        let message = |text: String| Message::new(ModelRole::User, text);
         let parts = |messages| -> Vec<ModelMessages> {
             let part = |part| match part {
                 generate_request::Part::Messages(part) => part,
@@ -209,5 +258,23 @@ mod tests {
         let long = parts(vec![message("a".into()), message("é".repeat(300_000)), message("b".into())]);
         assert_eq!(text(&long), format!("a{}b", "é".repeat(300_000)));
         assert!(largest(&long).is_some_and(|largest| largest < 512 << 10));
+    }
+
+    #[test]
+    fn many_long_tool_calls_follow_the_text_in_chunks_of_their_own() {
+        let call = |id: usize| ToolCall { id: id.to_string(), name: "read".into(), arguments: "x".repeat(200_000) };
+        let calls: Vec<_> = (0..7).map(call).collect();
+        let text = "y".repeat(300_000);
+        let message = Message { tool_calls: calls.clone().into(), ..Message::new(ModelRole::Assistant, text.as_str()) };
+        let chunks = chunks(message).collect::<Vec<_>>();
+        assert_eq!(chunks.iter().map(|chunk| chunk.tool_calls.len()).collect::<Vec<_>>(), [0, 2, 2, 2, 1]);
+        assert_eq!(chunks.iter().map(|chunk| chunk.text.as_str()).collect::<String>(), text);
+        assert_eq!(chunks.iter().flat_map(|chunk| chunk.tool_calls.clone()).collect::<Vec<_>>(), calls);
+        assert!(chunks.iter().all(|chunk| prost_len(chunk) < hermes_proto::MAX_MESSAGE_BYTES));
+        assert_eq!(chunks.iter().map(|chunk| chunk.more).collect::<Vec<_>>(), [true, true, true, true, false]);
+    }
+
+    fn prost_len(chunk: &ModelMessage) -> usize {
+        chunk.text.len() + chunk.tool_calls.iter().map(|call| call.arguments.len() + 64).sum::<usize>()
     }
 }

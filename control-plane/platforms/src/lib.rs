@@ -91,6 +91,10 @@ pub trait InboundSink: Send + Sync {
     fn accept(&self, messages: Vec<InboundMessage>) -> BoxFuture<'_, Vec<Receipt>>;
     /// How the account stands, for people: "polling", "unauthorized: …". Called on every change.
     fn report(&self, platform: &str, account: &str, state: AccountState);
+    /// The platform has just answered a poll. A receiver of an account that is polled calls it each time.
+    fn heard(&self, platform: &str, account: &str) {
+        let _ = (platform, account);
+    }
 }
 
 /// How an account stands.
@@ -155,7 +159,15 @@ pub trait Adapter: Send + Sync {
     fn platform(&self) -> &'static str;
     /// Account id.
     fn account(&self) -> &str;
-    /// Receives until `stop`; reconnects by itself with backoff. Returns early only with a fault that needs a person.
+    /// Whether [`Adapter::receive`] may run in one process at a time only, because the platform serves one receiver.
+    fn polls(&self) -> bool {
+        false
+    }
+    /// How many processes send for this account, this one included: each takes its part of what the platform allows the account.
+    fn share(&self, senders: u32) {
+        let _ = senders;
+    }
+    /// Receives until `stop`, or until the future is dropped; reconnects by itself with backoff. Returns early only with a fault that needs a person.
     fn receive<'a>(&'a self, sink: &'a dyn InboundSink, stop: CancellationToken) -> BoxFuture<'a, ()>;
     /// Cuts a reply into the parts the platform takes; never empty for a non-empty text, deterministic.
     fn split(&self, text: &str) -> Vec<String>;

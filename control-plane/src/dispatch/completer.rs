@@ -248,7 +248,9 @@ fn continue_session(
         None if held => fleet.release(worker, slot),
         None => {}
     }
-    if outcome.waits || fleet.is_waiting(agent_no) {
+    if outcome.waits {
+        dispatcher.waits_anywhere(agent_no);
+    } else if fleet.is_waiting(agent_no) {
         dispatcher.waits(agent_no);
     }
 }

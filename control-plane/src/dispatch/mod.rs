@@ -28,6 +28,7 @@ pub use fleet::{CancelKind, Connected, Fleet, Overrun, Replies, Running, ToWorke
 pub use journal::{ReplyAnswer, StepAnswer};
 pub use live::{Live, TurnEvent};
 
+use crate::doorbell::Word;
 use crate::outbox::Outbox;
 use crate::registry::{AgentEntry, Registry, Snapshot};
 use crate::store::{self, DatabaseClock, Ended, Leased, Store, TurnId, WorkerRegistration};
@@ -222,6 +223,11 @@ impl Dispatcher {
         attached: impl Fn(&AgentId) + Send + Sync + 'static,
     ) {
         let _ = self.inner.launcher.set(LauncherEnd { demand: Box::new(demand), attached: Box::new(attached) });
+    }
+
+    /// The number of this replica.
+    pub fn replica(&self) -> i64 {
+        self.inner.replica
     }
 
     /// The workers connected here.
@@ -428,6 +434,24 @@ impl Dispatcher {
     /// Look at everything now instead of at the next second.
     pub fn nudge(&self) {
         self.inner.poll.notify_one();
+    }
+
+    /// [`Dispatcher::waits`] for a session that no slot here was free for: other replicas look for one, too.
+    pub fn waits_anywhere(&self, agent_no: i32) {
+        self.waits(agent_no);
+        self.inner.registry.bell().ring(Word::Ready(agent_no));
+    }
+
+    /// Another replica rang.
+    pub fn rung(&self, words: &[Word]) {
+        for word in words {
+            match word {
+                Word::Ready(agent_no) if self.inner.fleet.has_worker(*agent_no) => self.waits(*agent_no),
+                Word::Ready(_) => {}
+                Word::Outbox => self.inner.outbox.nudge(),
+                Word::Look => self.nudge(),
+            }
+        }
     }
 }
 

@@ -121,6 +121,6 @@ fn begin(dispatcher: &Dispatcher, clock: &DatabaseClock, row: Ingest, ingested: 
         (None, _) => {}
     }
     if ingested.waits {
-        dispatcher.waits(row.agent_no);
+        dispatcher.waits_anywhere(row.agent_no);
     }
 }

@@ -3,9 +3,12 @@
 //! Filled by the composition root from the document and its secrets; read by deliveries and the HTTP surface.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use hermes_platforms::{AccountState, Adapter};
+
+use crate::accounts::Leases;
 
 type Key = (String, String);
 
@@ -14,6 +17,9 @@ type Key = (String, String);
 pub struct Adapters {
     accounts: Arc<RwLock<HashMap<Key, Arc<dyn Adapter>>>>,
     states: Arc<RwLock<HashMap<Key, AccountState>>>,
+    /// Replicas that send besides this one.
+    others: Arc<AtomicU32>,
+    leases: Leases,
 }
 
 impl Adapters {
@@ -26,7 +32,22 @@ impl Adapters {
     /// Adds or replaces an account.
     pub fn insert(&self, adapter: Arc<dyn Adapter>) {
         let key = (adapter.platform().to_owned(), adapter.account().to_owned());
+        adapter.share(self.others.load(Ordering::Relaxed).saturating_add(1));
         self.accounts.write().unwrap_or_else(PoisonError::into_inner).insert(key, adapter);
+    }
+
+    /// Which of the polled ones this replica receives for.
+    pub fn leases(&self) -> &Leases {
+        &self.leases
+    }
+
+    /// This many replicas send for the accounts, this one included.
+    pub fn share(&self, replicas: u32) {
+        let others = replicas.saturating_sub(1);
+        if self.others.swap(others, Ordering::Relaxed) != others {
+            let accounts = self.accounts.read().unwrap_or_else(PoisonError::into_inner);
+            accounts.values().for_each(|adapter| adapter.share(replicas));
+        }
     }
 
     /// Removes an account.

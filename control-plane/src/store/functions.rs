@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use sha2::{Digest as _, Sha256};
 
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 8] = [
     include_str!("../../functions/accept.sql"),
     include_str!("../../functions/claim.sql"),
     include_str!("../../functions/journal.sql"),
@@ -16,6 +16,7 @@ const SOURCES: [&str; 7] = [
     include_str!("../../functions/deliveries.sql"),
     include_str!("../../functions/leases.sql"),
     include_str!("../../functions/giving_up.sql"),
+    include_str!("../../functions/retention.sql"),
 ];
 
 /// One set of transition functions.

@@ -148,11 +148,10 @@ impl Bot {
             // A negative offset keeps that many of the newest and confirms the rest.
             let keep = usize::try_from(offset.unsigned_abs()).unwrap_or(usize::MAX);
             let gone = state.updates.len().saturating_sub(keep);
-            state.updates.drain(..gone);
+            state.confirm(gone);
         } else {
-            while state.updates.front().is_some_and(|(id, _)| *id < offset) {
-                state.updates.pop_front();
-            }
+            let gone = state.updates.partition_point(|(id, _)| *id < offset);
+            state.confirm(gone);
         }
         state.offset = offset;
         state.poll += 1;

@@ -18,6 +18,9 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// So many confirmed updates can come again.
+const PAST_UPDATES: usize = 256;
+
 /// What goes wrong with one call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -147,6 +150,10 @@ struct State {
     updates: VecDeque<(i64, String)>,
     /// Updates that are delivered once more whatever the offset says.
     again: Vec<String>,
+    /// Confirmed updates, when and which; only grows.
+    confirmed: Vec<(Instant, i64)>,
+    /// The text of the last of them, for [`Bot::redeliver`].
+    past: VecDeque<String>,
     last_update: i64,
     last_message: i64,
     /// Number of the newest poll; older ones are told 409.
@@ -241,6 +248,17 @@ impl Bot {
         self.0.updates.notify_waiters();
     }
 
+    /// One of the last confirmed updates comes once more, the `nth` modulo their number; false when there is none.
+    pub fn redeliver(&self, nth: usize) -> bool {
+        let mut state = self.locked();
+        let copy = nth.checked_rem(state.past.len()).and_then(|at| state.past.get(at).cloned());
+        let known = copy.is_some();
+        state.again.extend(copy);
+        drop(state);
+        self.0.updates.notify_waiters();
+        known
+    }
+
     /// The next `times` calls of `method` get `fault`, after those scripted before.
     pub fn fail(&self, method: &str, times: u32, fault: Fault) {
         self.script(method, None, times, fault);
@@ -253,6 +271,11 @@ impl Bot {
 
     fn script(&self, method: &str, chat_id: Option<String>, left: u32, fault: Fault) {
         self.locked().faults.push(Scripted { method: method.to_owned(), chat_id, left, fault });
+    }
+
+    /// Scripted faults of `method` that have not struck yet.
+    pub fn pending(&self, method: &str) -> u32 {
+        self.locked().faults.iter().filter(|fault| fault.method == method).map(|fault| fault.left).sum()
     }
 
     /// Forgets every scripted fault.
@@ -298,6 +321,11 @@ impl Bot {
     /// Updates no poll has confirmed yet.
     pub fn unconfirmed(&self) -> Vec<i64> {
         self.locked().updates.iter().map(|(id, _)| *id).collect()
+    }
+
+    /// Every update that a poll has confirmed, and when, in order.
+    pub fn confirmed(&self) -> Vec<(Instant, i64)> {
+        self.locked().confirmed.clone()
     }
 
     /// The offset of the newest poll.
@@ -355,6 +383,17 @@ impl Bot {
 }
 
 impl State {
+    /// Takes the oldest `count` updates as confirmed.
+    fn confirm(&mut self, count: usize) {
+        let now = Instant::now();
+        for (id, text) in self.updates.drain(..count) {
+            self.confirmed.push((now, id));
+            self.past.push_back(text);
+        }
+        let old = self.past.len().saturating_sub(PAST_UPDATES);
+        self.past.drain(..old);
+    }
+
     fn in_chat(&self, chat_id: &str, from: usize) -> Vec<Delivery> {
         let indexes = self.by_chat.get(chat_id).and_then(|all| all.get(from..)).unwrap_or_default();
         indexes.iter().filter_map(|at| self.deliveries.get(*at)).cloned().collect()

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helper functions too")]
 
+mod chaos;
 mod deploy_examples;
 mod drills;
 mod http_api;
 mod identity;
+mod journal;
 mod models;
 mod store;
 mod surfaces;

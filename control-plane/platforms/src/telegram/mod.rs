@@ -106,6 +106,14 @@ impl Adapter for Telegram {
         &self.account
     }
 
+    fn polls(&self) -> bool {
+        true
+    }
+
+    fn share(&self, senders: u32) {
+        self.pacing.share(senders);
+    }
+
     fn receive<'a>(&'a self, sink: &'a dyn InboundSink, stop: CancellationToken) -> BoxFuture<'a, ()> {
         Box::pin(self.run(sink, stop))
     }

@@ -2,7 +2,9 @@
 //!
 //! Used by this adapter's sends and typing signs; one per account. Always true: a pause that Telegram asked for holds for
 //! the chat whatever the rate says, and for the whole account once a second chat is paused at the same time (Telegram does
-//! not say which limit was hit). Time is a parameter. It keeps nothing across a restart: Telegram will say 429 again.
+//! not say which limit was hit). With several processes sending for one account each takes an even part of the account's rate; a
+//! chat's is not divided, because one process at a time has a chat's deliveries in its hands. Time is a parameter. It keeps nothing
+//! across a restart: Telegram will say 429 again.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -29,6 +31,8 @@ pub(super) struct Pacing {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Other processes that send for the account.
+    others: u32,
     account: Gate,
     chats: HashMap<String, Chat>,
 }
@@ -67,6 +71,11 @@ impl Pacing {
         Self { rate, state: Mutex::default() }
     }
 
+    /// This many processes send for the account.
+    pub(super) fn share(&self, senders: u32) {
+        self.locked().others = senders.saturating_sub(1);
+    }
+
     /// Takes the next place in the chat; answers how long to wait for it, or, as an error, how long it would take when
     /// that is too long to wait here.
     pub(super) fn chat_turn(&self, chat_id: &str, now: Instant) -> Result<Duration, Duration> {
@@ -100,7 +109,7 @@ impl Pacing {
         let at = state.account.opens(now).max(paused.unwrap_or(now));
         let waiting = wait(at, now)?;
         if let Rate::Limited { per_account_per_s, .. } = self.rate {
-            state.account.free = Some(at + gap(per_account_per_s));
+            state.account.free = Some(at + gap(per_account_per_s / f64::from(state.others.saturating_add(1))));
         }
         Ok(waiting)
     }
@@ -180,6 +189,17 @@ mod tests {
         }
         assert_eq!(pacing.chat_turn("1", now), Err(S * 6), "longer waits go back to the caller and take no place");
         assert_eq!(pacing.chat_turn("1", now), Err(S * 6));
+    }
+
+    #[test]
+    fn two_senders_take_half_of_the_accounts_rate_each() {
+        let (pacing, now) = (limited(), Instant::now());
+        pacing.share(2);
+        assert_eq!(pacing.account_turn("1", now), Ok(Duration::ZERO));
+        assert_eq!(pacing.account_turn("2", now), Ok(S / 2));
+        pacing.share(1);
+        assert_eq!(pacing.account_turn("3", now), Ok(S));
+        assert_eq!(pacing.account_turn("4", now), Ok(S + S / 4));
     }
 
     #[test]

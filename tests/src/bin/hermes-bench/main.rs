@@ -6,6 +6,7 @@
 //! true: only the processes below `up` count as ours; everything it started is gone when it ends, however it ends. It
 //! judges nothing: the figures are for whoever compares.
 
+mod chaos;
 mod floor;
 mod grpc;
 mod idle;
@@ -91,9 +92,11 @@ struct Args {
     inside: Option<Inside>,
 }
 
-/// What is not the load, and what this program starts of itself.
+/// Other runs, and what this program starts of itself.
 #[derive(Debug, Subcommand)]
 enum Inside {
+    #[command(flatten)]
+    Chaos(chaos::Command),
     /// Measures what a plane with many workers and nothing to do costs: queries a second, CPU.
     Idle(idle::Args),
     /// The model server: says its base URL and runs until its standard input ends.
@@ -140,6 +143,7 @@ async fn main() -> ExitCode {
         (Some(Inside::Idle(args)), _) => idle(args).await,
         (Some(Inside::ModelServer), _) => outside::serve_model().await,
         (Some(Inside::RunBound { parent, program }), _) => plane::run_bound(*parent, program),
+        (Some(Inside::Chaos(command)), _) => chaos::run(command).await,
         (None, Some(surface)) => bench(&args, surface).await,
         (None, None) => Err(anyhow::anyhow!("say --surface telegram or --surface grpc")),
     };
