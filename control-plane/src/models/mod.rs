@@ -11,6 +11,7 @@
 //! others, and `builtin/echo`, which needs no network.
 
 mod echo;
+mod events;
 mod failure;
 mod openai;
 mod provider;
