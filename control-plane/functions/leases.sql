@@ -50,7 +50,7 @@ BEGIN
   END IF;
   RETURN QUERY SELECT t, (SELECT version FROM documents), coalesce(alive, '{}'),
     ARRAY(SELECT a.agent_no FROM agents a WHERE EXISTS (SELECT 1 FROM ready r WHERE r.agent_no = a.agent_no AND r.ready_at <= t)),
-    EXISTS (SELECT 1 FROM outbox o WHERE o.head AND o.state = 3 AND o.next_at <= t) OR EXISTS (SELECT 1 FROM replicas WHERE lost_at IS NOT NULL),
+    EXISTS (SELECT 1 FROM outbox o WHERE o.head AND o.state = 3 AND o.next_at <= t) OR EXISTS (SELECT 1 FROM replicas WHERE lost_at > t - interval '10 minutes'),
     EXISTS (SELECT 1 FROM workers WHERE (NOT lost AND lease_until < t) OR (lost AND lost_at > t - interval '10 minutes')),
     EXISTS (SELECT 1 FROM ready r JOIN agents a USING (agent_no) WHERE a.removed_at IS NOT NULL),
     (SELECT coalesce(sum(home_version), 0)::bigint FROM agents), d.workers, d.grace_ms,

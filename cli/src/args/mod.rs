@@ -3,6 +3,7 @@
 //! example in its `--help`, and no help text shows the value of an environment variable.
 
 mod agent;
+mod delivery;
 mod route;
 mod source;
 mod token;
@@ -15,6 +16,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 pub(crate) use self::agent::{AgentAddArgs, AgentCommand, AgentRemoveArgs, AgentUpdateArgs, SpecArgs};
+pub(crate) use self::delivery::{
+    DeadCommand, DeadListArgs, DeadTurnsArgs, DeliveryCommand, DeliveryListArgs, DeliveryRedriveArgs,
+    State as DeliveryState,
+};
 pub(crate) use self::route::{ExplainArgs, RouteAddArgs, RouteCommand};
 pub(crate) use self::source::{SendArgs, SessionCommand, SessionKeyArgs, SessionListArgs, SourceArgs};
 pub(crate) use self::token::{Role, TokenCommand, TokenCreateArgs};
@@ -151,6 +156,12 @@ pub(crate) enum Command {
     /// Look at what a turn did, step by step.
     #[command(subcommand, after_help = "Example:\n  hermesctl turn show t1234.5")]
     Turn(TurnCommand),
+    /// Look at replies on their way into chats, and send given-up ones again.
+    #[command(subcommand, after_help = "Example:\n  hermesctl delivery list --state dead")]
+    Delivery(DeliveryCommand),
+    /// Look at messages that were given up, and try or drop them.
+    #[command(subcommand, after_help = "Example:\n  hermesctl dead list")]
+    Dead(DeadCommand),
     /// Look at the connected workers.
     #[command(subcommand, after_help = "Example:\n  hermesctl worker list")]
     Worker(WorkerCommand),

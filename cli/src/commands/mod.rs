@@ -6,6 +6,8 @@
 mod agent;
 mod chat;
 mod completion;
+mod dead;
+mod delivery;
 mod document;
 mod explain;
 mod input;
@@ -81,6 +83,8 @@ pub(crate) async fn run(command: Command, inv: &mut Invocation) -> anyhow::Resul
         Command::Session(SessionCommand::Key(args)) => session_key::run(*args, inv),
         Command::Session(command) => session::run(command, inv).await,
         Command::Turn(command) => steps::run(command, inv).await,
+        Command::Delivery(command) => delivery::run(command, inv).await,
+        Command::Dead(command) => dead::run(command, inv).await,
         Command::Worker(WorkerCommand::List(limit)) => worker::list(limit, inv).await,
         Command::Token(command) => token::run(command, inv).await,
         Command::Completion { shell } => completion::run(shell, inv),

@@ -15,7 +15,7 @@ mod call;
 #[cfg(test)]
 mod contract;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -115,10 +115,31 @@ pub struct OutboundMessage {
     pub chat: ChatRef,
     /// One part as [`Adapter::split`] made it (of the account that sends it).
     pub text: String,
-    /// A copy may have arrived already: the adapter marks the text visibly unless the platform can deduplicate.
+    /// A copy may have arrived already: the adapter marks the text visibly. Never said to one that deduplicates.
     pub maybe_duplicate: bool,
     /// Stable for one part of one delivery, for platforms with idempotency keys.
     pub idempotency_key: String,
+    /// From then on somebody else may have it: the adapter looks right before it writes, after its own pacing, and answers
+    /// [`SendError::Expired`].
+    pub not_after: Option<Instant>,
+}
+
+impl OutboundMessage {
+    /// Whether it may still be written.
+    ///
+    /// # Errors
+    /// [`SendError::Expired`].
+    pub fn check(&self) -> Result<(), SendError> {
+        expired(self.not_after)
+    }
+}
+
+/// [`SendError::Expired`] from `not_after` on.
+pub(crate) fn expired(not_after: Option<Instant>) -> Result<(), SendError> {
+    match not_after {
+        Some(end) if Instant::now() >= end => Err(SendError::Expired),
+        _ => Ok(()),
+    }
 }
 
 /// A part that arrived.
@@ -145,12 +166,45 @@ pub enum SendError {
     /// The connection ended after the request left: it may have been sent.
     #[error("may have been sent: {0}")]
     Ambiguous(String),
+    /// Certainly not sent: its time was over before it could be.
+    #[error("not sent: somebody else may have it by now")]
+    Expired,
     /// The whole chat is dead for this account (blocked, deleted).
     #[error("the chat is gone: {0}")]
     ChatGone(String),
     /// This message will never be accepted.
     #[error("refused for good: {0}")]
     Refused(String),
+}
+
+/// New text for a message that was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Edit {
+    /// The chat.
+    pub chat: ChatRef,
+    /// The message, as [`Sent::message_id`] named it.
+    pub message_id: String,
+    /// The whole new text: one part as [`Adapter::split`] made it.
+    pub text: String,
+    /// The text still grows: the next edit makes up for this one, so it yields to messages and waits for nothing.
+    pub passing: bool,
+}
+
+/// Why a message does not show its new text, or may not.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EditError {
+    /// This platform or account does not edit.
+    #[error("messages are not edited here")]
+    Unsupported,
+    /// Our own pacing has no room for a passing edit; the platform was not asked.
+    #[error("no room for a passing edit now")]
+    NotNow,
+    /// The message cannot be edited (any more) and does not show this text: send it as a new one.
+    #[error("the message cannot be edited: {0}")]
+    Lost(String),
+    /// As for a send; an edit is idempotent, so an ambiguous one is tried again without a mark.
+    #[error(transparent)]
+    Failed(#[from] SendError),
 }
 
 /// An account of a platform.
@@ -173,6 +227,20 @@ pub trait Adapter: Send + Sync {
     fn split(&self, text: &str) -> Vec<String>;
     /// Sends one part, waiting for the account's own pacing first.
     fn send(&self, message: OutboundMessage) -> BoxFuture<'_, Result<Sent, SendError>>;
+    /// Whether a copy of a part with the same `idempotency_key` is recognised by the other side, so that it needs no mark.
+    fn deduplicates(&self) -> bool {
+        false
+    }
+    /// Whether the text of a running turn is shown by a message that is edited until the turn ends.
+    fn streams(&self) -> bool {
+        false
+    }
+    /// Replaces the text of a message, waiting for the account's own pacing first unless the edit is a passing one. A message
+    /// that shows the text already is a success.
+    fn edit(&self, edit: Edit) -> BoxFuture<'_, Result<(), EditError>> {
+        let _ = edit;
+        Box::pin(std::future::ready(Err(EditError::Unsupported)))
+    }
     /// Shows that an answer is being written. Best effort, bounded by the adapter, errors are swallowed.
     fn typing(&self, chat: ChatRef) -> BoxFuture<'_, ()>;
     /// Answers a POST to `/webhooks/{platform}/{account}`; `None` when the platform does not push.

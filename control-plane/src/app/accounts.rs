@@ -107,6 +107,7 @@ fn build(id: &str, wanted: &Wanted) -> Result<Arc<dyn Adapter>, String> {
                 allow_chats: account.allow_chats.clone(),
                 allow_all: account.allow_all,
                 rate: account.rate,
+                streaming: account.streaming,
             };
             Ok(Arc::new(Telegram::new(settings).map_err(|error| error.to_string())?))
         }

@@ -33,6 +33,7 @@ pub use process::{Seams, process};
 use crate::accounts::DEAF_DETAIL;
 use crate::dispatch::Dispatcher;
 use crate::grpc::agent_api::AgentApi;
+use crate::grpc::delivery_api::DeliveryApi;
 use crate::grpc::identity_api::IdentityApi;
 use crate::grpc::layers::{Layers, Limits, Listener, server, worker_tls};
 use crate::grpc::message_api::MessageApi;
@@ -180,6 +181,7 @@ impl Replica {
             .add_service(AgentApi::server(self.registry.clone(), self.dispatcher.clone()))
             .add_service(RouteApi::server(self.registry.clone()))
             .add_service(SessionApi::server(self.registry.clone()))
+            .add_service(DeliveryApi::server(store.clone(), self.outbox.clone(), self.dispatcher.clone()))
             .add_service(MessageApi::server(intake.clone(), adapters.clone(), store))
             .add_service(identity.clone().into_server())
             .add_service(SystemApi::server(

@@ -1,6 +1,6 @@
 //! Turns' ends, stored in batches: the connection that comes back is the clock, there is no linger.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hermes_core::AgentId;
 use hermes_core::turn::TurnState;
@@ -9,6 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Dispatcher, Report, journal};
 use crate::store::{self, BATCH_ROWS, Completion, CompletionOutcome, DueDelivery, Ended, Leased, TurnEnd};
+
+/// How long a turn may run before the store is asked whether its chat is still there: what dies faster is found by the attempt.
+const ASK_AFTER: Duration = Duration::from_secs(1);
 
 /// A report on its way into the store.
 pub(super) struct Pending {
@@ -135,6 +138,7 @@ async fn store_batch(dispatcher: &Dispatcher, batch: &mut Vec<Pending>, stop: &C
     while !batch.is_empty() {
         let rows: Vec<Completion> = batch.iter().map(|pending| pending.completion.clone()).collect();
         let leasing = dispatcher.leasing().await;
+        let handing_over = inner.outbox.handing_over().await;
         let answers = inner.store.complete(inner.replica, &rows, dispatcher.turn_limit()).await;
         let mut again = Vec::new();
         for (mut pending, answer) in batch.drain(..).zip(answers) {
@@ -143,6 +147,7 @@ async fn store_batch(dispatcher: &Dispatcher, batch: &mut Vec<Pending>, stop: &C
                 // A repeat is answered as stored, but without what the first answer handed over.
                 Err(store::Error::Unavailable(_)) => {
                     pending.uncertain = true;
+                    inner.outbox.doubt();
                     again.push(pending);
                 }
                 Err(error) => {
@@ -151,12 +156,12 @@ async fn store_batch(dispatcher: &Dispatcher, batch: &mut Vec<Pending>, stop: &C
                 }
             }
         }
-        drop(leasing);
+        drop((leasing, handing_over));
         *batch = again;
         if !batch.is_empty() {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(std::time::Duration::from_millis(200)) => {}
+                () = tokio::time::sleep(Duration::from_millis(200)) => {}
             }
         }
     }
@@ -205,6 +210,9 @@ fn settle(dispatcher: &Dispatcher, pending: Pending, outcome: CompletionOutcome)
                 maybe_duplicate: false,
                 body: completion.reply,
                 traceparent,
+                gone: None,
+                // Its chat may have died while it ran.
+                ask: place.is_none() || since.elapsed() > ASK_AFTER || inner.outbox.is_suspected(lane),
             };
             inner.outbox.send(delivery);
         }

@@ -258,12 +258,21 @@ impl Dispatcher {
         let span = tracing::info_span!(target: TRACE, "claim", %turn, agent = %agent.id, worker);
         let span = telemetry::child_of(lease.next.traceparent.as_deref().unwrap_or_default(), span);
         let _entered = span.enter();
+        let lane = lease.next.lane;
         let (running, assignment) = hand_over(&snapshot, agent, lease);
         self.inner.live.begin(turn);
+        self.show(turn, lane);
         if !self.inner.fleet.assign(worker, slot, running, Box::new(assignment)) {
             self.inner.live.forget(turn);
             self.inner.fleet.suspect();
             tracing::info!(%turn, worker, "the worker did not take its turn");
+        }
+    }
+
+    /// Its chat may see the turn's text while it grows.
+    fn show(&self, turn: TurnId, lane: Option<i64>) {
+        if let Some(lane) = lane {
+            self.inner.outbox.show(turn, lane, || self.inner.live.texts(turn));
         }
     }
 
@@ -334,8 +343,9 @@ impl Dispatcher {
         };
         let running = kept.iter().map(|(slot, _, running, _)| (*slot, running.clone())).collect();
         self.inner.fleet.join(about, arrival.slots, running);
-        for (_, turn, _, assignment) in kept {
+        for (_, turn, running, assignment) in kept {
             self.inner.live.begin(turn);
+            self.show(turn, running.lane);
             self.inner.fleet.remind(worker_id, Box::new(assignment));
         }
         tracing::info!(worker = worker_id, agent = %arrival.agent, pid = arrival.pid, "worker registered");

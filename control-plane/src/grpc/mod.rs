@@ -6,6 +6,7 @@
 
 pub mod agent_api;
 mod convert;
+pub mod delivery_api;
 mod generation;
 pub mod identity_api;
 pub mod layers;

@@ -10,6 +10,8 @@
 mod accounts;
 mod agents;
 mod clock;
+mod dead_letters;
+mod deliveries;
 mod documents;
 mod doorbell;
 mod functions;
@@ -18,6 +20,7 @@ mod homes;
 mod identities;
 mod journal;
 mod migrate;
+mod previews;
 mod retention;
 mod sessions;
 mod transitions;
@@ -37,17 +40,17 @@ use crate::failpoint::{Failpoints, Verdict};
 pub use accounts::{AccountClaim, AccountHeld, AccountRow};
 pub use agents::{AgentRow, RegistryChange, RegistryRows, RevisionRow};
 pub use clock::DatabaseClock;
+pub use dead_letters::{DeadTurnRow, DeliveryFilter, DeliveryId, DeliveryRow, DeliveryState, Redrive};
+pub use deliveries::{DeliveryOutcome, DueDelivery, LaneKey, SendResult};
 pub use doorbell::{Bell, Rung};
 pub use functions::Functions;
 pub use homes::{HomeDocument, HomeDocumentInfo, PushOutcome};
 pub use identities::LAUNCH_TTL;
 pub use journal::{JOURNAL_BEGIN, JournalCursor, Journaled, StepRecord, StepRow};
+pub use previews::{PreviewBegin, PreviewEnd};
 pub use retention::{RETAINED, Retained, RetentionRun};
 pub use sessions::{SessionRow, StatusCounts, TranscriptRow, TurnEnd, TurnRow};
-pub use transitions::{
-    Claimed, Completion, CompletionOutcome, DeliveryOutcome, DueDelivery, Ended, GivenUp, Ingest, Ingested, LaneKey,
-    Leased, NextTurn, SendResult,
-};
+pub use transitions::{Claimed, Completion, CompletionOutcome, Ended, GivenUp, Ingest, Ingested, Leased, NextTurn};
 pub use workers::{Leaving, Parting, PollAnswer, WorkerRegistration};
 
 /// Longest wait for the answer to a poll: longer is no database.

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use hermes_core::config::{
-    AgentSpec, Document, Limits, Platforms, Provider, Rate, Retention, SecretRef, TelegramAccount, WebhookAccount,
-    WebhookReply, load_offline,
+    AgentSpec, Document, Limits, Platforms, Provider, Rate, Retention, SecretRef, Streaming, TelegramAccount,
+    WebhookAccount, WebhookReply, load_offline,
 };
 use hermes_core::reset::{ResetMode, ResetPolicy};
 
@@ -104,7 +104,9 @@ fn the_example_sets_every_key() {
     assert!(field(|agent| agent.home_dir.is_some()));
     assert!(field(|agent| agent.enabled_toolsets.is_some()) && field(|agent| agent.disabled_toolsets.is_some()));
     let bot = |get: fn(&TelegramAccount) -> bool| telegram.values().any(get);
-    let TelegramAccount { token: _, api_base: _, allow_users: _, allow_chats: _, allow_all: _, rate: _ } = &telegram[0];
+    let TelegramAccount { token: _, api_base: _, allow_users: _, allow_chats: _, allow_all: _, rate: _, streaming: _ } =
+        &telegram[0];
+    assert!(bot(|bot| bot.streaming == Streaming::Off) && bot(|bot| bot.streaming == Streaming::Edit));
     assert!(bot(|bot| matches!(bot.token, SecretRef::Env(_))) && bot(|bot| matches!(bot.token, SecretRef::File(_))));
     assert!(bot(|bot| bot.api_base.is_some()) && bot(|bot| bot.allow_all));
     assert!(bot(|bot| !bot.allow_users.is_empty()) && bot(|bot| !bot.allow_chats.is_empty()));

@@ -10,7 +10,9 @@ use std::fmt::{self, Write};
 use indexmap::IndexMap;
 
 use super::tree::is_odd;
-use super::{AgentSpec, Document, Provider, Rate, Retention, SecretRef, TelegramAccount, WebhookAccount, WebhookReply};
+use super::{
+    AgentSpec, Document, Provider, Rate, Retention, SecretRef, Streaming, TelegramAccount, WebhookAccount, WebhookReply,
+};
 use crate::reset::ResetPolicy;
 use crate::routing::Route;
 
@@ -280,6 +282,16 @@ fn telegram(entries: Entries, account: &TelegramAccount) -> Entries {
         .put_texts("allow_chats", listed(&account.allow_chats).as_ref())
         .put("allow_all", literal(account.allow_all))
         .put("rate", rate)
+        .put(
+            "streaming",
+            Shape::Scalar(
+                match account.streaming {
+                    Streaming::Off => "off",
+                    Streaming::Edit => "edit",
+                }
+                .to_owned(),
+            ),
+        )
 }
 
 fn webhook(entries: Entries, account: &WebhookAccount) -> Entries {

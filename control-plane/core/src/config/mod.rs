@@ -258,6 +258,20 @@ pub struct TelegramAccount {
     pub allow_all: bool,
     /// Pacing of sends.
     pub rate: Rate,
+    /// Whether chats see an answer while it is written.
+    #[serde(default)]
+    pub streaming: Streaming,
+}
+
+/// Whether the chats of an account see an answer while it is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Streaming {
+    /// They see it whole.
+    #[default]
+    Off,
+    /// One message is edited while the text grows and becomes the answer.
+    Edit,
 }
 
 /// Pacing of sends on one account, messages per second.

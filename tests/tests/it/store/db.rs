@@ -130,12 +130,12 @@ pub(super) fn sent(lane: i64, pos: i64, attempt: i32, result: SendResult) -> Del
 
 /// [`sent`] with all parts there.
 pub(super) fn delivered(lane: i64, pos: i64, attempt: i32) -> DeliveryOutcome {
-    sent(lane, pos, attempt, SendResult::Delivered { message_id: Some("m".to_owned()) })
+    sent(lane, pos, attempt, SendResult::Delivered { message_id: Some("m".to_owned()), revived: false })
 }
 
 /// A retry that is due at once.
 pub(super) fn again() -> SendResult {
-    SendResult::Retry { after: Duration::ZERO, maybe_duplicate: false }
+    SendResult::Retry { after: Duration::ZERO, maybe_duplicate: false, cause: "again".to_owned() }
 }
 
 fn flag(value: bool) -> &'static str {
@@ -204,7 +204,7 @@ impl Db {
     pub(super) fn reset(&self) -> Result<()> {
         self.run(
             "TRUNCATE agents, agent_revisions, routes, home_documents, tokens, workers, replicas, account_leases, slots, sessions, session_keys,
-               ready, inbound, turns, turn_steps, dead_turns, outbox, deliveries, lanes RESTART IDENTITY;
+               ready, inbound, turns, turn_steps, dead_turns, outbox, deliveries, previews, lanes RESTART IDENTITY;
              ALTER SEQUENCE session_ids RESTART; ALTER SEQUENCE registrations RESTART;
              ALTER SEQUENCE replica_ids RESTART; ALTER SEQUENCE outbox_positions RESTART;
              UPDATE documents SET version = 0, settings = '{}', file_hash = NULL",
