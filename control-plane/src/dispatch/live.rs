@@ -288,12 +288,14 @@ mod tests {
     async fn one_that_waits_sees_the_turn_come_back_too() {
         let live = Live::default();
         live.begin(TURN);
-        let followed = tokio::spawn(events(live.follow(no_store(), TURN)));
-        live.forget(TURN);
-        tokio::task::yield_now().await;
-        live.begin(TURN);
-        live.end(TURN, end("done"));
-        let seen = followed.await.unwrap();
+        let worker = async {
+            tokio::task::yield_now().await;
+            live.forget(TURN);
+            tokio::task::yield_now().await;
+            live.begin(TURN);
+            live.end(TURN, end("done"));
+        };
+        let (seen, ()) = tokio::join!(events(live.follow(no_store(), TURN)), worker);
         assert_eq!(seen, [TurnEvent::Delta("done".to_owned()), TurnEvent::Ended(end("done"))]);
     }
 

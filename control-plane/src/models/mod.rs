@@ -7,11 +7,13 @@
 //! failure, however much of it arrived; a key is in no event. It deliberately does not choose the model (the turn's
 //! revision does), record usage, check budgets or log a failure: the caller does, with the turn at hand.
 //!
-//! Providers are reached through `genai` behind the small trait [`ChatModel`]; `provider.rs` says where its answers are
-//! corrected. `builtin/echo` is the other implementation and needs no network.
+//! Behind the small trait [`ChatModel`]: `openai.rs` for the wire that most servers speak, `provider.rs` with `genai` for the
+//! others, and `builtin/echo`, which needs no network.
 
 mod echo;
+mod events;
 mod failure;
+mod openai;
 mod provider;
 mod retry;
 mod run;
@@ -32,8 +34,7 @@ pub use tools::{MAX_ARGUMENTS, MAX_CALL_ID, MAX_CALLS, Reply, Tool, ToolCall, is
 use failure::CallError;
 use run::Run;
 
-/// What of the wires' library goes into the log: it warns of every chunk without text, which is how each answer of OpenAI's
-/// wire ends.
+/// What of the wires' library goes into the log: it warns of much that is no fault.
 pub const LOG_FILTER: &str = "genai=error";
 
 /// The model id of the offline model.
@@ -241,7 +242,8 @@ pub struct Broker {
     settings: Arc<Settings>,
     secrets: Secrets,
     echo: Arc<dyn ChatModel>,
-    remote: Arc<dyn ChatModel>,
+    openai: Arc<dyn ChatModel>,
+    others: Arc<dyn ChatModel>,
 }
 
 impl std::fmt::Debug for Broker {
@@ -256,8 +258,14 @@ impl Broker {
     /// # Errors
     /// [`SetupError`] when the TLS roots or the proxy settings of this system cannot be used.
     pub fn new(settings: Settings, secrets: Secrets) -> Result<Self, SetupError> {
-        let remote = provider::GenaiModel::new(&settings)?;
-        Ok(Self { settings: Arc::new(settings), secrets, echo: Arc::new(echo::Echo), remote: Arc::new(remote) })
+        let http = provider::http_client(&settings)?;
+        Ok(Self {
+            settings: Arc::new(settings),
+            secrets,
+            echo: Arc::new(echo::Echo),
+            openai: Arc::new(openai::OpenAi::new(http.clone())),
+            others: Arc::new(provider::GenaiModel::new(http)?),
+        })
     }
 
     /// Asks `target` to answer `request` for `agent`. Nothing happens before the stream is polled; dropping it cancels
@@ -278,11 +286,15 @@ impl Broker {
                 Run::failed(ModelFailure::no_provider(&model), &self.echo, call, settings)
             }
             ModelTarget::Provider(target) => match self.key_of(&target) {
-                Err(failure) => Run::failed(failure, &self.remote, call, settings),
+                Err(failure) => Run::failed(failure, &self.echo, call, settings),
                 Ok(key) => {
+                    let model = match target.kind {
+                        ProviderKind::Openai => &self.openai,
+                        ProviderKind::Anthropic | ProviderKind::Gemini => &self.others,
+                    };
                     call.key = key;
                     call.provider = Some(Arc::new(target));
-                    Run::new(Arc::clone(&self.remote), call, settings)
+                    Run::new(Arc::clone(model), call, settings)
                 }
             },
         };

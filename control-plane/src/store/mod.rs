@@ -33,7 +33,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Timeouts};
+use deadpool_postgres::{Manager, ManagerConfig, Pool, QueueMode, RecyclingMethod, Runtime, Timeouts};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{NoTls, Row};
@@ -251,6 +251,8 @@ impl Store {
         let limit = Some(Duration::from_secs(4));
         let pool = Pool::builder(manager)
             .max_size(connections)
+            // The one that came back last: its server process has its plans and tables at hand.
+            .queue_mode(QueueMode::Lifo)
             .timeouts(Timeouts { wait: limit, create: limit, recycle: limit })
             .runtime(Runtime::Tokio1)
             .build()

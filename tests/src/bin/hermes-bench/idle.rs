@@ -20,6 +20,7 @@ use nix::unistd::Pid;
 use serde::Serialize;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_postgres::NoTls;
 use tonic::Request;
@@ -117,7 +118,8 @@ async fn measure(args: &Args, binaries: &Path, plane: &mut Plane, workers: &mut 
     let (database, connection) =
         tokio_postgres::connect(access.database_url()?, NoTls).await.context("connect to Postgres")?;
     // A lost connection shows as an error of the next statement.
-    let connection = tokio::spawn(async move { connection.await.is_ok() });
+    let mut connections = JoinSet::new();
+    connections.spawn(connection);
     plane.meanwhile(sleep(args.warm_up)).await?;
     let (began, before, usage, cpu) = (Instant::now(), transactions(&database).await?, plane.usage()?, workers.cpu());
     plane.meanwhile(sleep(args.seconds)).await?;
@@ -126,7 +128,7 @@ async fn measure(args: &Args, binaries: &Path, plane: &mut Plane, workers: &mut 
     let connected = operator.status().await?.workers;
     anyhow::ensure!(connected == all, "{connected} of {all} workers are connected at the end");
     drop(database);
-    let _ = connection.await;
+    connections.join_all().await;
 
     let used = end.cpu_since(&usage);
     let percent = |ms: f64| rounded(ms / seconds / 10.0);
