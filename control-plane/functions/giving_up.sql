@@ -25,39 +25,80 @@ RETURNS TABLE (o_ord bigint, o_ok boolean) LANGUAGE plpgsql SET enable_seqscan =
 DECLARE r record;
 BEGIN
   PERFORM 1 FROM sessions WHERE session_id = ANY(p_session) ORDER BY session_id FOR NO KEY UPDATE;      -- A
-  FOR r IN SELECT i.*, s.session_id IS NOT NULL AS ok                                                   -- B
-             FROM unnest(p_session, p_epoch, p_seq, p_reason, p_notice) WITH ORDINALITY i(sid, epoch, seq, reason, notice, ord)
-             LEFT JOIN sessions s ON s.session_id = i.sid AND s.epoch = i.epoch AND s.state = 2 AND s.head_seq = i.seq ORDER BY i.sid LOOP
-    -- One row a session: after the first the epoch has moved, which this loop's query cannot see.
-    o_ord := r.ord; o_ok := r.ok AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = r.sid AND s.epoch = r.epoch);
+  FOR r IN SELECT i.* FROM unnest(p_session, p_epoch, p_seq, p_reason, p_notice) WITH ORDINALITY i(sid, epoch, seq, reason, notice, ord) ORDER BY i.sid LOOP
+    o_ord := r.ord;                                                                                     -- B, row by row: a row may have moved the next one's
+    o_ok := EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = r.sid AND s.epoch = r.epoch AND s.state = 2 AND s.head_seq = r.seq);
     IF o_ok THEN PERFORM bury(r.sid, r.reason, r.notice); END IF;
     RETURN NEXT;
   END LOOP;
 END $$;
 
+-- Of a session whose lock the caller holds: its running turn waits again, as if it had never been leased, under a new fence.
+-- p_at: when it may be claimed; NULL: at once, before younger turns.
+CREATE FUNCTION put_back(p_session bigint, p_at timestamptz, p_crashed int) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off AS $$
+BEGIN
+  WITH u AS (UPDATE sessions SET epoch = epoch + 1, worker_id = NULL, deadline = NULL, crashes = crashes + p_crashed, state = 1
+              WHERE session_id = p_session RETURNING session_id, agent_no, head_seq)
+  INSERT INTO ready(session_id, agent_no, ready_at, needs)
+    SELECT u.session_id, u.agent_no, coalesce(p_at, q.created_at),
+           CASE WHEN EXISTS (SELECT 1 FROM turn_steps d WHERE d.session_id = u.session_id AND d.seq = u.head_seq) THEN 2 END
+      FROM u JOIN turns q ON q.session_id = u.session_id AND q.seq = u.head_seq;
+END $$;
+
+-- Turns that their workers give back: they wait again at once, before younger ones, without a crash. Fenced like a report. Per row:
+-- false = it runs no more under that epoch, and nothing was written.
+CREATE FUNCTION release_batch(p_session bigint[], p_epoch bigint[], p_seq bigint[]) RETURNS TABLE (o_ord bigint, o_ok boolean)
+LANGUAGE plpgsql SET enable_seqscan = off AS $$
+DECLARE r record;
+BEGIN
+  PERFORM 1 FROM sessions WHERE session_id = ANY(p_session) ORDER BY session_id FOR NO KEY UPDATE;      -- A
+  FOR r IN SELECT i.* FROM unnest(p_session, p_epoch, p_seq) WITH ORDINALITY i(sid, epoch, seq, ord) ORDER BY i.sid, i.ord LOOP
+    o_ord := r.ord;                                                                                     -- B
+    o_ok := EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = r.sid AND s.epoch = r.epoch AND s.state = 2 AND s.head_seq = r.seq);
+    IF o_ok THEN PERFORM put_back(r.sid, NULL, 0); END IF;
+    RETURN NEXT;
+  END LOOP;
+END $$;
+
+-- When more leases have lapsed than workers die at once (more than one, and more than 30 % of all), it is rather the clock that jumped or
+-- the database that stood still. Those workers are suspected: whoever is heard of within one more lease goes on. One caller at a time,
+-- because polls that suspected each other's workers would wait in a circle.
+CREATE FUNCTION suspect() RETURNS void LANGUAGE plpgsql AS $$
+DECLARE t timestamptz := clock_timestamp();
+BEGIN
+  IF (SELECT count(*) FILTER (WHERE lease_until < t) > greatest(1, 0.3 * count(*)) AND bool_or(lease_until < t AND suspected_at IS NULL)
+        FROM workers WHERE NOT lost) THEN
+    PERFORM pg_advisory_xact_lock(hashtext('hermes.suspect'));
+    UPDATE workers SET suspected_at = t WHERE worker_id IN (
+      SELECT worker_id FROM workers WHERE NOT lost AND suspected_at IS NULL AND lease_until < t ORDER BY worker_id FOR UPDATE);
+  END IF;
+END $$;
+
 -- Takes back what lost workers hold. Driven by state, not by the edge "has just been lost": a worker stays under watch for 10 minutes, so a
 -- lease that slipped in while it was being marked is taken back on the next tick. The p_max_crashes-th crash of a head turn: dead letter,
--- notice into the outbox and the session moves on, in this same transaction.
-CREATE FUNCTION reclaim(p_max_crashes int, p_notice bytea) RETURNS TABLE (o_session bigint, o_seq bigint, o_dead boolean) LANGUAGE plpgsql
+-- notice into the outbox and the session moves on, in this same transaction. A worker that left in order crashed nothing.
+CREATE FUNCTION reclaim(p_max_crashes int, p_notice bytea, p_ttl_ms bigint) RETURNS TABLE (o_session bigint, o_seq bigint, o_dead boolean) LANGUAGE plpgsql
 SET enable_seqscan = off AS $$
 DECLARE sid bigint[]; t timestamptz := clock_timestamp(); r record;
 BEGIN
+  PERFORM suspect();
   UPDATE workers SET lost = true, lost_at = t WHERE worker_id IN (
-    SELECT worker_id FROM workers WHERE NOT lost AND lease_until < t ORDER BY worker_id FOR UPDATE SKIP LOCKED);
+    SELECT worker_id FROM workers WHERE NOT lost AND lease_until < t AND (suspected_at IS NULL OR suspected_at < t - p_ttl_ms * interval '1 millisecond')
+     ORDER BY worker_id FOR UPDATE SKIP LOCKED);
   sid := ARRAY(SELECT DISTINCT s.session_id FROM workers w JOIN slots x ON x.worker_id = w.worker_id JOIN sessions s ON s.session_id = x.session_id
                WHERE w.lost AND w.lost_at > t - interval '10 minutes' AND s.state = 2 AND s.worker_id = w.worker_id);
   IF cardinality(sid) = 0 THEN RETURN; END IF;
   PERFORM 1 FROM sessions WHERE session_id = ANY(sid) ORDER BY session_id FOR NO KEY UPDATE;            -- A: waits for journal/complete
-  FOR r IN SELECT s.* FROM sessions s JOIN workers w ON w.worker_id = s.worker_id                       -- B: still leased, still lost
+  FOR r IN SELECT s.*, w.left_in_order FROM sessions s JOIN workers w ON w.worker_id = s.worker_id                       -- B: still leased, still lost
             WHERE s.session_id = ANY(sid) AND s.state = 2 AND w.lost ORDER BY s.session_id LOOP
-    o_session := r.session_id; o_seq := r.head_seq; o_dead := r.crashes + 1 >= p_max_crashes;
+    o_session := r.session_id; o_seq := r.head_seq; o_dead := NOT r.left_in_order AND r.crashes + 1 >= p_max_crashes;
     IF o_dead THEN
       PERFORM bury(r.session_id, 'crashed', p_notice);
+    ELSIF r.left_in_order THEN
+      PERFORM put_back(r.session_id, NULL, 0);
     ELSE
-      UPDATE sessions SET epoch = epoch + 1, worker_id = NULL, deadline = NULL, crashes = crashes + 1, state = 1 WHERE session_id = r.session_id;
       -- The first crash is tried again at once: a worker that died with the machine says nothing about the turn.
-      INSERT INTO ready(session_id, agent_no, ready_at) VALUES (r.session_id, r.agent_no,
-        CASE WHEN r.crashes = 0 THEN t ELSE t + interval '1 second' * power(2, r.crashes) * (0.5 + random()/2) END);
+      PERFORM put_back(r.session_id, CASE WHEN r.crashes = 0 THEN t ELSE t + interval '1 second' * power(2, r.crashes) * (0.5 + random()/2) END, 1);
     END IF;
     RETURN NEXT;
   END LOOP;

@@ -7,6 +7,7 @@
 
 pub mod app;
 pub mod dispatch;
+pub mod failpoint;
 pub mod grpc;
 pub mod http;
 pub mod identity;

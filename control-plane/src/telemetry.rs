@@ -299,6 +299,8 @@ pub struct Metrics {
     rpcs: Counter<u64>,
     rpc_time: Histogram<f64>,
     refusals: Counter<u64>,
+    clock_back: Counter<u64>,
+    overruns: Counter<u64>,
 }
 
 impl Metrics {
@@ -323,6 +325,11 @@ impl Metrics {
             rpcs: counter("hermes_rpcs", "gRPC calls by rpc and code"),
             rpc_time: seconds("hermes_rpc", "gRPC calls from request to the last byte of the answer"),
             refusals: counter("hermes_refusals", "gRPC calls refused before their handler, by reason"),
+            clock_back: counter(
+                "hermes_database_clock_back",
+                "how often the database's clock went back by more than a second",
+            ),
+            overruns: counter("hermes_overruns", "turns that took too long or stood still, by reason"),
         }
     }
 
@@ -388,6 +395,16 @@ impl Metrics {
     /// `hermes_refusals_total{reason}`: refused by a layer; such calls are not in `hermes_rpcs_total`.
     pub fn refused(&self, reason: &'static str) {
         self.refusals.add(1, &[KeyValue::new("reason", reason)]);
+    }
+
+    /// `hermes_database_clock_back_total`.
+    pub fn database_clock_went_back(&self) {
+        self.clock_back.add(1, &[]);
+    }
+
+    /// `hermes_overruns_total{reason}`: deadline, stalled.
+    pub fn overrun(&self, reason: &'static str) {
+        self.overruns.add(1, &[KeyValue::new("reason", reason)]);
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Options {
     pub env: Vec<(String, OsString)>,
     /// Further flags; one that names a listener replaces the free port.
     pub args: Vec<OsString>,
+    /// The drill binaries instead of those that are shipped; the variables of [`crate::drill`] go into `env`.
+    pub drill: bool,
 }
 
 impl Options {
@@ -293,6 +295,21 @@ impl Up {
         processes
     }
 
+    /// Waits until the control plane has ended by itself, and all that it started.
+    #[track_caller]
+    pub fn until_it_ends(&mut self) {
+        let mut child = self.child.take().unwrap();
+        let mut processes = Vec::new();
+        until(COMMAND_WITHIN, "the end of up", || {
+            let now = tree(i32::try_from(child.id()).unwrap());
+            if now.len() > 1 {
+                processes = now;
+            }
+            child.try_wait().unwrap()
+        });
+        until_gone(GONE_WITHIN, &processes);
+    }
+
     /// SIGINT, as Ctrl-C at a terminal; answers how it ended, after how long, and who ran before.
     #[track_caller]
     pub fn interrupt(&mut self) -> (ExitStatus, Duration, Vec<Process>) {
@@ -465,7 +482,14 @@ fn root() -> TempDir {
 fn command(root: &Path, options: &Options) -> Command {
     // The kernel keeps the signal over the following executions, of hermesctl and of the control plane it becomes.
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL"]).arg(binary("hermesctl")).arg("up").arg("--data-dir").arg(root.join("data"));
+    command.args(["--pdeathsig", "KILL"]);
+    if options.drill {
+        // What `hermesctl up` becomes.
+        command.arg(binary("hermes-drill-control-plane")).arg("dev");
+    } else {
+        command.arg(binary("hermesctl")).arg("up");
+    }
+    command.arg("--data-dir").arg(root.join("data"));
     for flag in ["--grpc-addr", "--http-addr", "--worker-addr"] {
         if !options.args.iter().any(|arg| arg == flag) {
             command.args([flag, "127.0.0.1:0"]);

@@ -20,6 +20,8 @@ use crate::home::Home;
 use crate::identity::Identity;
 use crate::link::{Link, Registration, chain};
 use crate::prompt::Prompts;
+use crate::seams::Seams;
+use crate::servers::Servers;
 use crate::telemetry::Telemetry;
 use crate::transcript::Transcripts;
 use crate::turns::Shared;
@@ -31,6 +33,11 @@ const MAX_JOIN_DELAY: Duration = Duration::from_secs(5);
 
 /// Runs the worker as a process: logs, signals, exit code (0 drained, 1 failed or ended early).
 pub async fn run_process(config: Config) -> ExitCode {
+    run_process_with(config, Seams::default()).await
+}
+
+/// As [`run_process`], with other tools, or with a drill looking on.
+pub async fn run_process_with(config: Config, seams: Seams) -> ExitCode {
     let telemetry = match Telemetry::start(config.log_format, config.otlp_endpoint.as_deref()) {
         Ok(telemetry) => telemetry,
         Err(error) => {
@@ -40,7 +47,7 @@ pub async fn run_process(config: Config) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let code = match supervised(config).await {
+    let code = match supervised(config, seams).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = chain(error.as_ref()), "the worker stops");
@@ -52,13 +59,13 @@ pub async fn run_process(config: Config) -> ExitCode {
 }
 
 /// Serves until drained, told twice to stop, or orphaned.
-async fn supervised(config: Config) -> anyhow::Result<()> {
+async fn supervised(config: Config, seams: Seams) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let parent = config.parent_pid;
     let stop = CancellationToken::new();
     let orphaned = orphaned(parent)?;
-    let serving = serve(config, stop.clone());
+    let serving = serve_with(config, seams, stop.clone());
     tokio::pin!(serving, orphaned);
     loop {
         tokio::select! {
@@ -79,8 +86,16 @@ async fn supervised(config: Config) -> anyhow::Result<()> {
 /// # Errors
 /// When the home cannot be used, or the control plane will not have this worker.
 pub async fn serve(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    serve_with(config, Seams::default(), stop).await
+}
+
+/// As [`serve`], with other tools, or with a drill looking on.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_with(config: Config, seams: Seams, stop: CancellationToken) -> anyhow::Result<()> {
     let home = Home::open(&config.home).context("open the agent's home")?;
-    let identity = Arc::new(Identity::new(config.server, config.join, jiff::Timestamp::now));
+    let identity = Arc::new(Identity::new(Servers::new(config.servers), config.join, jiff::Timestamp::now));
     let agent = tokio::select! {
         agent = joined(&identity) => agent?,
         () = stop.cancelled() => return Ok(()),
@@ -93,8 +108,10 @@ pub async fn serve(config: Config, stop: CancellationToken) -> anyhow::Result<()
         transcripts: Transcripts::new(TRANSCRIPT_BYTES),
         prompts: Prompts::default(),
         today: || jiff::Zoned::now().date(),
+        seams,
     });
-    let registration = Registration { slots: config.slots, home: home.path().display().to_string() };
+    let registration =
+        Registration { slots: config.slots, home: home.path().display().to_string(), drain_grace: config.drain_grace };
     Link::new(identity, registration, published, shared, stop).run().await?;
     Ok(())
 }

@@ -1,15 +1,17 @@
 //! The process's settings: command line and environment, read once, immutable after.
 //!
-//! Called by `main`. Always true of a [`Config`]: the server is an `https` URL, slots are 1 to 1024, and the join token
+//! Called by `main`. Always true of a [`Config`]: each server is an `https` URL and there is one, slots are 1 to 1024, and the join token
 //! never appears in argv, in the environment or in `Debug` output. It opens nothing but the inherited token descriptor.
 
 use std::ffi::OsString;
 use std::fmt;
 use std::io::Read as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser as _;
 use clap::error::ErrorKind;
+use tonic::transport::Uri;
 
 /// Largest join token text that is read, in bytes.
 const MAX_TOKEN_BYTES: u64 = 64 << 10;
@@ -31,15 +33,24 @@ pub enum LogFormat {
     after_help = "Example:\n  hermes-worker --server https://127.0.0.1:7071 --home /var/lib/hermes/homes/main --join-token-file /run/hermes/join-token"
 )]
 struct Args {
-    /// The control plane's worker listener
-    #[arg(long, env = "HERMES_WORKER_SERVER", value_name = "https://HOST:PORT")]
-    server: String,
+    /// A worker listener of the control plane; may be repeated, or hold several with commas
+    #[arg(
+        long,
+        env = "HERMES_WORKER_SERVER",
+        value_name = "https://HOST:PORT",
+        value_delimiter = ',',
+        required = true
+    )]
+    server: Vec<String>,
     /// The agent's home directory; made with mode 0700 when missing
     #[arg(long, env = "HERMES_WORKER_HOME", value_name = "DIR")]
     home: PathBuf,
     /// Sessions served at the same time
-    #[arg(long, env = "HERMES_WORKER_SLOTS", value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, env = "HERMES_WORKER_SLOTS", value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1024))]
     slots: u32,
+    /// How long running turns may go on after SIGTERM before they are handed back
+    #[arg(long, env = "HERMES_WORKER_DRAIN_SECONDS", value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    drain_seconds: u32,
     /// Inherited descriptor to read the join token from, to its end
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
     join_token_fd: Option<i32>,
@@ -91,12 +102,14 @@ impl JoinSource {
 /// What this process was told at its start.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The worker listener, an `https` URL.
-    pub server: String,
+    /// The worker listeners, `https` URLs; each connection goes to another one.
+    pub servers: Vec<Uri>,
     /// The home directory as given.
     pub home: PathBuf,
     /// Sessions served at the same time, 1 to 1024.
     pub slots: u32,
+    /// How long running turns may go on after the first signal.
+    pub drain_grace: Duration,
     /// Where the join token comes from.
     pub join: JoinSource,
     /// The process whose end is also ours.
@@ -119,10 +132,14 @@ impl Config {
             use clap::CommandFactory as _;
             Args::command().error(kind, message)
         };
-        let server = args.server.trim_end_matches('/').to_owned();
-        if !server.starts_with("https://") || tonic::transport::Endpoint::from_shared(server.clone()).is_err() {
-            let message = format!("--server must be https://HOST:PORT, not {:?}", args.server);
-            return Err(wrong(ErrorKind::ValueValidation, message));
+        let mut servers = Vec::new();
+        for text in args.server.iter().map(|text| text.trim()).filter(|text| !text.is_empty()) {
+            servers.push(server(text).ok_or_else(|| {
+                wrong(ErrorKind::ValueValidation, format!("--server must be https://HOST:PORT, not {text:?}"))
+            })?);
+        }
+        if servers.is_empty() {
+            return Err(wrong(ErrorKind::MissingRequiredArgument, "--server names no server".to_owned()));
         }
         let join = match (args.join_token_fd, args.join_token_file) {
             (Some(fd), _) => {
@@ -137,15 +154,23 @@ impl Config {
             }
         };
         Ok(Self {
-            server,
+            servers,
             home: args.home,
             slots: args.slots,
+            drain_grace: Duration::from_secs(u64::from(args.drain_seconds)),
             join,
             parent_pid: args.parent_pid,
             log_format: args.log_format,
             otlp_endpoint: args.otlp_endpoint.filter(|endpoint| !endpoint.is_empty()),
         })
     }
+}
+
+/// The URL of a worker listener: scheme, host and port.
+fn server(text: &str) -> Option<Uri> {
+    let url: Uri = text.trim_end_matches('/').parse().ok()?;
+    let plain = url.scheme_str() == Some("https") && url.host().is_some_and(|host| !host.is_empty());
+    (plain && matches!(url.path(), "" | "/") && url.query().is_none()).then_some(url)
 }
 
 /// Reads a descriptor of this process by its name in `/proc`, which needs no unsafe code, and closes the original.
@@ -175,14 +200,26 @@ mod tests {
     fn reads_flags_and_defaults() {
         let config =
             parse(&["--server", "https://127.0.0.1:1/", "--home", "/h", "--join-token-file", "/t"]).expect("valid");
-        assert_eq!((config.server.as_str(), config.slots), ("https://127.0.0.1:1", 64));
+        assert_eq!((config.servers, config.slots), (vec![Uri::from_static("https://127.0.0.1:1")], 256));
+        assert_eq!(config.drain_grace, Duration::from_secs(20));
         assert_eq!(config.log_format, LogFormat::Text);
+    }
+
+    #[test]
+    fn several_servers_come_as_flags_or_with_commas() {
+        let args = ["--server", "https://a:1, https://b:2/,", "--server", "https://[::1]:3", "--home", "/h"];
+        let config = parse(&[&args[..], &["--join-token-file", "/t"]].concat()).expect("valid");
+        let servers: Vec<_> = config.servers.iter().map(ToString::to_string).collect();
+        assert_eq!(servers, ["https://a:1/", "https://b:2/", "https://[::1]:3/"]);
     }
 
     #[test]
     fn refuses_plain_http_no_token_and_zero_slots() {
         for args in [
             vec!["--server", "http://127.0.0.1:1", "--home", "/h", "--join-token-file", "/t"],
+            vec!["--server", "https://127.0.0.1:1,ftp://b", "--home", "/h", "--join-token-file", "/t"],
+            vec!["--server", ",", "--home", "/h", "--join-token-file", "/t"],
+            vec!["--server", "https://127.0.0.1:1/path", "--home", "/h", "--join-token-file", "/t"],
             vec!["--server", "https://127.0.0.1:1", "--home", "/h"],
             vec!["--server", "https://127.0.0.1:1", "--home", "/h", "--join-token-file", "/t", "--slots", "0"],
             vec!["--server", "https://127.0.0.1:1", "--home", "/h", "--join-token-file", "/t", "--slots", "1025"],

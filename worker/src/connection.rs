@@ -1,4 +1,5 @@
-//! What turns may know of the connection: the channel to call, and until when the lease allows effects.
+//! What turns may know of the connection: the channel to call, what the other side speaks, and until when the lease allows
+//! model calls and tools.
 //!
 //! Owned and published by [`crate::link`], watched by running turns. Always true: `fence` is before `lease_end`, both on
 //! the monotonic clock and counted from when the last answered heartbeat was *sent*, so this process stops before the
@@ -11,6 +12,9 @@ use hermes_proto::v1::{Progress, WorkerMessage, worker_message};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tonic::transport::Channel;
+
+/// The worker protocol since which steps are reported and turns handed back.
+pub(crate) const STEPS_SINCE: u32 = 2;
 
 /// One message on its way out, with the flag that its sender waits on.
 pub(crate) struct Outgoing {
@@ -37,7 +41,9 @@ impl Outgoing {
 pub struct Connection {
     /// Where to call; `None` while disconnected.
     pub channel: Option<Channel>,
-    /// New model calls start only before this.
+    /// The worker protocol that both sides speak; the last one's while disconnected, 0 before the first registration.
+    pub protocol: u32,
+    /// New model calls and tool calls start only before this.
     pub fence: Instant,
     /// After this the control plane may have given the running turns away.
     pub lease_end: Instant,
@@ -48,7 +54,7 @@ impl Connection {
     /// Before the first registration.
     pub fn none() -> Self {
         let now = Instant::now();
-        Self { channel: None, fence: now, lease_end: now, outbound: None }
+        Self { channel: None, protocol: 0, fence: now, lease_end: now, outbound: None }
     }
 
     /// Offers a progress message; answers whether it was taken. Never waits. `in_flight` is set until it is on the wire.
@@ -65,7 +71,8 @@ impl Connection {
     }
 }
 
-/// Waits until effects are allowed and answers the channel; `None` when the lease ended first.
+/// Waits until a model call or a tool may begin and answers the channel; `None` when the lease ended first. What it allows
+/// must begin without another wait in between.
 pub async fn ready(connection: &mut watch::Receiver<Connection>) -> Option<Channel> {
     loop {
         let lease_end = {

@@ -3,7 +3,8 @@
 //! Called by the link before each connection and by its renewal. Owns the private key, which is made here and never
 //! leaves memory. Always true: the server is verified from the first byte against the authority that came inside the
 //! join token, and a certificate is renewed after half of its life, so a worker that can reach the control plane never
-//! needs its join token twice. It does not decide when to reconnect.
+//! needs its join token twice. A new certificate is used with the same server, a new connection goes to another one. It does
+//! not decide when to reconnect.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -18,6 +19,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use x509_parser::prelude::FromDer as _;
 
 use crate::config::JoinSource;
+use crate::servers::{Server, Servers};
 
 /// The name in the control plane's certificate, whatever address it is reached by.
 const SERVER_NAME: &str = "hermes-control-plane";
@@ -98,7 +100,9 @@ pub struct Connected {
 
 /// This worker's identity.
 pub struct Identity {
-    server: String,
+    servers: Servers,
+    /// Where the last connection went.
+    server: Mutex<Option<Server>>,
     join: JoinSource,
     /// Wall time, to read the answer's expiry; timeouts run on the monotonic clock.
     now: fn() -> jiff::Timestamp,
@@ -108,21 +112,28 @@ pub struct Identity {
 
 impl Identity {
     /// Nothing is read or called yet.
-    pub fn new(server: String, join: JoinSource, now: fn() -> jiff::Timestamp) -> Self {
-        Self { server, join, now, current: Mutex::new(None), serial: AtomicU64::new(0) }
+    pub fn new(servers: Servers, join: JoinSource, now: fn() -> jiff::Timestamp) -> Self {
+        Self { servers, server: Mutex::new(None), join, now, current: Mutex::new(None), serial: AtomicU64::new(0) }
     }
 
-    /// A mutual-TLS connection to the control plane; joins first where no valid certificate is at hand.
+    /// A mutual-TLS connection to the next server; joins first where no valid certificate is at hand.
     ///
     /// # Errors
     /// [`Error`]; nothing was changed unless a certificate was issued, and a used-up join token then stays used up.
     pub async fn connect(&self) -> Result<Connected, Error> {
+        let unreachable = |error| Error::Unreachable(Box::new(error));
+        let server = within(CONNECT_TIMEOUT, self.servers.another()).await?.map_err(unreachable)?;
+        *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server.clone());
+        self.connect_to(&server).await
+    }
+
+    async fn connect_to(&self, server: &Server) -> Result<Connected, Error> {
         let held = self.credential().filter(|credential| Instant::now() + EXPIRY_MARGIN < credential.expires);
         let credential = match held {
             Some(credential) => credential,
-            None => self.join().await?,
+            None => self.join(server).await?,
         };
-        let channel = self.dial(&credential.authority_pem, Some(credential.identity)).await?;
+        let channel = dial(server, &credential.authority_pem, Some(credential.identity)).await?;
         Ok(Connected { channel, agent: credential.agent, credential: credential.serial })
     }
 
@@ -164,7 +175,12 @@ impl Identity {
         };
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(next);
         answer?;
-        Ok(self.connect().await?.channel)
+        let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let connected = match server {
+            Some(server) => self.connect_to(&server).await?,
+            None => self.connect().await?,
+        };
+        Ok(connected.channel)
     }
 
     async fn renewed(&self, channel: Channel, agent: String) -> Result<Credential, Error> {
@@ -176,10 +192,10 @@ impl Identity {
         self.credential_of(&key, &answer.certificate_der, &answer.ca_der, agent, answer.expires_at_ms)
     }
 
-    async fn join(&self) -> Result<Credential, Error> {
+    async fn join(&self, server: &Server) -> Result<Credential, Error> {
         let text = self.join.read().map_err(Error::Unreadable)?;
         let token = JoinToken::parse(&text).ok_or(Error::Malformed)?;
-        let channel = self.dial(&token.authority_pem, None).await?;
+        let channel = dial(server, &token.authority_pem, None).await?;
         let (key, csr_der) = key_and_csr()?;
         let mut client = IdentityServiceClient::new(channel);
         let call = client.join(JoinRequest { token: token.text, csr_der });
@@ -224,25 +240,32 @@ impl Identity {
             serial: self.serial.fetch_add(1, Ordering::Relaxed),
         })
     }
+}
 
-    async fn dial(&self, authority_pem: &str, identity: Option<tonic::transport::Identity>) -> Result<Channel, Error> {
-        let unreachable = |error: tonic::transport::Error| Error::Unreachable(Box::new(error));
-        let mut tls =
-            ClientTlsConfig::new().domain_name(SERVER_NAME).ca_certificate(Certificate::from_pem(authority_pem));
-        if let Some(identity) = identity {
-            tls = tls.identity(identity);
-        }
-        let endpoint = Endpoint::from_shared(self.server.clone())
-            .map_err(unreachable)?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(5))
-            .keep_alive_while_idle(true)
-            .tls_config(tls)
-            .map_err(|error| Error::Certificate(Box::new(error)))?;
-        within(CONNECT_TIMEOUT * 2, endpoint.connect()).await?.map_err(unreachable)
+async fn dial(
+    server: &Server,
+    authority_pem: &str,
+    identity: Option<tonic::transport::Identity>,
+) -> Result<Channel, Error> {
+    let unreachable = |error: tonic::transport::Error| Error::Unreachable(Box::new(error));
+    let mut tls = ClientTlsConfig::new().domain_name(SERVER_NAME).ca_certificate(Certificate::from_pem(authority_pem));
+    if let Some(identity) = identity {
+        tls = tls.identity(identity);
     }
+    let endpoint = Endpoint::from_shared(format!("https://{}", server.address))
+        .map_err(unreachable)?
+        .origin(server.url.clone())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .keep_alive_while_idle(true)
+        // A bound for servers with hostile clients. Here it would end the connection, and every turn's model call with
+        // it, after so many cancelled calls.
+        .http2_max_local_error_reset_streams(None)
+        .tls_config(tls)
+        .map_err(|error| Error::Certificate(Box::new(error)))?;
+    within(CONNECT_TIMEOUT * 2, endpoint.connect()).await?.map_err(unreachable)
 }
 
 async fn within<T>(limit: Duration, call: impl Future<Output = T>) -> Result<T, Error> {

@@ -1,9 +1,10 @@
 //! The worker's one stream to the control plane: register, heartbeat, take assignments, report, and come back when lost.
 //!
 //! Run by `app` as the process's main loop. Owns the turns, the outbound queue and the published [`Connection`]. Always
-//! true: the first message of a stream is Register; one place writes to a stream; a report is sent again on every new
-//! stream until it is acknowledged; reading never waits for writing, so the two sides cannot block each other. It
-//! decides nothing about leases: the control plane does, and this side only stops earlier.
+//! true: the first message of a stream is Register; one place writes to a stream; a report, of a step or of an end, is sent
+//! again on every new stream until it is answered; reading never waits for writing, so the two sides cannot block each
+//! other; once going away nothing new begins. It decides nothing about leases: the control plane does, and this side only
+//! stops earlier.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,7 +12,8 @@ use std::time::Duration;
 
 use hermes_proto::v1::worker_service_client::WorkerServiceClient;
 use hermes_proto::v1::{
-    Accepted, ControlMessage, GoingAway, Heartbeat, HeartbeatAck, Register, Welcome, control_message, worker_message,
+    Accepted, Assignment, ControlMessage, GoingAway, Heartbeat, HeartbeatAck, Register, Welcome, control_message,
+    worker_message,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -22,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-use crate::connection::{Connection, Outgoing};
+use crate::connection::{Connection, Outgoing, STEPS_SINCE};
 use crate::identity::{self, Identity};
 use crate::turns::{Shared, Started, Turns};
 
@@ -30,10 +32,10 @@ use crate::turns::{Shared, Started, Turns};
 const OUTBOUND: usize = 64;
 /// How long a stream may take to answer Register.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long running turns may go on after a signal.
-const DRAIN_GRACE: Duration = Duration::from_secs(25);
 /// How long the control plane may take to close its side of a finished stream.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// What a drill without the fence has instead of one.
+const NO_FENCE: Duration = Duration::from_secs(24 * 60 * 60);
 const MIN_DELAY: Duration = Duration::from_millis(100);
 const MAX_DELAY: Duration = Duration::from_secs(5);
 
@@ -55,6 +57,8 @@ pub struct Registration {
     pub slots: u32,
     /// The home's absolute path.
     pub home: String,
+    /// How long running turns may go on after it was asked to stop.
+    pub drain_grace: Duration,
 }
 
 /// How a stream ended.
@@ -81,6 +85,8 @@ pub struct Link {
     stop: CancellationToken,
     /// Set when draining: running turns may go on until then.
     grace: Option<Instant>,
+    /// The grace is over: what runs is on its way back.
+    handing_back: bool,
     failures: u32,
 }
 
@@ -104,6 +110,7 @@ impl Link {
             background: JoinSet::new(),
             stop,
             grace: None,
+            handing_back: false,
             failures: 0,
         }
     }
@@ -153,17 +160,35 @@ impl Link {
         let until = Instant::now() + rand::random_range(MIN_DELAY..=most);
         loop {
             if self.grace.is_none() && self.stop.is_cancelled() {
-                self.grace = Some(Instant::now() + DRAIN_GRACE);
+                self.grace = Some(Instant::now() + self.registration.drain_grace);
             }
-            if self.grace.is_some_and(|grace| self.turns.is_idle() || Instant::now() >= grace) {
-                return true;
+            if let Some(grace) = self.grace {
+                // What was not heard of by the end of the lease is found out without us.
+                let lease_end = self.published.borrow().lease_end;
+                if self.turns.is_idle() || Instant::now() >= grace.max(lease_end) {
+                    return true;
+                }
+            }
+            if self.grace_is_over() {
+                self.hand_back();
             }
             tokio::select! {
                 () = tokio::time::sleep_until(until) => return false,
                 () = self.stop.cancelled(), if self.grace.is_none() => {}
-                _ = self.turns.next_ended() => {}
+                () = sleep_until(self.grace), if self.grace.is_some() && !self.handing_back => {}
+                _ = self.turns.next_report() => {}
             }
         }
+    }
+
+    fn grace_is_over(&self) -> bool {
+        !self.handing_back && self.grace.is_some_and(|grace| Instant::now() >= grace)
+    }
+
+    fn hand_back(&mut self) {
+        tracing::info!(running = self.turns.running(), "the grace period is over; what runs is handed back");
+        self.handing_back = true;
+        self.turns.hand_back();
     }
 
     async fn attached(&mut self, channel: Channel) -> End {
@@ -188,16 +213,16 @@ impl Link {
         self.failures = 0;
         self.sync_documents(channel.clone());
         let mut stream = Stream::new(outbound, &welcome);
-        stream.waiting.extend(self.turns.unacknowledged().into_iter().map(worker_message::Message::Completed));
+        stream.waiting.extend(self.turns.unanswered(stream.takes_steps));
         if self.grace.is_some() {
             stream.say_going_away("draining");
         }
-        let lease = stream.lease;
         self.published.send_modify(|connection| {
             connection.channel = Some(channel.clone());
+            connection.protocol = stream.protocol;
             connection.outbound = Some(stream.outbound.clone());
-            hold(connection, registered, lease);
         });
+        self.hold(registered, stream.lease);
         self.serve(stream, inbound).await
     }
 
@@ -226,16 +251,20 @@ impl Link {
                     Ok(None) => return lost("the control plane closed the stream"),
                     Err(status) => return broken(&status),
                 },
-                report = self.turns.next_ended() => {
-                    stream.waiting.extend(report.map(worker_message::Message::Completed));
+                report = self.turns.next_report() => {
+                    stream.waiting.extend(report.filter(|report| stream.takes(report)));
                 }
                 _ = beats.tick() => if let Some(end) = stream.beat() {
                     return end;
                 },
                 () = self.stop.cancelled(), if self.grace.is_none() => {
-                    self.drain(&mut stream, DRAIN_GRACE, "asked to stop");
+                    self.drain(&mut stream, self.registration.drain_grace, "asked to stop");
                 }
-                () = sleep_until(self.grace), if self.grace.is_some() => {
+                () = sleep_until(self.grace), if self.grace.is_some() && !self.handing_back => {
+                    if stream.takes_steps {
+                        self.hand_back();
+                        continue;
+                    }
                     tracing::warn!(running = self.turns.running(), "the grace period is over; what runs is left to other workers");
                     self.turns.drop_running();
                     break;
@@ -256,29 +285,16 @@ impl Link {
     fn handle(&mut self, stream: &mut Stream, message: ControlMessage) -> Option<End> {
         use control_message::Message;
         match message.message {
-            Some(Message::Assignment(assignment)) => {
-                let turn = assignment.turn;
-                match self.turns.start(assignment) {
-                    Started::Accepted => {
-                        stream.waiting.push_back(worker_message::Message::Accepted(Accepted { turn }));
-                    }
-                    Started::AlreadyEnded(completed) => {
-                        stream.waiting.push_back(worker_message::Message::Completed(*completed));
-                    }
-                    Started::Ignored => {}
-                }
-            }
+            Some(Message::Assignment(assignment)) => self.assigned(stream, assignment),
             Some(Message::Cancel(cancel)) => {
                 if let Some(turn) = cancel.turn {
-                    tracing::info!(
-                        session = turn.session_id,
-                        turn = turn.seq,
-                        reason = cancel.reason,
-                        "asked to cancel"
-                    );
-                    self.turns.cancel(&turn);
+                    let (kind, reason) = (cancel.kind().as_str_name(), &cancel.reason);
+                    tracing::info!(session = turn.session_id, turn = turn.seq, kind, reason, "asked to cancel");
                 }
+                self.turns.cancel(cancel);
             }
+            Some(Message::Steer(steer)) => self.turns.steer(steer),
+            Some(Message::StepAck(ack)) => self.turns.step_acknowledged(&ack),
             Some(Message::CompletedAck(ack)) => {
                 if let Some(turn) = ack.turn {
                     self.turns.acknowledged(&turn, ack.stored);
@@ -290,22 +306,44 @@ impl Link {
             }
             Some(Message::HeartbeatAck(ack)) => {
                 if let Some(sent) = stream.answered(ack.sequence) {
-                    self.published.send_modify(|connection| hold(connection, sent, stream.lease));
+                    self.hold(sent, stream.lease);
                 }
             }
             Some(Message::Drain(drain)) => {
                 let grace = Duration::from_millis(u64::from(drain.grace_ms));
-                self.drain(stream, if grace.is_zero() { DRAIN_GRACE } else { grace }, "drained by the control plane");
+                self.drain(stream, grace, "drained by the control plane");
             }
             Some(Message::Refused(refused)) => {
                 self.turns.drop_running();
                 return Some(refusal(refused.reason, refused.retry));
             }
             Some(Message::Welcome(_)) => tracing::warn!("a second Welcome is ignored"),
-            // Nothing is journaled or steered yet; and a message of a later protocol is not for us.
-            Some(Message::StepAck(_) | Message::Steer(_)) | None => {}
+            // A message of a later protocol is not for us.
+            None => {}
         }
         None
+    }
+
+    fn assigned(&mut self, stream: &mut Stream, assignment: Assignment) {
+        let turn = assignment.turn;
+        if let Some(turn) = turn.filter(|_| self.grace.is_some() && stream.takes_steps) {
+            stream.waiting.extend(self.turns.decline(turn));
+            return;
+        }
+        match self.turns.start(assignment) {
+            Started::Accepted => stream.waiting.push_back(worker_message::Message::Accepted(Accepted { turn })),
+            Started::AlreadyEnded(report) => stream.waiting.push_back(*report),
+            Started::Ignored => {}
+        }
+    }
+
+    /// The lease holds from `sent` on; this side stops at four fifths of it.
+    fn hold(&self, sent: Instant, lease: Duration) {
+        let fence = if self.shared.seams.without.self_fence { NO_FENCE } else { lease.mul_f32(0.8) };
+        self.published.send_modify(|connection| {
+            connection.fence = sent + fence;
+            connection.lease_end = sent + lease.max(fence);
+        });
     }
 
     fn drain(&mut self, stream: &mut Stream, grace: Duration, reason: &str) {
@@ -343,16 +381,24 @@ impl Link {
 
     /// Renews the certificate; new calls move to a connection made with it, the stream stays where it is until it ends.
     fn renew(&mut self) {
-        let Some(channel) = self.published.borrow().channel.clone() else {
+        let (Some(channel), Some(stream)) = ({
+            let connection = self.published.borrow();
+            (connection.channel.clone(), connection.outbound.clone())
+        }) else {
             return;
         };
+        let stream = stream.downgrade();
         let (identity, published) = (Arc::clone(&self.identity), self.published.clone());
         self.background.spawn(async move {
             match identity.renew(channel).await {
                 Ok(channel) => {
                     tracing::debug!("certificate renewed");
                     published.send_modify(|connection| {
-                        if connection.channel.is_some() {
+                        // A stream that has come since may be another server's.
+                        let same = |outbound: &mpsc::Sender<Outgoing>| {
+                            stream.upgrade().is_some_and(|stream| stream.same_channel(outbound))
+                        };
+                        if connection.outbound.as_ref().is_some_and(same) {
                             connection.channel = Some(channel);
                         }
                     });
@@ -381,8 +427,11 @@ async fn open(
 /// One attached stream: what waits to be written, and when heartbeats were sent.
 struct Stream {
     outbound: mpsc::Sender<Outgoing>,
-    /// Bounded by slots and open heartbeats: each turn adds an acceptance and a report.
+    /// Bounded by slots and open heartbeats: each turn adds an acceptance, one step and an end.
     waiting: VecDeque<worker_message::Message>,
+    /// What both sides speak.
+    protocol: u32,
+    takes_steps: bool,
     heartbeat: Duration,
     lease: Duration,
     beats: u64,
@@ -392,14 +441,24 @@ struct Stream {
 impl Stream {
     fn new(outbound: mpsc::Sender<Outgoing>, welcome: &Welcome) -> Self {
         let at_least = |ms: u32, least: u64| Duration::from_millis(u64::from(ms).max(least));
+        // A control plane of before version 2 does not say what it speaks.
+        let protocol = welcome.protocol_version.clamp(1, hermes_proto::WORKER_PROTOCOL_VERSION);
         Self {
             outbound,
             waiting: VecDeque::new(),
+            protocol,
+            takes_steps: protocol >= STEPS_SINCE,
             heartbeat: at_least(welcome.heartbeat_ms, 50),
             lease: at_least(welcome.lease_ms, 100),
             beats: 0,
             unanswered: VecDeque::new(),
         }
+    }
+
+    /// Whether the other side knows this kind of message.
+    fn takes(&self, message: &worker_message::Message) -> bool {
+        let new = matches!(message, worker_message::Message::Step(_) | worker_message::Message::HandBack(_));
+        self.takes_steps || !new
     }
 
     /// Sends a heartbeat, or ends the stream when none was answered for a whole lease.
@@ -426,12 +485,6 @@ impl Stream {
     fn say_going_away(&mut self, reason: &str) {
         self.waiting.push_back(worker_message::Message::GoingAway(GoingAway { reason: reason.to_owned() }));
     }
-}
-
-/// The lease holds from `sent` on; this side stops at four fifths of it.
-fn hold(connection: &mut Connection, sent: Instant, lease: Duration) {
-    connection.fence = sent + lease.mul_f32(0.8);
-    connection.lease_end = sent + lease;
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

@@ -113,8 +113,8 @@ impl Transcripts {
             cache.take(session_id)
         };
         let mut session = known.unwrap_or(Session { through: 0, budget, turns: VecDeque::new(), used: 0 });
-        let user = Message { role: ModelRole::User, text: input };
-        let assistant = Message { role: ModelRole::Assistant, text: reply };
+        let user = Message::new(ModelRole::User, input);
+        let assistant = Message::new(ModelRole::Assistant, reply);
         session.turns.push_back(EndedTurn { seq, messages: vec![user, assistant] });
         session.through = seq;
         self.keep(session_id, session);
@@ -212,7 +212,7 @@ async fn fetch(
             entry.truncate(budget.saturating_add(1));
             open = Some((seq, role, entry));
         } else if seq <= version {
-            append(turns, seq, Message { role, text: String::from_utf8_lossy(&entry).into() });
+            append(turns, seq, Message::new(role, String::from_utf8_lossy(&entry)));
             // Keep the newest turn whole until it has ended, cut what is older.
             let newest = turns.pop_back();
             cut(turns, budget.saturating_sub(newest.as_ref().map_or(0, EndedTurn::bytes)));

@@ -9,6 +9,7 @@ mod accounts;
 mod api;
 mod homes;
 mod options;
+mod process;
 mod secrets;
 mod start;
 
@@ -26,6 +27,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpIncoming;
 
 pub use options::{Command, Common, Database, Dev, LogFormat, ModelLimits, Options, Serve, Surroundings};
+
+pub use process::{Seams, process};
 
 use crate::dispatch::Dispatcher;
 use crate::grpc::agent_api::AgentApi;
@@ -285,12 +288,17 @@ async fn signals() -> anyhow::Result<&'static str> {
 ///
 /// # Errors
 /// What a person must know: it is printed, and the process exits with 1.
-pub async fn run(options: Options, surroundings: Surroundings, telemetry: &Telemetry) -> anyhow::Result<()> {
+pub async fn run(
+    options: Options,
+    surroundings: Surroundings,
+    telemetry: &Telemetry,
+    seams: &Seams,
+) -> anyhow::Result<()> {
     match options.command {
-        Command::Serve(serve) => start::serve(*serve, telemetry).await,
-        Command::Dev(dev) => start::dev(*dev, surroundings, telemetry).await,
+        Command::Serve(serve) => start::serve(*serve, telemetry, seams).await,
+        Command::Dev(dev) => start::dev(*dev, surroundings, telemetry, seams).await,
         Command::Migrate(database) => {
-            let store = Store::new(start::database_url(&database)?.expose_secret(), 2)?;
+            let store = seams.store(start::database_url(&database)?.expose_secret(), 2)?;
             let what = || format!("bring the schema of the database at {} up to date", store.place());
             store.migrate().await.with_context(what)?;
             tracing::info!(database = store.server_version().await?, "the schema is up to date");

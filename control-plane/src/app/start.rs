@@ -1,5 +1,6 @@
 //! The two ways to run, step by step.
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use uuid::Uuid;
 
 use super::homes::{ExternalHomes, LocalHomes};
 use super::options::{Database, Dev, Serve, Surroundings};
-use super::{CONNECTIONS, GRACE, NOTE_GRACE, Plan, Replica, Sockets, local, named, wall_clock};
+use super::{CONNECTIONS, GRACE, NOTE_GRACE, Plan, Replica, Seams, Sockets, local, named, wall_clock};
 use crate::grpc::system_api::{Addresses, apply_text};
 use crate::identity::{Authority, NewToken, Role, Token, TokenStore as _, Tokens, mint, mint_join, parse_bearer};
 use crate::local::data_dir::{self, DataDir, Endpoint};
@@ -55,8 +56,8 @@ pub(super) fn database_url(database: &Database) -> anyhow::Result<SecretString> 
 }
 
 /// One replica on somebody's Postgres.
-pub(super) async fn serve(serve: Serve, telemetry: &Telemetry) -> anyhow::Result<()> {
-    let store = Store::new(database_url(&serve.database)?.expose_secret(), CONNECTIONS)?;
+pub(super) async fn serve(serve: Serve, telemetry: &Telemetry, seams: &Seams) -> anyhow::Result<()> {
+    let store = seams.store(database_url(&serve.database)?.expose_secret(), CONNECTIONS)?;
     if !serve.no_migrate {
         store
             .migrate()
@@ -89,7 +90,12 @@ pub(super) async fn serve(serve: Serve, telemetry: &Telemetry) -> anyhow::Result
 }
 
 /// Postgres, control plane and workers on this machine.
-pub(super) async fn dev(dev: Dev, surroundings: Surroundings, telemetry: &Telemetry) -> anyhow::Result<()> {
+pub(super) async fn dev(
+    dev: Dev,
+    surroundings: Surroundings,
+    telemetry: &Telemetry,
+    seams: &Seams,
+) -> anyhow::Result<()> {
     let path = match &dev.data_dir {
         Some(path) => std::path::absolute(path).with_context(|| format!("find {}", named(path)))?,
         None => data_dir::default_path(
@@ -103,7 +109,10 @@ pub(super) async fn dev(dev: Dev, surroundings: Surroundings, telemetry: &Teleme
     let addresses = listeners::Addresses { grpc: common.grpc_addr, http: common.http_addr, worker: common.worker_addr };
     let listeners = listeners::bind(addresses)?;
     let spawner = Spawner::start()?;
-    let worker_binary = worker_binary()?;
+    let worker_binary = match &seams.worker_binary {
+        Some(named) => named.clone(),
+        None => worker_binary()?,
+    };
     let (mut postgres, url) = match &dev.database_url {
         Some(url) => (None, SecretString::from(url.clone())),
         None => {
@@ -117,9 +126,19 @@ pub(super) async fn dev(dev: Dev, surroundings: Surroundings, telemetry: &Teleme
             (Some(server), url)
         }
     };
-    let started =
-        start_dev(&dev, &data, &surroundings, &url, listeners, telemetry, spawner, worker_binary, postgres.is_some())
-            .await;
+    let started = start_dev(
+        &dev,
+        &data,
+        &surroundings,
+        &url,
+        listeners,
+        telemetry,
+        seams,
+        spawner,
+        worker_binary,
+        postgres.is_some(),
+    )
+    .await;
     let result = match started {
         Ok((replica, launcher)) => {
             let reason = tokio::select! {
@@ -159,11 +178,12 @@ async fn start_dev(
     url: &SecretString,
     listeners: Listeners,
     telemetry: &Telemetry,
+    seams: &Seams,
     spawner: Spawner,
     worker_binary: PathBuf,
     sole: bool,
 ) -> anyhow::Result<(Replica, Launcher)> {
-    let store = Store::new(url.expose_secret(), CONNECTIONS)?;
+    let store = seams.store(url.expose_secret(), CONNECTIONS)?;
     store
         .migrate()
         .await
@@ -185,7 +205,9 @@ async fn start_dev(
         telemetry,
     };
     let replica = Replica::build(plan, sockets).await?;
-    let launcher = launch(&replica, spawner, worker_binary, &addresses);
+    let mut environment = launcher::environment(std::env::vars_os());
+    environment.extend(seams.worker_environment.iter().cloned());
+    let launcher = launch(&replica, spawner, worker_binary, environment, &addresses);
     announce(&replica.registry);
     data.write_endpoint(&Endpoint {
         grpc: local(addresses.grpc),
@@ -200,7 +222,13 @@ async fn start_dev(
 }
 
 /// Starts a worker process per agent and keeps it so.
-fn launch(replica: &Replica, spawner: Spawner, worker_binary: PathBuf, addresses: &Addresses) -> Launcher {
+fn launch(
+    replica: &Replica,
+    spawner: Spawner,
+    worker_binary: PathBuf,
+    environment: Vec<(OsString, OsString)>,
+    addresses: &Addresses,
+) -> Launcher {
     let (store, authority) = (replica.registry.store().clone(), replica.authority.clone());
     let mint: launcher::Mint = Arc::new(move |agent: AgentId| {
         let (store, authority) = (store.clone(), authority.clone());
@@ -215,20 +243,21 @@ fn launch(replica: &Replica, spawner: Spawner, worker_binary: PathBuf, addresses
                 name: "process launcher".to_owned(),
                 hash: minted.hash,
             };
+            let start = token.id;
             store.create(token).await?;
-            Ok(minted.text)
+            Ok((start, minted.text))
         }
         .boxed()
     });
     let (dispatcher, tasks) = (replica.dispatcher.clone(), replica.tasks.clone());
-    let on_exit = Arc::new(move |agent: &AgentId, pid: u32| {
-        let (dispatcher, agent) = (dispatcher.clone(), agent.clone());
-        tasks.spawn("worker exit", async move { dispatcher.process_exited(&agent, pid).await });
+    let on_exit = Arc::new(move |exit: launcher::Exit| {
+        let dispatcher = dispatcher.clone();
+        tasks.spawn("worker exit", async move { dispatcher.process_exited(exit.start, exit.asked).await });
     });
     let config = launcher::Config {
         worker_binary,
         worker_addr: local(addresses.worker),
-        environment: launcher::environment(std::env::vars_os()),
+        environment,
         mint,
         on_exit,
         has_room: launcher::has_room,

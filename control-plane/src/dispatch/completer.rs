@@ -7,7 +7,7 @@ use hermes_core::turn::{TurnState, Usage};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{Dispatcher, LEASE, Report};
+use super::{Dispatcher, Report};
 use crate::store::{self, BATCH_ROWS, Completion, CompletionOutcome, DueDelivery, Ended, Leased, TurnEnd};
 
 /// A report on its way into the store.
@@ -42,6 +42,11 @@ pub(super) async fn complete(dispatcher: &Dispatcher, worker: i64, agent: &Agent
             let Some(agent_no) = inner.fleet.agent_of(worker) else { return false };
             // What the broker counted is the truth, not what the worker says.
             report.usage = running.usage.unwrap_or_default();
+            // Nobody stopped it: its chat is told why it ended.
+            if let (Some((why, _)), Ended::Cancelled) = (running.overrun, report.ended) {
+                report.ended = Ended::Failed;
+                why.notice().clone_into(&mut report.reply);
+            }
             let place = Place { worker, slot, agent_no, session_key: running.session_key };
             (running.lane, running.revision, Some(place), running.traceparent, running.since)
         }
@@ -126,7 +131,7 @@ async fn store_batch(dispatcher: &Dispatcher, batch: &mut Vec<Pending>, stop: &C
     while !batch.is_empty() {
         let rows: Vec<Completion> = batch.iter().map(|pending| pending.completion.clone()).collect();
         let leasing = dispatcher.leasing().await;
-        let answers = inner.store.complete(inner.replica, &rows, LEASE).await;
+        let answers = inner.store.complete(inner.replica, &rows, dispatcher.turn_limit()).await;
         let mut again = Vec::new();
         for (mut pending, answer) in batch.drain(..).zip(answers) {
             match answer {
@@ -226,7 +231,8 @@ fn continue_session(
     match outcome.next {
         Some((epoch, seq, next)) if held => {
             let turn = store::TurnId { session: ended.session, seq };
-            dispatcher.begin(Leased { worker, slot, turn, epoch, crashes: 0, session_key, next });
+            let left = dispatcher.turn_limit();
+            dispatcher.begin(Leased { worker, slot, turn, epoch, crashes: 0, left, session_key, next });
         }
         // The worker has left, or registered anew and brought the turn along: its new registration holds the lease now.
         Some(_) => fleet.suspect(),

@@ -31,12 +31,21 @@ struct Text {
     begun: bool,
     so_far: String,
     ended: Option<TurnEnd>,
+    /// It left this replica without an end: nothing more is written here.
+    left: bool,
 }
 
 #[derive(Default)]
 struct LiveTurn {
     text: Mutex<Text>,
     changed: Notify,
+}
+
+impl LiveTurn {
+    /// Begun here and not ended yet: its end comes through this very entry, and the store need not be asked.
+    fn is_begun(&self) -> bool {
+        self.text.lock().unwrap_or_else(PoisonError::into_inner).begun
+    }
 }
 
 /// The running and followed turns of this replica; cheap to clone.
@@ -83,23 +92,21 @@ impl Live {
         }
     }
 
-    /// The turn left this replica without an end: followers go on by asking the store.
+    /// The turn left this replica without an end. Its followers ask the store, and see what a worker here makes of it when it
+    /// comes back.
     pub fn forget(&self, id: TurnId) {
-        self.turns.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        let turn = self.turns.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        if let Some(turn) = turn {
+            turn.text.lock().unwrap_or_else(PoisonError::into_inner).left = true;
+            turn.changed.notify_waiters();
+        }
     }
 
     /// Follows a turn to its end, wherever it runs.
     pub fn follow(&self, store: Store, id: TurnId) -> BoxStream<'static, TurnEvent> {
-        let follower = Follower {
-            live: self.clone(),
-            turn: self.turn(id),
-            store,
-            id,
-            sent: 0,
-            pending: None,
-            asked: false,
-            done: false,
-        };
+        let turn = self.turn(id);
+        let asked = turn.is_begun();
+        let follower = Follower { live: self.clone(), turn, store, id, sent: 0, pending: None, asked, done: false };
         Box::pin(futures_util::stream::unfold(follower, |mut follower| async move {
             follower.next().await.map(|event| (event, follower))
         }))
@@ -111,8 +118,11 @@ struct Follower {
     turn: Arc<LiveTurn>,
     store: Store,
     id: TurnId,
+    /// Bytes of the text that were passed on.
     sent: usize,
+    /// The end, while the last of the text goes before it.
     pending: Option<TurnEnd>,
+    /// Whether it may wait now: the store was asked, or a worker here had the turn when this began to follow.
     asked: bool,
     done: bool,
 }
@@ -141,12 +151,17 @@ impl Follower {
         if self.done {
             return None;
         }
-        let turn = self.turn.clone();
         loop {
+            let turn = Arc::clone(&self.turn);
             let mut changed = std::pin::pin!(turn.changed.notified());
             changed.as_mut().enable();
             if let Some(event) = self.look() {
                 return Some(event);
+            }
+            if turn.text.lock().unwrap_or_else(PoisonError::into_inner).left {
+                self.turn = self.live.turn(self.id);
+                self.asked = self.turn.is_begun();
+                continue;
             }
             if !self.asked {
                 // It may have ended before anybody followed it.
@@ -198,5 +213,72 @@ impl Follower {
                 None
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::StreamExt as _;
+    use hermes_core::turn::{TurnState, Usage};
+
+    use super::*;
+    use crate::store::SessionId;
+
+    const TURN: TurnId = TurnId { session: SessionId(1), seq: 1 };
+
+    /// A store that never answers anything: what a follower sees then comes from its replica alone.
+    fn no_store() -> Store {
+        Store::new("postgres://nobody@127.0.0.1:1/none", 1).unwrap()
+    }
+
+    fn end(reply: &str) -> TurnEnd {
+        TurnEnd { state: TurnState::Succeeded, reply: reply.to_owned(), usage: Usage::default() }
+    }
+
+    async fn events(followed: BoxStream<'static, TurnEvent>) -> Vec<TurnEvent> {
+        tokio::time::timeout(Duration::from_secs(20), followed.collect()).await.expect("the turn's end is seen")
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_left_and_came_back_is_followed_to_its_end() {
+        let live = Live::default();
+        live.begin(TURN);
+        let mut followed = live.follow(no_store(), TURN);
+        live.append(TURN, "one");
+        assert_eq!(followed.next().await, Some(TurnEvent::Delta("one".to_owned())));
+        // The worker's stream broke, and it brought the turn along on its next one.
+        live.forget(TURN);
+        live.begin(TURN);
+        live.append(TURN, "one two");
+        let next = tokio::time::timeout(Duration::from_secs(20), followed.next()).await.expect("its text is seen");
+        assert_eq!(next, Some(TurnEvent::Delta(" two".to_owned())));
+        live.end(TURN, end("one two three"));
+        let rest = events(followed).await;
+        assert_eq!(rest, [TurnEvent::Delta(" three".to_owned()), TurnEvent::Ended(end("one two three"))]);
+        assert!(live.turns.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn one_that_waits_sees_the_turn_come_back_too() {
+        let live = Live::default();
+        live.begin(TURN);
+        let followed = tokio::spawn(events(live.follow(no_store(), TURN)));
+        live.forget(TURN);
+        tokio::task::yield_now().await;
+        live.begin(TURN);
+        live.end(TURN, end("done"));
+        let seen = followed.await.unwrap();
+        assert_eq!(seen, [TurnEvent::Delta("done".to_owned()), TurnEvent::Ended(end("done"))]);
+    }
+
+    #[tokio::test]
+    async fn a_follower_that_leaves_takes_its_entry_along_unless_the_turn_runs_here() {
+        let live = Live::default();
+        drop(live.follow(no_store(), TURN));
+        assert!(live.turns.lock().unwrap().is_empty());
+        let follower = live.follow(no_store(), TURN);
+        live.begin(TURN);
+        drop(follower);
+        assert_eq!(live.turns.lock().unwrap().len(), 1);
     }
 }

@@ -7,9 +7,11 @@
 //! answers and never talks to a platform.
 
 mod completer;
+mod deadlines;
 mod fleet;
 mod live;
 mod poller;
+mod releaser;
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -21,7 +23,7 @@ use tokio::sync::{Notify, RwLock, RwLockReadGuard, mpsc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use fleet::{Connected, Fleet, Running, ToWorker, WorkerView};
+pub use fleet::{CancelKind, Connected, Fleet, Overrun, Running, ToWorker, WorkerView};
 pub use live::{Live, TurnEvent};
 
 use crate::outbox::Outbox;
@@ -34,6 +36,8 @@ use crate::telemetry::{self, Metrics, TRACE};
 pub const LEASE: Duration = Duration::from_secs(15);
 /// How often a worker sends a heartbeat.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long what runs on a worker that is parted with may go on, where nobody said otherwise.
+pub const DRAIN_GRACE: Duration = Duration::from_secs(30);
 /// How long a waiting session is left to the worker it was last on.
 const STICKY: Duration = Duration::from_millis(200);
 /// The crash of one turn at which it is given up.
@@ -106,6 +110,8 @@ pub struct Arrival {
     pub build: String,
     /// Concurrent sessions.
     pub slots: u32,
+    /// The worker protocol that it speaks.
+    pub protocol: u32,
 }
 
 /// A registered worker's end of the link.
@@ -136,6 +142,7 @@ struct Inner {
     fleet: Fleet,
     live: Live,
     completions: mpsc::Sender<completer::Pending>,
+    releases: mpsc::Sender<releaser::Pending>,
     claim: Notify,
     poll: Notify,
     /// A worker's stream has ended.
@@ -160,7 +167,7 @@ impl std::fmt::Debug for Dispatcher {
 }
 
 impl Dispatcher {
-    /// Makes dispatch and spawns its loops: completer, claimer, poller.
+    /// Makes dispatch and spawns its loops: completer, releaser, deadlines, claimer, poller.
     pub fn start(
         store: Store,
         registry: Registry,
@@ -171,6 +178,7 @@ impl Dispatcher {
         tasks: &Tasks,
     ) -> Self {
         let (completions, pending) = mpsc::channel(2048);
+        let (releases, released) = mpsc::channel(2048);
         let inner = Inner {
             store,
             registry,
@@ -180,6 +188,7 @@ impl Dispatcher {
             fleet: Fleet::default(),
             live: Live::default(),
             completions,
+            releases,
             claim: Notify::new(),
             poll: Notify::new(),
             detached: Notify::new(),
@@ -190,6 +199,8 @@ impl Dispatcher {
         let dispatcher = Self { inner: Arc::new(inner) };
         let stop = tasks.stopping();
         tasks.spawn("completer", completer::run(dispatcher.clone(), pending, stop.clone()));
+        tasks.spawn("releaser", releaser::run(dispatcher.clone(), released, stop.clone()));
+        tasks.spawn("deadlines", deadlines::run(dispatcher.clone(), stop.clone()));
         tasks.spawn("claimer", poller::run_claimer(dispatcher.clone(), stop.clone()));
         tasks.spawn("poller", poller::run_poller(dispatcher.clone(), stop.clone()));
         tasks.spawn("typing", poller::run_typing(dispatcher.clone(), stop));
@@ -275,6 +286,8 @@ impl Dispatcher {
             pid: arrival.pid,
             home: arrival.home.clone(),
             slots: i32::try_from(arrival.slots).unwrap_or(1),
+            protocol: i32::try_from(arrival.protocol).unwrap_or(i32::MAX),
+            build: arrival.build.clone(),
         };
         let worker_id = self.inner.store.worker_register(self.inner.replica, &registration, LEASE).await?;
         // Room for an assignment and an acknowledgement per slot: a worker that reads never fills it.
@@ -298,6 +311,7 @@ impl Dispatcher {
             pid: arrival.pid,
             home: arrival.home,
             build: arrival.build,
+            protocol: arrival.protocol,
             connected_at: self.inner.clock.now(),
             outgoing,
             hang_up: hang_up.clone(),
@@ -318,6 +332,7 @@ impl Dispatcher {
     }
 
     /// A worker's stream has ended. Its lease stays until it lapses, unless it left in order or its process is known to be gone.
+    /// One that left in order crashed nothing: it has handed back what it still had, or means to.
     pub async fn detach(&self, worker: i64, left_in_order: bool) {
         let held = self.inner.fleet.leave(worker);
         self.inner.detached.notify_waiters();
@@ -329,23 +344,23 @@ impl Dispatcher {
             }
         }
         if left_in_order {
-            self.lose(&[worker]).await;
+            self.lose(&[worker], true).await;
         }
     }
 
-    /// These workers' processes are gone: their turns go back at once.
-    pub async fn lose(&self, workers: &[i64]) {
-        if let Err(error) = self.inner.store.workers_lose(workers).await {
+    /// These workers' processes are gone: their turns go back at once, as crashed unless they left in order.
+    pub async fn lose(&self, workers: &[i64], in_order: bool) {
+        if let Err(error) = self.inner.store.workers_lose(workers, in_order).await {
             tracing::warn!(%error, "could not mark workers as lost; their leases will lapse");
         }
         self.inner.poll.notify_one();
     }
 
-    /// The launcher reaped a worker process of `agent`.
-    pub async fn process_exited(&self, agent: &AgentId, pid: u32) {
-        let workers = self.inner.fleet.find(|about| about.agent == *agent && about.pid == i64::from(pid));
-        match self.inner.store.workers_of_process(agent.as_str(), i64::from(pid), self.inner.replica).await {
-            Ok(known) => self.lose(&[workers, known].concat()).await,
+    /// The launcher reaped the worker process whose certificate is `identity`; `asked`: it ended it on purpose.
+    pub async fn process_exited(&self, identity: Uuid, asked: bool) {
+        match self.inner.store.workers_of_identity(&identity.to_string()).await {
+            Ok(known) if known.is_empty() => {}
+            Ok(known) => self.lose(&known, asked).await,
             Err(error) => tracing::warn!(%error, "could not look up the workers of an exited process"),
         }
     }
@@ -369,9 +384,9 @@ impl Dispatcher {
         }
     }
 
-    /// The workers of removed or replaced agents finish what they run and leave.
-    pub async fn drain(&self, which: impl Fn(&Connected) -> bool) {
-        let drained = self.inner.fleet.drain(which);
+    /// The workers that `which` picks finish what they run and leave; after `grace` they give back what they still run.
+    pub async fn drain(&self, which: impl Fn(&Connected) -> bool, grace: Duration) {
+        let drained = self.inner.fleet.drain(which, grace);
         if !drained.is_empty()
             && let Err(error) = self.inner.store.workers_drain(&drained).await
         {
@@ -382,12 +397,22 @@ impl Dispatcher {
     /// Drains the workers connected here whose agents are not registered any more, whoever removed them and wherever.
     pub async fn drain_removed(&self) {
         let snapshot = self.inner.registry.current();
-        self.drain(|worker| snapshot.agent(&worker.agent).is_none()).await;
+        self.drain(|worker| snapshot.agent(&worker.agent).is_none(), DRAIN_GRACE).await;
     }
 
     /// Stores a report. True when it is stored now or was before; false when it is fenced.
     pub async fn complete(&self, worker: i64, agent: &AgentId, report: Report) -> bool {
         completer::complete(self, worker, agent, report).await
+    }
+
+    /// A worker gives a turn back: it waits again at once, without a crash. False when it is not that worker's (any more).
+    pub async fn release(&self, worker: i64, turn: TurnId, epoch: i64) -> bool {
+        releaser::release(self, worker, turn, epoch).await
+    }
+
+    /// How long a turn may run.
+    pub fn turn_limit(&self) -> Duration {
+        Duration::from_secs(self.inner.registry.current().document.limits.turn_seconds)
     }
 
     /// Look at everything now instead of at the next second.
@@ -398,7 +423,8 @@ impl Dispatcher {
 
 /// A lease as this replica remembers it and as its worker is told.
 fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running, Assignment) {
-    let Leased { turn, epoch, crashes, session_key, next, .. } = lease;
+    let Leased { turn, epoch, crashes, left, session_key, next, .. } = lease;
+    let now = Instant::now();
     let assignment = Assignment {
         turn,
         epoch,
@@ -421,9 +447,12 @@ fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running
         session_key,
         revision: agent.revision,
         traceparent: next.traceparent,
-        since: Instant::now(),
+        since: now,
         usage: None,
         accepted: false,
+        deadline: now.checked_add(left),
+        progressed: now,
+        overrun: None,
     };
     (running, assignment)
 }

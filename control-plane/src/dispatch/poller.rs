@@ -2,12 +2,13 @@
 //!
 //! Always true: each tick may run at any time, twice, or after a crash; a nudge only makes it earlier.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::{DEAD_NOTICE, Dispatcher, LEASE, MAX_CRASHES, REMOVED_NOTICE, STICKY};
-use crate::store::{self, BATCH_ROWS, Claimed};
+use crate::store::{self, BATCH_ROWS};
 
 const PERIOD: Duration = Duration::from_secs(1);
 
@@ -51,25 +52,38 @@ async fn claim_once(dispatcher: &Dispatcher) -> Found {
     if slots.is_empty() {
         return Found::Rest;
     }
-    let Claimed { leased, sticky } = match inner.store.claim(&slots, STICKY, LEASE).await {
-        Ok(claimed) => claimed,
-        Err(error) => {
-            // It may have leased all the same: the slots stay reserved until the store was asked.
-            tracing::warn!(%error, "could not claim waiting sessions");
-            for (worker, slot) in slots {
-                inner.fleet.doubt(worker, slot);
+    // Sessions that only newer workers can go on with are not left to a call with an older one among the offered.
+    let mut by_protocol: BTreeMap<u32, Vec<(i64, i16)>> = BTreeMap::new();
+    for (worker, slot) in slots {
+        by_protocol.entry(inner.fleet.protocol(worker).unwrap_or(0)).or_default().push((worker, slot));
+    }
+    let (mut full, mut sticky, mut failed) = (true, false, false);
+    for (_, slots) in by_protocol.into_iter().rev() {
+        let claimed = match inner.store.claim(&slots, STICKY, dispatcher.turn_limit()).await {
+            Ok(claimed) => claimed,
+            Err(error) => {
+                // It may have leased all the same: the slots stay reserved until the store was asked.
+                tracing::warn!(%error, "could not claim waiting sessions");
+                for (worker, slot) in slots {
+                    inner.fleet.doubt(worker, slot);
+                }
+                failed = true;
+                continue;
             }
-            return Found::Rest;
+        };
+        for (worker, slot) in &slots {
+            if !claimed.leased.iter().any(|lease| lease.worker == *worker && lease.slot == *slot) {
+                inner.fleet.release(*worker, *slot);
+                full = false;
+            }
         }
-    };
-    for (worker, slot) in &slots {
-        if !leased.iter().any(|lease| lease.worker == *worker && lease.slot == *slot) {
-            inner.fleet.release(*worker, *slot);
+        sticky |= claimed.sticky;
+        for lease in claimed.leased {
+            dispatcher.begin(lease);
         }
     }
-    let full = leased.len() == slots.len();
-    for lease in leased {
-        dispatcher.begin(lease);
+    if failed {
+        return Found::Rest;
     }
     if full {
         return Found::Full;
@@ -125,7 +139,13 @@ async fn poll_once(dispatcher: &Dispatcher) -> store::Result<()> {
     let inner = &dispatcher.inner;
     let heard = inner.fleet.take_heard();
     let answer = inner.store.poll(inner.replica, &heard, LEASE).await?;
-    inner.clock.set(answer.now);
+    if let Some(back) = inner.clock.set(answer.now) {
+        inner.metrics.database_clock_went_back();
+        tracing::error!(
+            seconds = back.as_secs(),
+            "the database's clock went back: leases last longer by so much; set it right"
+        );
+    }
     inner.registry.set_database(Ok(()));
     let lapsed: Vec<i64> = heard.into_iter().filter(|worker| !answer.alive.contains(worker)).collect();
     if !lapsed.is_empty() {
@@ -143,9 +163,12 @@ async fn poll_once(dispatcher: &Dispatcher) -> store::Result<()> {
         inner.registry.reload().await?;
     }
     dispatcher.drain_removed().await;
+    for (worker, grace) in &answer.draining {
+        inner.fleet.drain(|about| about.worker_id == *worker, *grace);
+    }
     inner.registry.follow_homes(answer.homes).await?;
     if answer.lost {
-        let reclaimed = inner.store.reclaim(MAX_CRASHES, DEAD_NOTICE).await?;
+        let reclaimed = inner.store.reclaim(MAX_CRASHES, DEAD_NOTICE, LEASE).await?;
         if !reclaimed.is_empty() {
             // They wait now; look again at once instead of in a second.
             inner.poll.notify_one();

@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 use super::convert::{self, agent_id, edit_status, spec_from, store_status, unsigned};
 use super::layers::principal;
 use super::status::{Reason, invalid, refuse};
-use crate::dispatch::Dispatcher;
+use crate::dispatch::{DRAIN_GRACE, Dispatcher};
 use crate::registry::{AgentEntry, Edit, EditError, Registry, Snapshot, soul_preview};
 
 const SOUL: &str = "SOUL.md";
@@ -239,7 +239,7 @@ impl AgentService for AgentApi {
                 remove(snapshot, edit, &id, request.drop_routes, reroute.as_ref())
             };
             routes_changed = self.registry.edit(&by, edit).await.map_err(edit_status)?.answer;
-            self.dispatcher.drain(|worker| worker.agent == id).await;
+            self.dispatcher.drain(|worker| worker.agent == id, DRAIN_GRACE).await;
             self.dispatcher.nudge();
         } else if gone.is_none() || !request.purge {
             return Err(unknown(&id));

@@ -73,7 +73,8 @@ impl IdentityApi {
         if !(self.is_registered)(&agent) {
             return Err(JoinError::Refused("agent is not registered"));
         }
-        let worker = Uuid::now_v7();
+        // Whoever made a token for one start of a process knows the worker by it, whatever the worker says of itself.
+        let worker = if spent.uses == Some(1) { spent.id } else { Uuid::now_v7() };
         let certificate = self
             .authority
             .sign_worker(&request.csr_der, &agent, worker, MAX_WORKER_TTL, (self.clock)())

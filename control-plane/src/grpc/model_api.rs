@@ -73,14 +73,33 @@ fn target_of(snapshot: &Snapshot, entry: &AgentEntry) -> (&'static str, ModelTar
 
 async fn read(parts: &mut Streaming<v1::GenerateRequest>) -> Result<Vec<Message>, Status> {
     use v1::generate_request::Part;
-    let mut messages: Vec<Message> = Vec::new();
-    let (mut continued, mut bytes) = (false, 0);
+    let mut input = Input::default();
     while let Some(part) = parts.message().await? {
-        let Some(Part::Message(message)) = part.part else {
-            return Err(invalid("part", "only messages follow the header"));
-        };
-        bytes += message.text.len();
-        if bytes > MAX_INPUT {
+        match part.part {
+            Some(Part::Messages(part)) => part.messages.into_iter().try_for_each(|message| input.push(message))?,
+            // A worker of protocol 1 sends them one by one.
+            Some(Part::Message(message)) => input.push(message)?,
+            _ => return Err(invalid("part", "only messages follow the header")),
+        }
+    }
+    Ok(input.messages)
+}
+
+/// The model's input as it comes in.
+#[derive(Default)]
+struct Input {
+    messages: Vec<Message>,
+    /// Of text, so far.
+    bytes: usize,
+    /// The next message goes on with the last one's text.
+    continued: bool,
+}
+
+impl Input {
+    fn push(&mut self, message: v1::ModelMessage) -> Result<(), Status> {
+        // An empty one takes room too.
+        self.bytes += message.text.len() + size_of::<Message>();
+        if self.bytes > MAX_INPUT {
             return Err(refuse(Reason::TooLarge, format!("the model's input is larger than {MAX_INPUT} bytes")));
         }
         let role = match message.role() {
@@ -89,13 +108,13 @@ async fn read(parts: &mut Streaming<v1::GenerateRequest>) -> Result<Vec<Message>
             v1::ModelRole::Assistant => Role::Assistant,
             v1::ModelRole::Tool | v1::ModelRole::Unspecified => return Err(invalid("message.role", "it is missing")),
         };
-        match messages.last_mut() {
-            Some(last) if continued => last.text.push_str(&message.text),
-            _ => messages.push(Message { role, text: message.text }),
+        match self.messages.last_mut() {
+            Some(last) if self.continued => last.text.push_str(&message.text),
+            _ => self.messages.push(Message { role, text: message.text }),
         }
-        continued = message.more;
+        self.continued = message.more;
+        Ok(())
     }
-    Ok(messages)
 }
 
 #[tonic::async_trait]
@@ -128,6 +147,7 @@ impl ModelService for ModelApi {
         let (dispatcher, metrics) = (self.dispatcher.clone(), self.metrics.clone());
         let events = self.broker.generate(target, &agent, messages).map(move |event| {
             let _ = &span; // the span lasts as long as the stream
+            dispatcher.fleet().progressed(worker, turn, epoch);
             let event = match event {
                 ModelEvent::Delta(text) => Event::TextDelta(text),
                 ModelEvent::Done { usage, finish_reason } => {

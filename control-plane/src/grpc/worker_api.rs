@@ -22,7 +22,9 @@ use uuid::Uuid;
 use super::convert::{self, signed, store_status, unsigned};
 use super::layers::principal;
 use super::status::{Reason, invalid, refuse};
-use crate::dispatch::{Arrival, Assignment, Dispatcher, HEARTBEAT, LEASE, Report, Running, ToWorker};
+use crate::dispatch::{
+    Arrival, Assignment, CancelKind, DRAIN_GRACE, Dispatcher, HEARTBEAT, LEASE, Report, Running, ToWorker,
+};
 use crate::identity::Principal;
 use crate::registry::Registry;
 use crate::store::{Ended, HomeDocumentInfo, SessionId, TurnId};
@@ -110,11 +112,7 @@ impl WorkerService for WorkerApi {
             return Err(invalid("message", "the first message must be Register"));
         };
         if !(hermes_proto::WORKER_PROTOCOL_OLDEST..=WORKER_PROTOCOL_VERSION).contains(&register.protocol_version) {
-            let reason = format!(
-                "this control plane speaks worker protocol {WORKER_PROTOCOL_VERSION}, the worker {}; upgrade the older one",
-                register.protocol_version
-            );
-            return Ok(Response::new(refused(reason, false)));
+            return Ok(Response::new(refused(unspoken(register.protocol_version), false)));
         }
         if register.slots == 0 || register.slots > MAX_SLOTS {
             return Ok(Response::new(refused(format!("slots must be 1 to {MAX_SLOTS}"), false)));
@@ -126,6 +124,7 @@ impl WorkerService for WorkerApi {
             home: shown(&register.home),
             build: shown(&register.build),
             slots: register.slots,
+            protocol: register.protocol_version,
         };
         let attached = match self.dispatcher.attach(arrival).await {
             Ok(attached) => attached,
@@ -139,7 +138,12 @@ impl WorkerService for WorkerApi {
             agent: caller.agent.to_string(),
             protocol_version: WORKER_PROTOCOL_VERSION,
         };
-        let link = Link { dispatcher: self.dispatcher.clone(), worker_id: attached.worker_id, agent: caller.agent };
+        let link = Link {
+            dispatcher: self.dispatcher.clone(),
+            worker_id: attached.worker_id,
+            identity: caller.worker,
+            agent: caller.agent,
+        };
         let stop = self.tasks.stopping();
         self.tasks.spawn("worker link", link.run(incoming, attached.hang_up, stop));
         let first = futures_util::stream::once(async move { Ok(wire(ToWire::Welcome(welcome))) });
@@ -274,6 +278,7 @@ impl WorkerService for WorkerApi {
 struct Link {
     dispatcher: Dispatcher,
     worker_id: i64,
+    identity: Uuid,
     agent: AgentId,
 }
 
@@ -337,7 +342,8 @@ impl Link {
             }
             Some(FromWire::Progress(progress)) => {
                 let (turn, epoch) = turn_ref(progress.turn.as_ref())?;
-                if self.dispatcher.fleet().running(self.worker_id, turn, epoch).is_some() {
+                // Without text too: a tool that takes long shows so that it still works.
+                if self.dispatcher.fleet().progressed(self.identity, turn, epoch) {
                     self.dispatcher.live().append(turn, &progress.text_delta);
                 }
             }
@@ -347,12 +353,20 @@ impl Link {
                 let worker_id = self.worker_id;
                 let dispatcher = self.dispatcher.clone();
                 storing.push(Box::pin(async move {
-                    dispatcher.drain(|worker| worker.worker_id == worker_id).await;
-                    ToWorker::Drain
+                    dispatcher.drain(|worker| worker.worker_id == worker_id, DRAIN_GRACE).await;
+                    ToWorker::Drain(DRAIN_GRACE)
                 }));
                 return Ok(true);
             }
-            Some(FromWire::Step(_) | FromWire::HandBack(_)) => {
+            Some(FromWire::HandBack(back)) => {
+                let (turn, epoch) = turn_ref(back.turn.as_ref())?;
+                let (dispatcher, worker_id) = (self.dispatcher.clone(), self.worker_id);
+                storing.push(Box::pin(async move {
+                    let stored = dispatcher.release(worker_id, turn, epoch).await;
+                    ToWorker::CompletedAck { turn, epoch, stored }
+                }));
+            }
+            Some(FromWire::Step(_)) => {
                 return Err(invalid("message", "it is of a kind this build does not take"));
             }
             Some(FromWire::Register(_)) => return Err(invalid("message", "Register comes once")),
@@ -384,6 +398,19 @@ impl Link {
     }
 }
 
+/// Why a worker that speaks this is not served, and who must be upgraded.
+fn unspoken(theirs: u32) -> String {
+    let oldest = hermes_proto::WORKER_PROTOCOL_OLDEST;
+    let remedy = if theirs < oldest {
+        "start the worker from a newer release"
+    } else {
+        "upgrade the control plane before its workers"
+    };
+    format!(
+        "this control plane speaks worker protocols {oldest} to {WORKER_PROTOCOL_VERSION}, the worker {theirs}: {remedy}"
+    )
+}
+
 fn wire(message: ToWire) -> v1::ControlMessage {
     v1::ControlMessage { message: Some(message) }
 }
@@ -402,7 +429,17 @@ fn message_to(message: ToWorker) -> ToWire {
         ToWorker::HeartbeatAck { sequence, lease_lost } => {
             ToWire::HeartbeatAck(v1::HeartbeatAck { sequence, lease_lost })
         }
-        ToWorker::Drain => ToWire::Drain(v1::Drain { grace_ms: 30_000 }),
+        ToWorker::Cancel { turn, epoch, kind, reason } => {
+            let kind = match kind {
+                CancelKind::Overdue => v1::CancelKind::Overdue,
+                CancelKind::Abandoned => v1::CancelKind::Abandoned,
+            };
+            ToWire::Cancel(v1::Cancel { turn: turn_to(turn, epoch), reason, kind: kind.into() })
+        }
+        ToWorker::Drain(grace) => {
+            // Zero would leave it to the worker.
+            ToWire::Drain(v1::Drain { grace_ms: u32::try_from(grace.as_millis()).unwrap_or(u32::MAX).max(1) })
+        }
     }
 }
 

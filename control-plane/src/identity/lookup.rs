@@ -59,6 +59,8 @@ pub struct Token {
     pub expires_at: Option<Timestamp>,
     /// When it was last seen, to about a minute.
     pub last_used_at: Option<Timestamp>,
+    /// How often a worker token could be used when it was made; nothing when that was not noted.
+    pub uses: Option<u32>,
     /// What is left of a worker token's uses.
     pub uses_left: Option<u32>,
     /// Whether it was revoked.
@@ -234,6 +236,7 @@ mod tests {
                     created_at: Timestamp::UNIX_EPOCH,
                     expires_at: None,
                     last_used_at: None,
+                    uses: None,
                     uses_left: None,
                     revoked: false,
                 }))

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::dispatch::{Dispatcher, LEASE};
+use crate::dispatch::Dispatcher;
 use crate::store::{BATCH_ROWS, DatabaseClock, Error, Ingest, Ingested, Leased, NextTurn, Result, TurnId};
 
 /// A message ready for its commit.
@@ -73,7 +73,7 @@ async fn commit(dispatcher: &Dispatcher, clock: &DatabaseClock, batch: &mut Vec<
     for row in &mut rows {
         row.reserved = dispatcher.fleet().reserve(row.agent_no, &row.session_key);
     }
-    let outcomes = dispatcher.store().ingest(&rows, LEASE).await;
+    let outcomes = dispatcher.store().ingest(&rows, dispatcher.turn_limit()).await;
     for ((row, (answer, group)), outcome) in rows.into_iter().zip(answers).zip(outcomes) {
         let kept = match outcome {
             Ok(ingested) => {
@@ -114,7 +114,8 @@ fn begin(dispatcher: &Dispatcher, clock: &DatabaseClock, row: Ingest, ingested: 
                 accepted_at: clock.now(),
             };
             let (turn, session_key) = (ingested.turn, row.session_key);
-            dispatcher.begin(Leased { worker, slot, turn, epoch, crashes: 0, session_key, next });
+            let left = dispatcher.turn_limit();
+            dispatcher.begin(Leased { worker, slot, turn, epoch, crashes: 0, left, session_key, next });
         }
         (Some((worker, slot)), None) => dispatcher.fleet().release(worker, slot),
         (None, _) => {}

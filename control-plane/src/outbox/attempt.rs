@@ -56,7 +56,11 @@ async fn send(outbox: &Outbox, mut delivery: DueDelivery) {
             maybe_duplicate: delivery.maybe_duplicate && index == first,
             idempotency_key: format!("{}-{}-{index}", delivery.lane, delivery.pos),
         };
-        match send_part(adapter.as_ref(), message).await {
+        let failpoints = outbox.inner.store.failpoints();
+        failpoints.reach("send.before").await;
+        let sent = send_part(adapter.as_ref(), message).await;
+        failpoints.reach("send.after").await;
+        match sent {
             Ok(sent) => message_id = message_id.or(sent.message_id),
             Err(error) => {
                 let outcome = match error {

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{Error, Result, Store};
 use crate::identity::{NewToken, Role, StoreError, Token, TokenHash, TokenStore};
 
-const TOKEN: &str = "token_id, role, agent_id, name, created_at, expires_at, last_used_at, uses_left, revoked_at IS NOT NULL AS revoked";
+const TOKEN: &str = "token_id, role, agent_id, name, created_at, expires_at, last_used_at, uses, uses_left, revoked_at IS NOT NULL AS revoked";
 const LIVE: &str = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp())";
 
 impl Store {
@@ -39,8 +39,8 @@ impl TokenStore for Store {
     fn create(&self, new: NewToken) -> BoxFuture<'_, std::result::Result<Token, StoreError>> {
         async move {
             let sql = format!(
-                "INSERT INTO tokens(token_id, role, agent_id, name, hash, uses_left, expires_at) \
-                 VALUES ($1,$2,$3,$4,$5,$6, clock_timestamp() + $7::bigint * interval '1 millisecond') RETURNING {TOKEN}"
+                "INSERT INTO tokens(token_id, role, agent_id, name, hash, uses, uses_left, expires_at) \
+                 VALUES ($1,$2,$3,$4,$5,$6,$6, clock_timestamp() + $7::bigint * interval '1 millisecond') RETURNING {TOKEN}"
             );
             let uses = new.uses.map(|uses| i32::try_from(uses).unwrap_or(i32::MAX));
             let ttl = new.ttl.map(super::millis);
@@ -116,6 +116,7 @@ fn token(row: &Row) -> Result<Token> {
         created_at: row.get("created_at"),
         expires_at: row.get("expires_at"),
         last_used_at: row.get("last_used_at"),
+        uses: row.get::<_, Option<i32>>("uses").and_then(|uses| u32::try_from(uses).ok()),
         uses_left: row.get::<_, Option<i32>>("uses_left").and_then(|uses| u32::try_from(uses).ok()),
         revoked: row.get("revoked"),
     })

@@ -27,6 +27,8 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{NoTls, Row};
 
+use crate::failpoint::{Failpoints, Verdict};
+
 pub use agents::{AgentRow, RegistryChange, RegistryRows, RevisionRow};
 pub use clock::DatabaseClock;
 pub use functions::Functions;
@@ -37,7 +39,7 @@ pub use transitions::{
     Claimed, Completion, CompletionOutcome, DeliveryOutcome, DueDelivery, Ended, GivenUp, Ingest, Ingested, LaneKey,
     Leased, NextTurn, SendResult,
 };
-pub use workers::{PollAnswer, WorkerRegistration};
+pub use workers::{Leaving, Parting, PollAnswer, WorkerRegistration};
 
 /// Most rows one batched call carries (measured: batches pay up to 40 rows and no longer after 70).
 pub const BATCH_ROWS: usize = 256;
@@ -174,6 +176,7 @@ pub struct Store {
     pool: Pool,
     place: std::sync::Arc<str>,
     functions: std::sync::Arc<Functions>,
+    failpoints: Failpoints,
 }
 
 impl fmt::Debug for Store {
@@ -226,7 +229,18 @@ impl Store {
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|error| Error::Schema(error.to_string()))?;
-        Ok(Self { pool, place: place.into(), functions: functions.into() })
+        Ok(Self { pool, place: place.into(), functions: functions.into(), failpoints: Failpoints::default() })
+    }
+
+    /// With points around each transition.
+    #[must_use]
+    pub fn with_failpoints(self, failpoints: Failpoints) -> Self {
+        Self { failpoints, ..self }
+    }
+
+    /// The points of this process.
+    pub(crate) fn failpoints(&self) -> &Failpoints {
+        &self.failpoints
     }
 
     /// Where the database is, for people: host and port or socket directory, and its name; never user or password.
@@ -259,11 +273,29 @@ impl Store {
         Ok(client.execute(&statement, params).await?)
     }
 
+    /// A transition with its points; those are named after the function that the statement calls.
+    async fn drilled(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+        if !self.failpoints.are_set() {
+            return self.query(sql, params).await;
+        }
+        let head = sql.split('(').next().unwrap_or_default();
+        let function = head.split_whitespace().next_back().unwrap_or_default();
+        let cut = || Error::Unavailable("cut by a drill".to_owned());
+        if self.failpoints.reach(&format!("{function}.before")).await == Verdict::Fail {
+            return Err(cut());
+        }
+        let rows = self.query(sql, params).await?;
+        match self.failpoints.reach(&format!("{function}.after")).await {
+            Verdict::GoOn => Ok(rows),
+            Verdict::Fail => Err(cut()),
+        }
+    }
+
     /// Repeats a whole batch that met a concurrent writer, a few times with jitter.
     async fn query_retrying(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
         let mut attempt = 0_u32;
         loop {
-            match self.query(sql, params).await {
+            match self.drilled(sql, params).await {
                 Err(error) if error.is_retryable() && attempt < 6 => {
                     attempt += 1;
                     let jitter = rand::random_range(1..=(4_u64 << attempt));

@@ -65,6 +65,8 @@ pub struct Leased {
     pub epoch: i64,
     /// How often this turn lost its worker.
     pub crashes: i16,
+    /// How long it may still run.
+    pub left: Duration,
     /// The session's key.
     pub session_key: String,
     /// What it is about.
@@ -263,27 +265,27 @@ const COMPLETE: &str = "SELECT o_ok, o_pos, o_send, o_epoch, o_seq, o_lane, o_pa
      FROM complete_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11) ORDER BY o_ord";
 
 impl Store {
-    /// Accepts messages: dedupe, session, turn and, where a slot was reserved, its lease. Answers per row; a row that only it
-    /// can have spoilt fails alone.
+    /// Accepts messages: dedupe, session, turn and, where a slot was reserved, its lease; a turn may run for `limit`. Answers per
+    /// row; a row that only it can have spoilt fails alone.
     ///
     /// # Errors
     /// Per row: [`Error::Unavailable`] (repeat with the same key) or [`Error::Refused`].
-    pub async fn ingest(&self, rows: &[Ingest], ttl: Duration) -> Vec<Result<Ingested>> {
-        match self.ingest_once(rows, ttl).await {
+    pub async fn ingest(&self, rows: &[Ingest], limit: Duration) -> Vec<Result<Ingested>> {
+        match self.ingest_once(rows, limit).await {
             Ok(answers) => answers.into_iter().map(Ok).collect(),
             Err(Error::Unavailable(why)) => rows.iter().map(|_| Err(Error::Unavailable(why.clone()))).collect(),
             Err(error) if rows.len() == 1 => vec![Err(error)],
             Err(_) => {
                 let mut answers = Vec::with_capacity(rows.len());
                 for row in rows {
-                    answers.push(self.ingest_once(std::slice::from_ref(row), ttl).await.map(|mut one| one.remove(0)));
+                    answers.push(self.ingest_once(std::slice::from_ref(row), limit).await.map(|mut one| one.remove(0)));
                 }
                 answers
             }
         }
     }
 
-    async fn ingest_once(&self, rows: &[Ingest], ttl: Duration) -> Result<Vec<Ingested>> {
+    async fn ingest_once(&self, rows: &[Ingest], limit: Duration) -> Result<Vec<Ingested>> {
         let keys: Vec<&[u8]> = rows.iter().map(|row| row.dedupe_key.as_slice()).collect();
         let hashes: Vec<Option<&[u8]>> = rows.iter().map(|row| row.body_hash.as_deref()).collect();
         let agents: Vec<i32> = rows.iter().map(|row| row.agent_no).collect();
@@ -312,7 +314,7 @@ impl Store {
                     &slots,
                     &idle,
                     &daily,
-                    &millis(ttl),
+                    &millis(limit),
                 ],
             )
             .await?;
@@ -320,17 +322,18 @@ impl Store {
     }
 
     /// Leases waiting sessions to free slots (worker, slot), at most one each; `sticky` is how long a session waits for the
-    /// worker it was last on, if that lives.
+    /// worker it was last on, if that lives, and `limit` how long a turn may run. The workers of one agent speak one protocol:
+    /// what the oldest of them cannot go on with is left to another call.
     ///
     /// # Errors
     /// [`Error::Unavailable`]: what was leased is found by [`Store::assigned`].
-    pub async fn claim(&self, free: &[(i64, i16)], sticky: Duration, ttl: Duration) -> Result<Claimed> {
+    pub async fn claim(&self, free: &[(i64, i16)], sticky: Duration, limit: Duration) -> Result<Claimed> {
         let workers: Vec<i64> = free.iter().map(|(worker, _)| *worker).collect();
         let slots: Vec<i16> = free.iter().map(|(_, slot)| *slot).collect();
         let sql = "SELECT * FROM claim_batch($1,$2,$3,$4)";
-        let mut rows = self.query_retrying(sql, &[&workers, &slots, &millis(sticky), &millis(ttl)]).await?;
+        let mut rows = self.query_retrying(sql, &[&workers, &slots, &millis(sticky), &millis(limit)]).await?;
         let sticky = rows.pop_if(|row| row.get::<_, Option<i64>>("o_session").is_none()).is_some();
-        Ok(Claimed { leased: rows.iter().map(leased).collect(), sticky })
+        Ok(Claimed { leased: rows.iter().map(|row| leased(row, limit)).collect(), sticky })
     }
 
     /// What these workers hold, for a lease whose answer was lost.
@@ -338,7 +341,7 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn assigned(&self, workers: &[i64]) -> Result<Vec<Leased>> {
-        Ok(self.query("SELECT * FROM assigned($1)", &[&workers]).await?.iter().map(leased).collect())
+        Ok(self.query("SELECT * FROM assigned($1)", &[&workers]).await?.iter().map(held).collect())
     }
 
     /// Moves what older live registrations of the same process hold to `worker`; answers all that it holds now.
@@ -347,22 +350,37 @@ impl Store {
     /// [`Error::Unavailable`]: the older leases stay until they lapse.
     pub async fn adopt(&self, worker: i64, identity: &str) -> Result<Vec<Leased>> {
         let rows = self.query_retrying("SELECT * FROM adopt($1,$2)", &[&worker, &identity]).await?;
-        Ok(rows.iter().map(leased).collect())
+        Ok(rows.iter().map(held).collect())
     }
 
-    /// Ends turns: one fenced transaction with the reply, the session's advance and the delivery. Answers per row.
+    /// Turns that their workers give back: they wait again at once and count no crash. Answers per row whether it still ran
+    /// under that fence.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: repeat it; what was given back is then answered as fenced.
+    pub async fn release(&self, rows: &[(TurnId, i64)]) -> Result<Vec<bool>> {
+        let sessions: Vec<i64> = rows.iter().map(|(turn, _)| turn.session.0).collect();
+        let epochs: Vec<i64> = rows.iter().map(|(_, epoch)| *epoch).collect();
+        let seqs: Vec<i64> = rows.iter().map(|(turn, _)| turn.seq).collect();
+        let sql = "SELECT o_ok FROM release_batch($1,$2,$3) ORDER BY o_ord";
+        let rows = self.query_retrying(sql, &[&sessions, &epochs, &seqs]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Ends turns: one fenced transaction with the reply, the session's advance and the delivery. A session's next turn may run
+    /// for `limit`. Answers per row.
     ///
     /// # Errors
     /// Per row: [`Error::Unavailable`] (repeat; a repeat is answered as stored) or [`Error::Refused`].
-    pub async fn complete(&self, replica: i64, rows: &[Completion], ttl: Duration) -> Vec<Result<CompletionOutcome>> {
-        match self.complete_once(replica, rows, ttl).await {
+    pub async fn complete(&self, replica: i64, rows: &[Completion], limit: Duration) -> Vec<Result<CompletionOutcome>> {
+        match self.complete_once(replica, rows, limit).await {
             Ok(answers) => answers.into_iter().map(Ok).collect(),
             Err(Error::Unavailable(why)) => rows.iter().map(|_| Err(Error::Unavailable(why.clone()))).collect(),
             Err(error) if rows.len() == 1 => vec![Err(error)],
             Err(_) => {
                 let mut answers = Vec::with_capacity(rows.len());
                 for row in rows {
-                    let one = self.complete_once(replica, std::slice::from_ref(row), ttl).await;
+                    let one = self.complete_once(replica, std::slice::from_ref(row), limit).await;
                     answers.push(one.map(|mut one| one.remove(0)));
                 }
                 answers
@@ -370,7 +388,12 @@ impl Store {
         }
     }
 
-    async fn complete_once(&self, replica: i64, rows: &[Completion], ttl: Duration) -> Result<Vec<CompletionOutcome>> {
+    async fn complete_once(
+        &self,
+        replica: i64,
+        rows: &[Completion],
+        limit: Duration,
+    ) -> Result<Vec<CompletionOutcome>> {
         let sessions: Vec<i64> = rows.iter().map(|row| row.turn.session.0).collect();
         let epochs: Vec<i64> = rows.iter().map(|row| row.epoch).collect();
         let seqs: Vec<i64> = rows.iter().map(|row| row.turn.seq).collect();
@@ -383,7 +406,19 @@ impl Store {
         let answers = self
             .query_retrying(
                 COMPLETE,
-                &[&replica, &sessions, &epochs, &seqs, &ended, &replies, &usages, &lanes, &sends, &nexts, &millis(ttl)],
+                &[
+                    &replica,
+                    &sessions,
+                    &epochs,
+                    &seqs,
+                    &ended,
+                    &replies,
+                    &usages,
+                    &lanes,
+                    &sends,
+                    &nexts,
+                    &millis(limit),
+                ],
             )
             .await?;
         Ok(answers.iter().map(completion_outcome).collect())
@@ -513,16 +548,25 @@ fn ingested(row: &Row) -> Ingested {
     }
 }
 
-fn leased(row: &Row) -> Leased {
+/// A lease made just now.
+fn leased(row: &Row, limit: Duration) -> Leased {
     Leased {
         worker: row.get("o_worker"),
         slot: row.get("o_slot"),
         turn: TurnId { session: SessionId(row.get("o_session")), seq: row.get("o_seq") },
         epoch: row.get("o_epoch"),
         crashes: row.get("o_crashes"),
+        left: limit,
         session_key: row.get("o_key"),
         next: next_turn(row),
     }
+}
+
+/// A lease made earlier.
+fn held(row: &Row) -> Leased {
+    // None is set by a build from before deadlines were.
+    let left: Option<i64> = row.get("o_left_ms");
+    leased(row, left.map_or(Duration::MAX, |ms| Duration::from_millis(ms.unsigned_abs())))
 }
 
 fn next_turn(row: &Row) -> NextTurn {

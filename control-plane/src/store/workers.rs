@@ -19,6 +19,32 @@ pub struct WorkerRegistration {
     pub home: String,
     /// Concurrent sessions.
     pub slots: i32,
+    /// The worker protocol that it speaks.
+    pub protocol: i32,
+    /// Its build, as it says; for people only.
+    pub build: String,
+}
+
+/// Which workers to part with.
+#[derive(Clone, Debug)]
+pub enum Parting {
+    /// These.
+    Workers(Vec<i64>),
+    /// Those of an agent.
+    Agent(String),
+    /// All.
+    All,
+}
+
+/// A worker that is to leave and has not left yet.
+#[derive(Clone, Debug)]
+pub struct Leaving {
+    /// Its number.
+    pub worker: i64,
+    /// Its agent.
+    pub agent: String,
+    /// Turns that it still runs.
+    pub running: i64,
 }
 
 /// What one poll found.
@@ -40,6 +66,8 @@ pub struct PollAnswer {
     pub removed: bool,
     /// Sum of all home versions: moves when any home document changes.
     pub homes: i64,
+    /// Workers of this replica that somebody wants to part with, and how long their turns may still go on.
+    pub draining: Vec<(i64, Duration)>,
 }
 
 impl Store {
@@ -59,6 +87,7 @@ impl Store {
     pub async fn poll(&self, replica: i64, workers: &[i64], ttl: Duration) -> Result<PollAnswer> {
         let rows = self.query_retrying("SELECT * FROM poll($1,$2,$3)", &[&replica, &workers, &millis(ttl)]).await?;
         let row = rows.first().ok_or_else(|| Error::Unavailable("no answer".to_owned()))?;
+        let grace = row.get::<_, Vec<i64>>("o_grace_ms").into_iter().map(|ms| Duration::from_millis(ms.unsigned_abs()));
         Ok(PollAnswer {
             now: row.get("o_now"),
             version: row.get("o_version"),
@@ -68,6 +97,7 @@ impl Store {
             lost: row.get("o_lost"),
             removed: row.get("o_removed"),
             homes: row.get("o_homes"),
+            draining: row.get::<_, Vec<i64>>("o_draining").into_iter().zip(grace).collect(),
         })
     }
 
@@ -87,8 +117,18 @@ impl Store {
     pub async fn worker_register(&self, replica: i64, worker: &WorkerRegistration, ttl: Duration) -> Result<i64> {
         let row = self
             .query_opt(
-                "SELECT register_worker($1,$2,$3,$4,$5,$6,$7)",
-                &[&worker.agent_no, &replica, &worker.identity, &worker.pid, &worker.home, &worker.slots, &millis(ttl)],
+                "SELECT register_worker($1,$2,$3,$4,$5,$6,$7,$8,$9)",
+                &[
+                    &worker.agent_no,
+                    &replica,
+                    &worker.identity,
+                    &worker.pid,
+                    &worker.home,
+                    &worker.slots,
+                    &worker.protocol,
+                    &worker.build,
+                    &millis(ttl),
+                ],
             )
             .await?;
         row.map(|row| row.get(0)).ok_or_else(|| Error::Unavailable("no number".to_owned()))
@@ -105,25 +145,64 @@ impl Store {
         self.execute(sql, &[&workers]).await.map(|_| ())
     }
 
-    /// These workers are known to be gone: the next reclaim takes back what they hold.
+    /// Somebody wants to part with live workers, wherever they are connected: no new leases for them, and running turns may end
+    /// by themselves for `grace`. Asked again, the shorter time counts. Answers them.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn workers_lose(&self, workers: &[i64]) -> Result<()> {
-        let sql = "WITH w AS MATERIALIZED (SELECT worker_id FROM workers WHERE worker_id = ANY($1) AND NOT lost \
-                     ORDER BY worker_id FOR NO KEY UPDATE) \
-                   UPDATE workers SET lost = true, lost_at = clock_timestamp() FROM w WHERE workers.worker_id = w.worker_id";
-        self.execute(sql, &[&workers]).await.map(|_| ())
+    pub async fn workers_part(&self, which: &Parting, grace: Duration) -> Result<Vec<i64>> {
+        let (all, workers, agent) = match which {
+            Parting::Workers(workers) => (false, workers.as_slice(), ""),
+            Parting::Agent(agent) => (false, [].as_slice(), agent.as_str()),
+            Parting::All => (true, [].as_slice(), ""),
+        };
+        let sql = "WITH w AS MATERIALIZED (SELECT w.worker_id FROM workers w JOIN agents a USING (agent_no) \
+                     WHERE ($1 OR w.worker_id = ANY($2) OR a.agent_id = $3) AND NOT w.lost AND w.lease_until > clock_timestamp() \
+                     ORDER BY w.worker_id FOR NO KEY UPDATE OF w) \
+                   UPDATE workers SET draining = true, \
+                     drain_until = least(drain_until, clock_timestamp() + $4::bigint * interval '1 millisecond') \
+                   FROM w WHERE workers.worker_id = w.worker_id RETURNING workers.worker_id";
+        let rows = self.query(sql, &[&all, &workers, &agent, &millis(grace)]).await?;
+        let mut parted: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
+        parted.sort_unstable();
+        Ok(parted)
     }
 
-    /// The live registrations of a process that this replica launched.
+    /// Those of `workers`, and of what their processes registered as since, that are still there.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn workers_of_process(&self, agent: &str, pid: i64, replica: i64) -> Result<Vec<i64>> {
-        let sql = "SELECT w.worker_id FROM workers w JOIN agents a USING (agent_no) \
-                   WHERE a.agent_id = $1 AND w.pid = $2 AND w.replica_id = $3 AND NOT w.lost";
-        Ok(self.query(sql, &[&agent, &pid, &replica]).await?.iter().map(|row| row.get(0)).collect())
+    pub async fn workers_leaving(&self, workers: &[i64]) -> Result<Vec<Leaving>> {
+        let sql = "SELECT w.worker_id, a.agent_id, (SELECT count(*) FROM slots x JOIN sessions s ON s.session_id = x.session_id \
+                     AND s.state = 2 AND s.worker_id = w.worker_id WHERE x.worker_id = w.worker_id) \
+                   FROM workers w JOIN agents a USING (agent_no) \
+                   WHERE w.identity IN (SELECT identity FROM workers WHERE worker_id = ANY($1)) AND w.draining AND NOT w.lost \
+                     AND w.lease_until > clock_timestamp() ORDER BY 1";
+        let leaving =
+            |row: &tokio_postgres::Row| Leaving { worker: row.get(0), agent: row.get(1), running: row.get(2) };
+        Ok(self.query(sql, &[&workers]).await?.iter().map(leaving).collect())
+    }
+
+    /// These workers are known to be gone: the next reclaim takes back what they hold, as a crash of each turn unless they left
+    /// in order.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn workers_lose(&self, workers: &[i64], in_order: bool) -> Result<()> {
+        let sql = "WITH w AS MATERIALIZED (SELECT worker_id FROM workers WHERE worker_id = ANY($1) AND NOT lost \
+                     ORDER BY worker_id FOR NO KEY UPDATE) \
+                   UPDATE workers SET lost = true, lost_at = clock_timestamp(), left_in_order = $2 FROM w \
+                    WHERE workers.worker_id = w.worker_id";
+        self.execute(sql, &[&workers, &in_order]).await.map(|_| ())
+    }
+
+    /// The live registrations of a certificate, whichever replica they came to.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn workers_of_identity(&self, identity: &str) -> Result<Vec<i64>> {
+        let sql = "SELECT worker_id FROM workers WHERE identity = $1 AND NOT lost ORDER BY 1";
+        Ok(self.query(sql, &[&identity]).await?.iter().map(|row| row.get(0)).collect())
     }
 
     /// Every worker and replica of an earlier run is gone. Only for the sole owner of a database (`dev` mode), whose lock on
@@ -138,12 +217,14 @@ impl Store {
         self.execute(sql, &[&replica]).await.map(|_| ())
     }
 
-    /// Takes back what lost workers hold. Answers the turns, and whether each was given up.
+    /// Takes back what lost workers hold. Answers the turns, and whether each was given up. `ttl` is how long workers whose
+    /// leases lapsed all together may still be heard of.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn reclaim(&self, max_crashes: i32, notice: &str) -> Result<Vec<(TurnId, bool)>> {
-        let rows = self.query_retrying("SELECT * FROM reclaim($1,$2)", &[&max_crashes, &notice.as_bytes()]).await?;
+    pub async fn reclaim(&self, max_crashes: i32, notice: &str, ttl: Duration) -> Result<Vec<(TurnId, bool)>> {
+        let sql = "SELECT * FROM reclaim($1,$2,$3)";
+        let rows = self.query_retrying(sql, &[&max_crashes, &notice.as_bytes(), &millis(ttl)]).await?;
         Ok(rows.iter().map(|row| (TurnId { session: SessionId(row.get(0)), seq: row.get(1) }, row.get(2))).collect())
     }
 
@@ -153,14 +234,12 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn leases_repair(&self) -> Result<u64> {
-        let sql = "WITH s AS MATERIALIZED (SELECT s.session_id, s.agent_no FROM sessions s WHERE s.state = 2 AND NOT EXISTS \
+        let sql = "WITH s AS MATERIALIZED (SELECT s.session_id FROM sessions s WHERE s.state = 2 AND NOT EXISTS \
                      (SELECT 1 FROM workers w JOIN slots x ON x.worker_id = w.worker_id AND x.session_id = s.session_id \
                        WHERE w.worker_id = s.worker_id AND (NOT w.lost OR w.lost_at > clock_timestamp() - interval '10 minutes')) \
-                     ORDER BY s.session_id FOR NO KEY UPDATE), \
-                   u AS (UPDATE sessions SET state = 1, epoch = sessions.epoch + 1, worker_id = NULL, deadline = NULL FROM s \
-                          WHERE sessions.session_id = s.session_id) \
-                   INSERT INTO ready(session_id, agent_no, ready_at) SELECT s.session_id, s.agent_no, clock_timestamp() FROM s";
-        self.execute(sql, &[]).await
+                     ORDER BY s.session_id FOR NO KEY UPDATE) \
+                   SELECT put_back(s.session_id, clock_timestamp(), 0)::text FROM s";
+        Ok(self.query(sql, &[]).await?.len() as u64)
     }
 
     /// Ends all waiting turns of removed agents with `notice`, a batch a call; answers how many.

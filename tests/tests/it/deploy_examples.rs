@@ -53,7 +53,7 @@ fn the_example_sets_every_key() {
         session_reset: ResetPolicy { mode, at_hour: _, idle_minutes: _ },
         reset_by_type,
         reset_by_platform,
-        limits: Limits { message_bytes: _, history_bytes: _ },
+        limits: Limits { message_bytes: _, history_bytes: _, turn_seconds: _, stall_seconds: _ },
         providers,
         default_provider,
         platforms: Platforms { telegram, webhook },
@@ -72,6 +72,8 @@ fn the_example_sets_every_key() {
         "idle_minutes",
         "message_bytes",
         "history_bytes",
+        "turn_seconds",
+        "stall_seconds",
         "kind",
     ] {
         let written = |line: &str| line.trim_start().starts_with(&format!("{key}:"));

@@ -4,6 +4,7 @@
 
 mod chaos;
 mod deploy_examples;
+mod drills;
 mod http_api;
 mod identity;
 mod models;

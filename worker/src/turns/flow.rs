@@ -1,85 +1,67 @@
-//! One turn from assignment to report: documents, history, prompt, model call, reply.
+//! One turn from assignment to report: documents, history, prompt, what was journaled, and how it ends.
 //!
-//! Always true: the model is called only while the lease lets us; a broken call is repeated when the connection is back
-//! and given up when the lease has ended; every end that is still ours is reported exactly once, with a sentence for the
-//! chat where it failed. Progress is lossy: at most one message is on its way, they are at least 50 ms apart, and text
-//! that cannot be sent waits for the next one.
+//! Always true: every end that is still ours is reported exactly once, with a sentence for the chat where it failed; a
+//! broken call is repeated when the connection is back, and a turn whose lease has ended is given back, not reported. The
+//! steps between are in [`super::steps`].
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use hermes_proto::v1::{
-    Assignment, Completed, GenerateDone, GenerateHeader, ModelRole, Outcome, Progress, TurnRef, Usage,
-};
-use serde::Deserialize;
-use tokio::sync::watch;
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use hermes_proto::v1::{Assignment, Completed, ModelRole, Outcome, TurnRef, Usage};
+use tokio::sync::{mpsc, watch};
 use tonic::transport::Channel;
 use tracing::Instrument as _;
 
-use super::{Ended, Said, Shared};
-use crate::connection::{Connection, is_broken, ready};
+use super::input::{Input, given_history};
+use super::orders::{Halt, Inbox};
+use super::past::Past;
+use super::reply::Reply;
+use super::reports::{Reported, Reports};
+use super::{End, Ended, Said, Shared};
+use crate::connection::{Connection, STEPS_SINCE, is_broken, ready};
 use crate::documents;
-use crate::model::{self, Deltas, Message};
-use crate::prompt::{Basis, Source};
+use crate::model::Message;
+use crate::prompt::Basis;
 use crate::telemetry;
 
-/// Longest reply, in bytes; what is beyond is cut and said so.
-const MAX_REPLY_BYTES: usize = 900 << 10;
-const CUT_NOTE: &str = "\n\n[The reply was longer than 900 KiB and ends here.]";
-/// Time between two progress messages of a turn, and before its first.
-const PROGRESS_EVERY: Duration = Duration::from_millis(50);
-/// Broken calls of one turn, at most.
+/// Broken attempts at one call, at most.
 const MAX_BROKEN: u32 = 5;
 
-/// The body of a turn as the control plane stores it. Unknown fields are for other readers.
-#[derive(Debug, Deserialize)]
-struct Input {
-    text: String,
-    /// When present: the whole history, the session's own is not used.
-    #[serde(default)]
-    history: Option<Vec<HistoryMessage>>,
-    #[serde(default)]
-    source: Option<Source>,
-}
-
-#[derive(Debug, Deserialize)]
-struct HistoryMessage {
-    role: Role,
-    text: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Role {
-    System,
-    User,
-    Assistant,
-}
-
-/// Why an attempt gave no reply.
-enum Failure {
-    /// Not ours any more: report nothing.
-    Lost,
+/// Why a call of a turn did not succeed.
+pub(super) enum Failure {
     /// The connection broke: once more.
     Broken(tonic::Status),
-    /// For good; the sentence is for the chat.
-    Said(String),
+    /// The turn stops.
+    Halt(Halt),
 }
 
 impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Self {
         match status.code() {
-            tonic::Code::PermissionDenied => Self::Lost,
+            tonic::Code::PermissionDenied => Self::Halt(Halt::Gone),
             _ if is_broken(&status) => Self::Broken(status),
             _ => {
                 tracing::error!(code = ?status.code(), message = status.message(), "the control plane refused a call of a turn");
-                Self::Said("I could not load this conversation. Please try again.".to_owned())
+                Self::Halt(Halt::Failed("I could not load this conversation. Please try again.".to_owned()))
             }
         }
     }
+}
+
+/// The turn as it runs.
+pub(super) struct Course {
+    pub(super) shared: Arc<Shared>,
+    pub(super) assignment: Assignment,
+    pub(super) turn: TurnRef,
+    pub(super) connection: watch::Receiver<Connection>,
+    pub(super) inbox: Inbox,
+    pub(super) reports: Reports,
+    pub(super) reply: Reply,
+    pub(super) past: Past,
+    pub(super) messages: Vec<Message>,
+    /// The number of the next step.
+    pub(super) step: u32,
+    pub(super) usage: Option<Usage>,
 }
 
 /// Runs the turn to its end.
@@ -87,7 +69,8 @@ pub(super) async fn run(
     shared: Arc<Shared>,
     assignment: Assignment,
     turn: TurnRef,
-    cancel: CancellationToken,
+    inbox: Inbox,
+    link: mpsc::Sender<Reported>,
 ) -> Ended {
     let span = tracing::info_span!(
         "turn",
@@ -101,271 +84,179 @@ pub(super) async fn run(
     telemetry::adopt(&span, &assignment.traceparent);
     let recorded = span.clone();
     let flow = async move {
-        let ended = tokio::select! {
-            biased;
-            () = cancel.cancelled() => ended(turn, Outcome::Cancelled, String::new(), None),
-            ended = answer(&shared, assignment, turn) => ended,
+        let connection = shared.connection.clone();
+        let mut course = Course {
+            reports: Reports { turn, link, connection: connection.clone() },
+            reply: Reply::new(turn, connection.clone()),
+            connection,
+            shared: Arc::clone(&shared),
+            assignment,
+            turn,
+            inbox,
+            past: Past::default(),
+            messages: Vec::new(),
+            step: 0,
+            usage: None,
         };
-        let outcome = ended.completed.as_ref().map_or("dropped", |completed| completed.outcome().as_str_name());
+        shared.seams.point("turn.begin").await;
+        let end = course.end().await;
+        let outcome = match &end {
+            End::Completed(completed, _) => {
+                shared.seams.point("complete.before").await;
+                completed.outcome().as_str_name()
+            }
+            End::HandedBack => {
+                shared.seams.point("handback.before").await;
+                "handed back"
+            }
+            End::Gone => "dropped",
+        };
         recorded.record("outcome", outcome);
         tracing::debug!(outcome, "turn ended");
-        ended
+        Ended { turn, end }
     };
     flow.instrument(span).await
 }
 
 /// The report of an end.
-pub(super) fn ended(turn: TurnRef, outcome: Outcome, reply: String, usage: Option<Usage>) -> Ended {
-    let completed = Completed { turn: Some(turn), outcome: outcome.into(), reply: reply.into_bytes(), usage };
-    Ended { turn, completed: Some(completed), said: None }
+pub(super) fn completed(turn: TurnRef, outcome: Outcome, reply: String, usage: Option<Usage>) -> Box<Completed> {
+    Box::new(Completed { turn: Some(turn), outcome: outcome.into(), reply: reply.into_bytes(), usage })
 }
 
-async fn answer(shared: &Shared, assignment: Assignment, turn: TurnRef) -> Ended {
-    let input: Input = match serde_json::from_slice(&assignment.input) {
-        Ok(input) => input,
-        Err(error) => {
-            tracing::error!(%error, "the turn's input cannot be read");
-            return ended(turn, Outcome::Failed, "I could not read this message.".to_owned(), None);
-        }
-    };
-    let mut reply = Reply::new(turn, shared.connection.clone());
-    let mut connection = shared.connection.clone();
-    for broken in 0..MAX_BROKEN {
-        let Some(channel) = ready(&mut connection).await else {
-            tracing::info!("the lease ended without a connection; the turn is left to others");
-            return Ended { turn, completed: None, said: None };
+impl Course {
+    async fn end(&mut self) -> End {
+        let input: Input = match serde_json::from_slice(&self.assignment.input) {
+            Ok(input) => input,
+            Err(error) => {
+                tracing::error!(%error, "the turn's input cannot be read");
+                return self.reported(Outcome::Failed, "I could not read this message.".to_owned());
+            }
         };
-        match attempt(shared, &assignment, turn, &input, channel, &mut reply).await {
-            Ok(done) => return succeeded(turn, input, reply.finish(), done, &assignment),
-            Err(Failure::Lost) => return Ended { turn, completed: None, said: None },
-            Err(Failure::Said(sentence)) => return ended(turn, Outcome::Failed, sentence, None),
-            Err(Failure::Broken(status)) => {
-                tracing::warn!(code = ?status.code(), message = status.message(), "a call of the turn broke off");
-                reply.restart();
-                // Give a lost connection time to be noticed before the next attempt.
-                let most = 100_u64 << broken;
-                tokio::time::sleep(Duration::from_millis(rand::random_range(most / 2..=most))).await;
+        let halt = match self.answer(&input).await {
+            Ok(reply) => {
+                let said = input.history.is_none().then(|| Said {
+                    input: input.text.into(),
+                    reply: reply.as_str().into(),
+                    history_bytes: bytes(self.assignment.history_bytes),
+                });
+                return End::Completed(completed(self.turn, Outcome::Succeeded, reply, self.usage.take()), said);
+            }
+            Err(halt) => halt,
+        };
+        match halt {
+            Halt::Gone => End::Gone,
+            Halt::Left => {
+                tracing::info!("the lease ended without a connection; the turn is left to others");
+                // A control plane of before hand-backs finds out by itself.
+                if self.steps_are_taken() { End::HandedBack } else { End::Gone }
+            }
+            Halt::HandedBack => End::HandedBack,
+            Halt::Ended { outcome, sentence } => {
+                let text = sentence.unwrap_or_else(|| self.reply.so_far());
+                self.reported(outcome, text)
+            }
+            Halt::Failed(sentence) => self.reported(Outcome::Failed, sentence),
+        }
+    }
+
+    fn reported(&mut self, outcome: Outcome, text: String) -> End {
+        End::Completed(completed(self.turn, outcome, text, self.usage.take()), None)
+    }
+
+    async fn answer(&mut self, input: &Input) -> Result<String, Halt> {
+        let mut tries = Tries::default();
+        loop {
+            let channel = self.ready().await?;
+            match self.inbox.unless_stopped(self.prepared(input, &channel)).await? {
+                Ok((messages, past)) => {
+                    self.messages = messages;
+                    self.past = past;
+                    break;
+                }
+                Err(failure) => tries.again(&self.inbox, failure).await?,
             }
         }
+        self.steps().await
     }
-    ended(turn, Outcome::Failed, "I cannot reach my model right now. Please try again later.".to_owned(), None)
-}
 
-fn succeeded(turn: TurnRef, input: Input, reply: String, done: GenerateDone, assignment: &Assignment) -> Ended {
-    let own_history = input.history.is_some();
-    let said = (!own_history).then(|| Said {
-        input: input.text.into(),
-        reply: reply.as_str().into(),
-        history_bytes: bytes(assignment.history_bytes),
-    });
-    Ended { said, ..ended(turn, Outcome::Succeeded, reply, done.usage) }
-}
-
-async fn attempt(
-    shared: &Shared,
-    assignment: &Assignment,
-    turn: TurnRef,
-    input: &Input,
-    channel: Channel,
-    reply: &mut Reply,
-) -> Result<GenerateDone, Failure> {
-    match shared.documents.refresh(&channel, assignment.home_version).await {
-        Ok(()) => {}
-        Err(documents::Error::Call(status)) if is_broken(&status) => return Err(Failure::Broken(status)),
-        Err(error) => {
-            let cause = std::error::Error::source(&error).map(ToString::to_string);
-            tracing::warn!(%error, cause, "going on with the documents that are here");
-        }
+    /// Whether the control plane takes reports of steps, so that there may be tools and hand-backs.
+    pub(super) fn steps_are_taken(&self) -> bool {
+        self.connection.borrow().protocol >= STEPS_SINCE
     }
-    let messages = conversation(shared, assignment, turn, input, &channel).await?;
-    let span = tracing::info_span!("model", otel.kind = "client", session = turn.session_id, turn = turn.seq);
-    let traceparent = telemetry::traceparent(&span, &assignment.traceparent);
-    let header = GenerateHeader { turn: Some(turn), step: 0, traceparent };
-    model::generate(channel, header, messages, reply).instrument(span).await.map_err(|error| match error {
-        model::Error::NotOurs => Failure::Lost,
-        model::Error::Broken(status) => Failure::Broken(status),
-        model::Error::Failed { sentence, reason } => {
-            tracing::info!(reason, "the model call failed");
-            Failure::Said(sentence)
-        }
-        model::Error::Refused(status) => {
-            tracing::error!(code = ?status.code(), message = status.message(), "the control plane refused the model call");
-            Failure::Said("I could not ask my model. Please try again later.".to_owned())
-        }
-    })
-}
 
-/// The system prompt, the history that fits, and the user's message.
-async fn conversation(
-    shared: &Shared,
-    assignment: &Assignment,
-    turn: TurnRef,
-    input: &Input,
-    channel: &Channel,
-) -> Result<Vec<Message>, Failure> {
-    let budget = bytes(assignment.history_bytes);
-    let (history, caller) = match &input.history {
-        Some(history) => given_history(history, budget),
-        None => {
-            let version = assignment.transcript_version;
-            let history = shared.transcripts.history(channel.clone(), turn, version, budget).await?;
-            (history, String::new())
-        }
-    };
-    let revision = assignment.profile.as_ref().map_or(0, |profile| profile.revision);
-    let basis = Basis { generation: shared.documents.generation(), revision };
-    let prompt = shared.prompts.of_session(turn.session_id, basis, shared.documents.home(), (shared.today)()).await;
-    let system = prompt.assemble(&caller, input.source.as_ref());
-    let mut messages = Vec::with_capacity(history.len() + 2);
-    messages.push(Message { role: ModelRole::System, text: system.into() });
-    messages.extend(history);
-    messages.push(Message { role: ModelRole::User, text: input.text.as_str().into() });
-    Ok(messages)
-}
+    /// Waits until a call or a tool may begin, unless the turn has to stop.
+    pub(super) async fn ready(&mut self) -> Result<Channel, Halt> {
+        self.inbox.unless_stopped(ready(&mut self.connection)).await?.ok_or(Halt::Left)
+    }
 
-/// The history that came with the input, cut to the budget in whole exchanges from the old end, and its system text.
-fn given_history(history: &[HistoryMessage], budget: usize) -> (Vec<Message>, String) {
-    let system: Vec<&str> =
-        history.iter().filter(|message| message.role == Role::System).map(|message| message.text.as_str()).collect();
-    let mut kept = Vec::new();
-    let mut left = budget;
-    let mut exchange_start = 0;
-    for message in history.iter().rev().filter(|message| message.role != Role::System) {
-        let Some(rest) = left.checked_sub(message.text.len()) else {
-            break;
+    /// What the model is told at first, and what was journaled.
+    async fn prepared(&self, input: &Input, channel: &Channel) -> Result<(Vec<Message>, Past), Failure> {
+        match self.shared.documents.refresh(channel, self.assignment.home_version).await {
+            Ok(()) => {}
+            Err(documents::Error::Call(status)) if is_broken(&status) => return Err(Failure::Broken(status)),
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::warn!(%error, cause, "going on with the documents that are here");
+            }
+        }
+        let messages = self.conversation(input, channel).await?;
+        let past = match self.assignment.journal_entries {
+            0 => Past::default(),
+            _ => Past::fetch(channel.clone(), self.turn).await?,
         };
-        left = rest;
-        let role = if message.role == Role::User { ModelRole::User } else { ModelRole::Assistant };
-        kept.push(Message { role, text: message.text.as_str().into() });
-        if message.role == Role::User {
-            exchange_start = kept.len();
+        Ok((messages, past))
+    }
+
+    /// The system prompt, the history that fits, and the user's message.
+    async fn conversation(&self, input: &Input, channel: &Channel) -> Result<Vec<Message>, Failure> {
+        let Self { shared, assignment, turn, .. } = self;
+        let budget = bytes(assignment.history_bytes);
+        let (history, caller) = match &input.history {
+            Some(history) => given_history(history, budget),
+            None => {
+                let version = assignment.transcript_version;
+                let history = shared.transcripts.history(channel.clone(), *turn, version, budget).await?;
+                (history, String::new())
+            }
+        };
+        let revision = assignment.profile.as_ref().map_or(0, |profile| profile.revision);
+        let basis = Basis { generation: shared.documents.generation(), revision };
+        let prompt = shared.prompts.of_session(turn.session_id, basis, shared.documents.home(), (shared.today)()).await;
+        let system = prompt.assemble(&caller, input.source.as_ref());
+        let mut messages = Vec::with_capacity(history.len() + 2);
+        messages.push(Message::new(ModelRole::System, system));
+        messages.extend(history);
+        messages.push(Message::new(ModelRole::User, input.text.as_str()));
+        Ok(messages)
+    }
+}
+
+/// Counts the attempts at one call.
+#[derive(Default)]
+pub(super) struct Tries(u32);
+
+impl Tries {
+    /// Waits a little before the next attempt.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(super) async fn again(&mut self, inbox: &Inbox, failure: Failure) -> Result<(), Halt> {
+        let status = match failure {
+            Failure::Broken(status) => status,
+            Failure::Halt(halt) => return Err(halt),
+        };
+        tracing::warn!(code = ?status.code(), message = status.message(), "a call of the turn broke off");
+        self.0 += 1;
+        if self.0 >= MAX_BROKEN {
+            return Err(Halt::Failed("I cannot reach my model right now. Please try again later.".to_owned()));
         }
+        // Give a lost connection time to be noticed before the next attempt.
+        let most = 100_u64 << self.0;
+        let pause = Duration::from_millis(rand::random_range(most / 2..=most));
+        inbox.unless_stopped(tokio::time::sleep(pause)).await
     }
-    let complete = kept.len() == history.len() - system.len();
-    if !complete {
-        kept.truncate(exchange_start);
-    }
-    kept.reverse();
-    (kept, system.join("\n\n"))
 }
 
 fn bytes(number: u32) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
-}
-
-/// The reply as it grows, and its progress on the way to the chat.
-struct Reply {
-    turn: TurnRef,
-    connection: watch::Receiver<Connection>,
-    text: String,
-    cut: bool,
-    /// Text not yet sent as progress begins here.
-    sent: usize,
-    in_flight: Arc<AtomicBool>,
-    due: Option<Instant>,
-    /// After a repeated call the text begins anew, which deltas cannot say: no more of them.
-    silent: bool,
-}
-
-impl Reply {
-    fn new(turn: TurnRef, connection: watch::Receiver<Connection>) -> Self {
-        Self {
-            turn,
-            connection,
-            text: String::new(),
-            cut: false,
-            sent: 0,
-            in_flight: Arc::default(),
-            due: None,
-            silent: false,
-        }
-    }
-
-    fn restart(&mut self) {
-        self.silent |= self.sent > 0;
-        self.text.clear();
-        self.cut = false;
-        self.sent = 0;
-        self.due = None;
-    }
-
-    fn finish(mut self) -> String {
-        if self.cut {
-            self.text.push_str(CUT_NOTE);
-        }
-        self.text
-    }
-}
-
-impl Deltas for Reply {
-    fn push(&mut self, text: &str) {
-        if self.cut {
-            return;
-        }
-        let room = MAX_REPLY_BYTES - CUT_NOTE.len() - self.text.len();
-        let taken = text.floor_char_boundary(room);
-        self.cut = taken < text.len();
-        self.text.push_str(text.get(..taken).unwrap_or_default());
-        if !self.silent && self.due.is_none() {
-            self.due = Some(Instant::now() + PROGRESS_EVERY);
-        }
-    }
-
-    fn due(&self) -> Option<Instant> {
-        self.due
-    }
-
-    fn flush(&mut self) {
-        let waiting = self.text.get(self.sent..).unwrap_or_default();
-        let end = waiting.floor_char_boundary(hermes_proto::CHUNK_BYTES);
-        let delta = waiting.get(..end).unwrap_or_default();
-        let free = !self.in_flight.load(Ordering::Acquire);
-        let progress = || Progress { turn: Some(self.turn), text_delta: delta.to_owned() };
-        if !delta.is_empty() && free && self.connection.borrow().offer(progress(), &self.in_flight) {
-            self.sent += end;
-        }
-        self.due = (self.sent < self.text.len()).then(|| Instant::now() + PROGRESS_EVERY);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn said(role: Role, text: &str) -> HistoryMessage {
-        HistoryMessage { role, text: text.to_owned() }
-    }
-
-    #[test]
-    fn given_history_is_cut_in_whole_exchanges() {
-        let history = [
-            said(Role::System, "sys"),
-            said(Role::User, "u1"),
-            said(Role::Assistant, "a1"),
-            said(Role::User, "u2"),
-            said(Role::Assistant, "a2"),
-        ];
-        let texts = |budget| {
-            let (kept, system) = given_history(&history, budget);
-            assert_eq!(system, "sys");
-            kept.iter().map(|message| message.text.to_string()).collect::<Vec<_>>()
-        };
-        assert_eq!(texts(8), ["u1", "a1", "u2", "a2"]);
-        assert_eq!(texts(7), ["u2", "a2"]);
-        assert_eq!(texts(4), ["u2", "a2"]);
-        assert_eq!(texts(3), Vec::<String>::new());
-        assert_eq!(given_history(&[said(Role::Assistant, "hello")], 5).0.len(), 1);
-    }
-
-    #[test]
-    fn an_endless_reply_is_cut_and_says_so() {
-        let (_, connection) = watch::channel(Connection::none());
-        let mut reply = Reply::new(TurnRef::default(), connection);
-        for _ in 0..1000 {
-            reply.push(&"é".repeat(1000));
-        }
-        let text = reply.finish();
-        assert!(text.len() <= MAX_REPLY_BYTES && text.len() > MAX_REPLY_BYTES - 8);
-        assert!(text.ends_with(CUT_NOTE));
-    }
 }

@@ -1,24 +1,41 @@
-//! Slots: which turns run here, how they are cancelled, and what they reported until it is acknowledged.
+//! Slots: which turns run here, what they are told, and what they reported until it is acknowledged.
 //!
 //! Owned by the link's loop, which is the only caller; nothing here is shared. Always true: a session has at most one
-//! running turn, the one with the highest epoch; at most `slots` turns run; a report is kept and resent until the
-//! control plane has answered it. It does not talk to the network itself, and an end without a report (the turn was
-//! fenced off) leaves no trace.
+//! running turn, the one with the highest epoch; at most `slots` turns run; what a turn reported, a step or its end, is
+//! kept and sent again until the control plane has answered it; an order reaches exactly the turn and epoch that it names.
+//! It does not talk to the network itself, and an end without a report (the turn was fenced off) leaves no trace.
+//!
+//! `flow` runs a turn, `steps` is its loop of model and tool calls, `past` what an earlier attempt journaled, `reports` and
+//! `orders` its two lines to this loop, `input` what it is given and `reply` what it says.
 
 mod flow;
+mod input;
+mod orders;
+mod past;
+mod reply;
+mod reports;
+mod steps;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use hermes_proto::v1::{Assignment, Completed, Outcome, TurnRef};
-use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use hermes_proto::v1::{
+    Assignment, Cancel, CancelKind, Completed, HandBack, Outcome, Steer, StepAck, StepOutcome, StepReport, TurnRef,
+    worker_message,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::connection::Connection;
 use crate::documents::Documents;
 use crate::prompt::Prompts;
+use crate::seams::Seams;
 use crate::transcript::Transcripts;
+use orders::Orders;
+use reports::Reported;
+
+/// Reports of steps on their way from the turns to the loop.
+const REPORTS: usize = 64;
 
 /// What all turns of this process share.
 pub struct Shared {
@@ -32,6 +49,8 @@ pub struct Shared {
     pub prompts: Prompts,
     /// Today's date in the worker's time zone.
     pub today: fn() -> jiff::civil::Date,
+    /// What was injected.
+    pub seams: Seams,
 }
 
 /// What becomes of an assignment.
@@ -40,7 +59,7 @@ pub enum Started {
     /// It runs; say so.
     Accepted,
     /// It ended here before and the control plane has not heard: say that again.
-    AlreadyEnded(Box<Completed>),
+    AlreadyEnded(Box<worker_message::Message>),
     /// It is older than what runs, or there is no slot: nothing is said.
     Ignored,
 }
@@ -48,10 +67,16 @@ pub enum Started {
 /// How a turn left its slot.
 struct Ended {
     turn: TurnRef,
-    /// `None`: the turn is no longer ours, nothing may be reported.
-    completed: Option<Completed>,
-    /// What to remember once the control plane has stored the report.
-    said: Option<Said>,
+    end: End,
+}
+
+enum End {
+    /// With a report, and what to remember once the control plane has stored it.
+    Completed(Box<Completed>, Option<Said>),
+    /// Given back.
+    HandedBack,
+    /// The turn is no longer ours, nothing may be reported.
+    Gone,
 }
 
 /// The two sides of a turn, for the transcript cache.
@@ -63,8 +88,8 @@ struct Said {
 
 struct Running {
     turn: TurnRef,
-    cancel: CancellationToken,
-    task: tokio::task::Id,
+    orders: Orders,
+    task: AbortHandle,
 }
 
 /// The turns of this process.
@@ -74,8 +99,12 @@ pub struct Turns {
     /// By session.
     running: HashMap<u64, Running>,
     tasks: JoinSet<Ended>,
-    /// Reported, not acknowledged.
-    unacknowledged: HashMap<TurnKey, (Completed, Option<Said>)>,
+    to_loop: mpsc::Sender<Reported>,
+    from_turns: mpsc::Receiver<Reported>,
+    /// Steps reported, not answered: at most one of each turn.
+    steps: BTreeMap<TurnKey, (StepReport, oneshot::Sender<StepOutcome>)>,
+    /// Ends reported, not acknowledged.
+    unacknowledged: BTreeMap<TurnKey, (worker_message::Message, Option<Said>)>,
 }
 
 /// A [`TurnRef`] that can be a key.
@@ -88,7 +117,17 @@ fn key(turn: &TurnRef) -> TurnKey {
 impl Turns {
     /// No turn runs yet.
     pub fn new(shared: Arc<Shared>, slots: usize) -> Self {
-        Self { shared, slots, running: HashMap::new(), tasks: JoinSet::new(), unacknowledged: HashMap::new() }
+        let (to_loop, from_turns) = mpsc::channel(REPORTS);
+        Self {
+            shared,
+            slots,
+            running: HashMap::new(),
+            tasks: JoinSet::new(),
+            to_loop,
+            from_turns,
+            steps: BTreeMap::new(),
+            unacknowledged: BTreeMap::new(),
+        }
     }
 
     /// Begins the assignment's turn where it is new.
@@ -96,8 +135,8 @@ impl Turns {
         let Some(turn) = assignment.turn else {
             return Started::Ignored;
         };
-        if let Some((completed, _)) = self.unacknowledged.get(&key(&turn)) {
-            return Started::AlreadyEnded(Box::new(completed.clone()));
+        if let Some((report, _)) = self.unacknowledged.get(&key(&turn)) {
+            return Started::AlreadyEnded(Box::new(report.clone()));
         }
         if let Some(running) = self.running.get(&turn.session_id) {
             if key(&running.turn) == key(&turn) {
@@ -112,7 +151,7 @@ impl Turns {
                 return Started::Ignored;
             }
             // The control plane has given the session out anew: what runs here cannot be written any more.
-            self.drop_session(turn.session_id);
+            self.forget(running.turn);
         }
         if self.running.len() >= self.slots {
             tracing::warn!(
@@ -122,61 +161,148 @@ impl Turns {
             );
             return Started::Ignored;
         }
-        let cancel = CancellationToken::new();
-        let flow = flow::run(Arc::clone(&self.shared), assignment, turn, cancel.clone());
-        let task = self.tasks.spawn(flow).id();
-        self.running.insert(turn.session_id, Running { turn, cancel, task });
+        let (orders, inbox) = orders::channel();
+        let flow = flow::run(Arc::clone(&self.shared), assignment, turn, inbox, self.to_loop.clone());
+        let task = self.tasks.spawn(flow);
+        self.running.insert(turn.session_id, Running { turn, orders, task });
         Started::Accepted
     }
 
-    /// Asks a running turn to end as cancelled; one that does not run here is no concern.
-    pub fn cancel(&mut self, turn: &TurnRef) {
-        if let Some(running) = self.running.get(&turn.session_id)
-            && running.turn.seq == turn.seq
-        {
-            running.cancel.cancel();
+    /// Gives a turn back that was not begun, unless it runs here or ended here; what to say.
+    pub fn decline(&mut self, turn: TurnRef) -> Option<worker_message::Message> {
+        if self.find(&turn).is_some() {
+            return None;
+        }
+        let report = || (worker_message::Message::HandBack(HandBack { turn: Some(turn) }), None);
+        Some(self.unacknowledged.entry(key(&turn)).or_insert_with(report).0.clone())
+    }
+
+    /// Tells a running turn to end; one that does not run here under that fence is no concern.
+    pub fn cancel(&mut self, cancel: Cancel) {
+        let Some(running) = cancel.turn.and_then(|turn| self.find(&turn)) else {
+            return;
+        };
+        match cancel.kind() {
+            CancelKind::Unspecified | CancelKind::Stopped | CancelKind::Interrupted => {
+                running.orders.end(Outcome::Cancelled, None);
+            }
+            CancelKind::Overdue => {
+                let overdue = "This took too long, so I have stopped.";
+                let sentence = if cancel.reason.is_empty() { overdue.to_owned() } else { cancel.reason };
+                running.orders.end(Outcome::Failed, Some(sentence));
+            }
+            CancelKind::Abandoned => {
+                let turn = running.turn;
+                self.forget(turn);
+            }
         }
     }
 
-    /// Waits for the next turn to end and answers its report, if it has one. Pending while none runs.
-    pub async fn next_ended(&mut self) -> Option<Completed> {
-        loop {
-            let Some(ended) = self.tasks.join_next_with_id().await else {
-                std::future::pending::<()>().await;
-                continue;
-            };
-            let ended = match ended {
-                Ok((task, ended)) => {
-                    if self.running.get(&ended.turn.session_id).is_none_or(|running| running.task != task) {
-                        continue;
-                    }
-                    ended
-                }
-                Err(error) => match self.crashed(&error) {
-                    Some(ended) => ended,
-                    None => continue,
-                },
-            };
-            self.running.remove(&ended.turn.session_id);
-            let completed = ended.completed?;
-            self.unacknowledged.insert(key(&ended.turn), (completed.clone(), ended.said));
-            return Some(completed);
+    /// A message for the next step boundary of a running turn; without that turn it is no concern.
+    pub fn steer(&mut self, steer: Steer) {
+        let Some(running) = steer.turn.and_then(|turn| self.find(&turn)) else {
+            return;
+        };
+        if !running.orders.steer(steer) {
+            tracing::warn!(
+                session = running.turn.session_id,
+                "too many messages wait for a turn; this one runs by itself"
+            );
         }
+    }
+
+    /// Tells every running turn to be handed back at its next step boundary.
+    pub fn hand_back(&mut self) {
+        self.running.values().for_each(|running| running.orders.hand_back());
+    }
+
+    /// Waits for the next report of a turn, and answers it when it is for the control plane. Pending while none comes.
+    pub async fn next_report(&mut self) -> Option<worker_message::Message> {
+        loop {
+            tokio::select! {
+                biased;
+                // A turn's steps before its end.
+                Some(Reported { turn, report, answer }) = self.from_turns.recv() => {
+                    if self.find(&turn).is_some() {
+                        self.steps.insert(key(&turn), (report.clone(), answer));
+                        return Some(worker_message::Message::Step(report));
+                    }
+                }
+                Some(ended) = self.tasks.join_next_with_id() => {
+                    let ended = match ended {
+                        Ok((task, ended)) => {
+                            if self.running.get(&ended.turn.session_id).is_none_or(|running| running.task.id() != task) {
+                                continue;
+                            }
+                            ended
+                        }
+                        Err(error) => match self.crashed(&error) {
+                            Some(ended) => ended,
+                            None => continue,
+                        },
+                    };
+                    return self.ended(ended);
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, Ended { turn, end }: Ended) -> Option<worker_message::Message> {
+        let (report, said) = match end {
+            End::Completed(completed, said) => (worker_message::Message::Completed(*completed), said),
+            End::HandedBack => (worker_message::Message::HandBack(HandBack { turn: Some(turn) }), None),
+            End::Gone => {
+                self.forget(turn);
+                return None;
+            }
+        };
+        self.running.remove(&turn.session_id);
+        self.unacknowledged.insert(key(&turn), (report.clone(), said));
+        Some(report)
     }
 
     /// A turn that panicked has failed, and only that one; one that was dropped has no end to report.
     fn crashed(&self, error: &tokio::task::JoinError) -> Option<Ended> {
-        let running = self.running.values().find(|running| running.task == error.id())?;
-        tracing::error!(session = running.turn.session_id, turn = running.turn.seq, %error, "a turn panicked");
+        let turn = self.running.values().find(|running| running.task.id() == error.id())?.turn;
+        tracing::error!(session = turn.session_id, turn = turn.seq, %error, "a turn panicked");
         let sentence = "Something went wrong inside the agent. Please try again.";
-        Some(flow::ended(running.turn, Outcome::Failed, sentence.to_owned(), None))
+        let completed = flow::completed(turn, Outcome::Failed, sentence.to_owned(), None);
+        Some(Ended { turn, end: End::Completed(completed, None) })
     }
 
-    /// The control plane has heard the report; `stored` says whether it counted.
+    /// The control plane has answered a step's report.
+    pub fn step_acknowledged(&mut self, ack: &StepAck) {
+        let Some(turn) = ack.turn else {
+            return;
+        };
+        let waits = |(report, _): &(StepReport, _)| (report.step, report.phase) == (ack.step, ack.phase);
+        if !self.steps.get(&key(&turn)).is_some_and(waits) {
+            return;
+        }
+        let outcome = ack.outcome();
+        if matches!(outcome, StepOutcome::Stored | StepOutcome::Refused) {
+            if let Some((_, answer)) = self.steps.remove(&key(&turn)) {
+                // The turn may have ended without waiting for it.
+                let _ = answer.send(outcome);
+            }
+            return;
+        }
+        tracing::info!(
+            session = turn.session_id,
+            turn = turn.seq,
+            epoch = turn.epoch,
+            ?outcome,
+            "a step was not stored; the turn is dropped"
+        );
+        self.forget(turn);
+    }
+
+    /// The control plane has heard the report of an end; `stored` says whether it counted.
     pub fn acknowledged(&mut self, turn: &TurnRef, stored: bool) {
         let Some((_, said)) = self.unacknowledged.remove(&key(turn)) else {
             return;
         };
+        self.steps.remove(&key(turn));
         match said {
             Some(said) if stored => {
                 let Said { input, reply, history_bytes } = said;
@@ -189,17 +315,23 @@ impl Turns {
         }
     }
 
-    /// All reports without an answer, oldest session first.
-    pub fn unacknowledged(&self) -> Vec<Completed> {
-        let mut reports: Vec<_> = self.unacknowledged.iter().collect();
-        reports.sort_unstable_by_key(|(key, _)| **key);
-        reports.into_iter().map(|(_, (completed, _))| completed.clone()).collect()
+    /// All reports without an answer, each turn's step before its end, for a new stream of that worker protocol.
+    pub fn unanswered(&mut self, takes_steps: bool) -> Vec<worker_message::Message> {
+        if !takes_steps {
+            // Whoever cannot take a turn back notices the end of its lease.
+            self.unacknowledged.retain(|_, (report, _)| !matches!(report, worker_message::Message::HandBack(_)));
+        }
+        let steps = self.steps.values().filter(|_| takes_steps).map(|(report, _)| report.clone());
+        let ends = self.unacknowledged.values().map(|(report, _)| report.clone());
+        steps.map(worker_message::Message::Step).chain(ends).collect()
     }
 
     /// Stops every running turn without a report: the lease is lost, others may run them.
     pub fn drop_running(&mut self) {
         self.tasks.abort_all();
-        self.running.clear();
+        for (_, running) in self.running.drain() {
+            self.steps.remove(&key(&running.turn));
+        }
     }
 
     /// Whether nothing runs and nothing waits for an answer.
@@ -212,10 +344,18 @@ impl Turns {
         self.running.len()
     }
 
-    fn drop_session(&mut self, session_id: u64) {
-        if let Some(running) = self.running.remove(&session_id) {
+    fn find(&self, turn: &TurnRef) -> Option<&Running> {
+        self.running.get(&turn.session_id).filter(|running| key(&running.turn) == key(turn))
+    }
+
+    /// Stops a turn at once and without a report; what it did not report of its end stays unreported.
+    fn forget(&mut self, turn: TurnRef) {
+        self.steps.remove(&key(&turn));
+        if self.find(&turn).is_some()
+            && let Some(running) = self.running.remove(&turn.session_id)
+        {
             // Its end is recognised as stale by its task's id.
-            running.cancel.cancel();
+            running.task.abort();
         }
     }
 }

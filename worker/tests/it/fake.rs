@@ -362,19 +362,22 @@ impl ModelService for Service {
         };
         let (mut messages, mut chunks, mut open) = (Vec::<(ModelRole, String)>::new(), 0, false);
         while let Some(request) = parts.message().await? {
-            let Some(generate_request::Part::Message(message)) = request.part else {
-                return Err(Status::invalid_argument("a second header"));
+            let Some(generate_request::Part::Messages(part)) = request.part else {
+                return Err(Status::invalid_argument("only messages follow the header"));
             };
-            assert!(message.text.len() <= hermes_proto::CHUNK_BYTES);
-            chunks += 1;
-            match messages.last_mut() {
-                Some((role, text)) if open => {
-                    assert_eq!(*role, message.role());
-                    text.push_str(&message.text);
+            let bytes: usize = part.messages.iter().map(|message| message.text.len()).sum();
+            assert!(bytes <= hermes_proto::CHUNK_BYTES);
+            for message in part.messages {
+                chunks += 1;
+                match messages.last_mut() {
+                    Some((role, text)) if open => {
+                        assert_eq!(*role, message.role());
+                        text.push_str(&message.text);
+                    }
+                    _ => messages.push((message.role(), message.text.clone())),
                 }
-                _ => messages.push((message.role(), message.text.clone())),
+                open = message.more;
             }
-            open = message.more;
         }
         assert!(!open, "the last message is unfinished");
         let (events, stream) = mpsc::channel(16);

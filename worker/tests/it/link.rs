@@ -12,7 +12,7 @@ async fn a_worker_joins_and_registers_first() {
     let worker = Worker::start(&fake);
     let mut link = fake.attached().await;
     let register = link.register().await;
-    assert_eq!((register.protocol_version, register.slots), (1, 4));
+    assert_eq!((register.protocol_version, register.slots), (2, 4));
     assert_eq!(register.pid, i64::from(std::process::id()));
     assert_eq!(register.home, worker.home().canonicalize().unwrap().display().to_string());
     assert_eq!(*fake.state.joins.lock().unwrap(), 1);
@@ -180,8 +180,8 @@ async fn a_server_of_another_authority_is_not_talked_to() {
     let mut worker = Worker::new();
     let mut config = worker.config(&fake);
     config.join = hermes_worker::config::JoinSource::Text(other.join_token.clone());
-    let identity =
-        hermes_worker::identity::Identity::new(config.server.clone(), config.join.clone(), jiff::Timestamp::now);
+    let servers = hermes_worker::servers::Servers::new(config.servers.clone());
+    let identity = hermes_worker::identity::Identity::new(servers, config.join.clone(), jiff::Timestamp::now);
     let error = identity.connect().await.expect_err("another authority");
     assert!(!error.is_final());
     worker.task.spawn(hermes_worker::app::serve(config, worker.stop.clone()));

@@ -9,6 +9,7 @@ mod process;
 mod turns;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use hermes_worker::config::{Config, JoinSource, LogFormat};
 use tokio::task::JoinSet;
@@ -40,9 +41,10 @@ impl Worker {
 
     fn config(&self, fake: &Fake) -> Config {
         Config {
-            server: fake.url.clone(),
+            servers: vec![fake.url.parse().unwrap()],
             home: self.home(),
             slots: 4,
+            drain_grace: Duration::from_secs(20),
             join: JoinSource::Text(fake.join_token.clone()),
             parent_pid: None,
             log_format: LogFormat::Text,

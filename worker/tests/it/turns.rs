@@ -66,6 +66,23 @@ async fn a_history_in_the_input_replaces_the_sessions_own() {
     assert!(fake.state.transcript_fetches.lock().unwrap().is_empty());
 }
 
+/// A call dropped before its end is reset, and HTTP/2 gives up a connection with many resets.
+#[tokio::test]
+async fn a_model_call_is_read_to_its_end() {
+    let (mut fake, _worker, mut link) = attached().await;
+    link.assign(assignment(turn(1, 1, 1), &says("hi"))).await;
+    let call = fake.call().await;
+    call.say("hello").await;
+    let done = GenerateDone { finish_reason: "stop".into(), ..GenerateDone::default() };
+    call.send(generate_event::Event::Done(done)).await;
+    // More than fits into the windows between both sides: it arrives only when somebody reads it.
+    for _ in 0..128 {
+        call.say(&"x".repeat(64 << 10)).await;
+    }
+    drop(call);
+    assert_eq!(link.completed().await.reply, b"hello");
+}
+
 #[tokio::test]
 async fn progress_is_merged_and_never_ahead_of_the_reply() {
     let (mut fake, _worker, mut link) = attached().await;

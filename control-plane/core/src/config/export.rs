@@ -188,6 +188,8 @@ pub(super) fn shape(document: &Document) -> Shape {
             Entries::default()
                 .put("message_bytes", literal(document.limits.message_bytes))
                 .put("history_bytes", literal(document.limits.history_bytes))
+                .put("turn_seconds", literal(document.limits.turn_seconds))
+                .put("stall_seconds", literal(document.limits.stall_seconds))
                 .map(),
         )
         .put("providers", named(&document.providers, provider))

@@ -28,6 +28,8 @@ impl Document {
         set(&mut merged.reset_by_platform, patch.reset_by_platform);
         set(&mut merged.limits.message_bytes, patch.message_bytes);
         set(&mut merged.limits.history_bytes, patch.history_bytes);
+        set(&mut merged.limits.turn_seconds, patch.turn_seconds);
+        set(&mut merged.limits.stall_seconds, patch.stall_seconds);
         set(&mut merged.default_provider, patch.default_provider);
         set(&mut merged.routes, patch.routes);
         merge_map(&mut merged.providers, patch.providers, prune);

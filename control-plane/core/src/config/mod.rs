@@ -43,6 +43,8 @@ use crate::session_key::Isolation;
 pub const ECHO_MODEL: &str = "builtin/echo";
 /// Most that `limits.message_bytes` may be: a message travels in one protocol message of at most 1 MiB.
 pub const MESSAGE_BYTES_MAX: u64 = 768 * 1024;
+/// Most that `limits.turn_seconds` and `limits.stall_seconds` may be: a week.
+pub const TURN_SECONDS_MAX: u64 = 7 * 86_400;
 /// Most that `limits.history_bytes` may be.
 pub const HISTORY_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
@@ -122,11 +124,28 @@ pub struct Limits {
     /// Most history given to a model, bytes of text; older turns are left out whole. Default 65536, about 16,000 tokens: every turn
     /// pays for its history again.
     pub history_bytes: u64,
+    /// How long one attempt at a turn may take, seconds; then the turn is ended and its chat told. Default 1800.
+    #[serde(default = "turn_seconds")]
+    pub turn_seconds: u64,
+    /// How long a running turn may show no sign of progress (a model event, a step, text, a sign of life of a tool), seconds;
+    /// then it is ended as above. Default 600.
+    #[serde(default = "stall_seconds")]
+    pub stall_seconds: u64,
+}
+
+/// For documents stored before there was this limit.
+fn turn_seconds() -> u64 {
+    Limits::default().turn_seconds
+}
+
+/// As above.
+fn stall_seconds() -> u64 {
+    Limits::default().stall_seconds
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { message_bytes: 262_144, history_bytes: 65_536 }
+        Self { message_bytes: 262_144, history_bytes: 65_536, turn_seconds: 1800, stall_seconds: 600 }
     }
 }
 

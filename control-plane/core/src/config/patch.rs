@@ -59,6 +59,10 @@ pub struct Patch {
     pub message_bytes: Option<u64>,
     /// `limits.history_bytes`.
     pub history_bytes: Option<u64>,
+    /// `limits.turn_seconds`.
+    pub turn_seconds: Option<u64>,
+    /// `limits.stall_seconds`.
+    pub stall_seconds: Option<u64>,
     /// Providers the text names.
     pub providers: BTreeMap<String, Provider>,
     /// `Some(None)` when the text says `default_provider: null`, which unsets it.
@@ -271,13 +275,18 @@ fn reset_policy(node: &Node, path: Path<'_>, faults: &mut Faults) -> ResetPolicy
 
 fn read_limits(node: &Node, patch: &mut Patch, faults: &mut Faults) {
     let path = Path::Root.key("limits");
-    let section = Section::open(node, &path, &["message_bytes", "history_bytes"], faults);
+    let section =
+        Section::open(node, &path, &["message_bytes", "history_bytes", "turn_seconds", "stall_seconds"], faults);
     patch.message_bytes = section.optional("message_bytes", faults, |node, path, faults| {
         integer(node, 1..=super::MESSAGE_BYTES_MAX, path, faults)
     });
     patch.history_bytes = section.optional("history_bytes", faults, |node, path, faults| {
         integer(node, 0..=super::HISTORY_BYTES_MAX, path, faults)
     });
+    let seconds =
+        |node: &Node, path: Path<'_>, faults: &mut Faults| integer(node, 1..=super::TURN_SECONDS_MAX, path, faults);
+    patch.turn_seconds = section.optional("turn_seconds", faults, seconds);
+    patch.stall_seconds = section.optional("stall_seconds", faults, seconds);
 }
 
 fn read_providers(node: &Node, patch: &mut Patch, faults: &mut Faults) {

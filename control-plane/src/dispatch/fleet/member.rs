@@ -2,7 +2,7 @@
 //!
 //! Used by [`super::Fleet`] under its lock. Always true: `free` counts the free slots; what is sent never waits.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hermes_core::AgentId;
 use hermes_core::turn::Usage;
@@ -35,8 +35,59 @@ pub enum ToWorker {
         /// Stop and register again.
         lease_lost: bool,
     },
-    /// Finish what runs, take nothing new, leave.
-    Drain,
+    /// End or drop a turn.
+    Cancel {
+        /// The turn.
+        turn: TurnId,
+        /// Its fence.
+        epoch: i64,
+        /// What is wanted.
+        kind: CancelKind,
+        /// For its log and, where the turn is to be ended with a sentence, for the chat.
+        reason: String,
+    },
+    /// Take nothing new; what runs may end by itself for this long, then hand it back; leave.
+    Drain(Duration),
+}
+
+/// What a worker is to do with a turn; see the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CancelKind {
+    /// End it as failed with a sentence for the chat.
+    Overdue,
+    /// Drop it at once and report nothing.
+    Abandoned,
+}
+
+/// Why a turn is taken from its worker though the worker lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overrun {
+    /// It took longer than a turn may.
+    Deadline,
+    /// It showed no progress for too long.
+    Stalled,
+}
+
+impl Overrun {
+    /// One word for programs.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Deadline => "deadline",
+            Self::Stalled => "stalled",
+        }
+    }
+
+    /// The sentence for the chat.
+    pub fn notice(self) -> &'static str {
+        match self {
+            Self::Deadline => {
+                "I gave this message up because working on it took longer than it may. You can send the next one."
+            }
+            Self::Stalled => {
+                "I gave this message up because nothing moved any more while I worked on it. You can send the next one."
+            }
+        }
+    }
 }
 
 /// A turn in a slot.
@@ -60,6 +111,12 @@ pub struct Running {
     pub usage: Option<Usage>,
     /// The worker said that it has it.
     pub accepted: bool,
+    /// When it must have ended; nothing: no limit is known.
+    pub deadline: Option<Instant>,
+    /// When it last showed progress.
+    pub progressed: Instant,
+    /// It was told to end because of this, then.
+    pub overrun: Option<(Overrun, Instant)>,
 }
 
 #[derive(Debug)]
@@ -109,6 +166,8 @@ pub struct Connected {
     pub home: String,
     /// Its build, as it says.
     pub build: String,
+    /// The worker protocol that it speaks.
+    pub protocol: u32,
     /// Since when.
     pub connected_at: Timestamp,
     /// To its stream.
@@ -124,12 +183,13 @@ pub(super) struct Member {
     pub(super) free: usize,
     pub(super) heard: bool,
     pub(super) last_heard: Instant,
-    pub(super) draining: bool,
+    /// It takes no new turns, and was told to give back then what it still runs.
+    pub(super) draining: Option<Instant>,
 }
 
 impl Member {
     pub(super) fn take_slot(&mut self, hash: usize) -> Option<i16> {
-        if self.free == 0 || self.draining || self.about.hang_up.is_cancelled() {
+        if self.free == 0 || self.draining.is_some() || self.about.hang_up.is_cancelled() {
             return None;
         }
         let count = self.slots.len();
@@ -177,7 +237,7 @@ impl Member {
             pid: self.about.pid,
             home: self.about.home.clone(),
             build: self.about.build.clone(),
-            state: if self.draining {
+            state: if self.draining.is_some() {
                 "draining"
             } else if self.free == 0 {
                 "busy"

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use hermes_core::turn::Usage;
 use uuid::Uuid;
 
-pub use member::{Connected, Running, ToWorker, WorkerView};
+pub use member::{CancelKind, Connected, Overrun, Running, ToWorker, WorkerView};
 
 use member::{Member, Slot, slot_number};
 
@@ -61,7 +61,7 @@ impl Fleet {
         let slots: Vec<Slot> = (0..slots).map(|_| Slot::Free).collect();
         let free = slots.len();
         let worker_id = about.worker_id;
-        let mut member = Member { about, slots, free, heard: true, last_heard: Instant::now(), draining: false };
+        let mut member = Member { about, slots, free, heard: true, last_heard: Instant::now(), draining: None };
         for (slot, running) in held {
             member.put(slot, Slot::Runs(Box::new(running)));
         }
@@ -201,8 +201,85 @@ impl Fleet {
                 && running.epoch == epoch
             {
                 running.accepted = true;
+                running.progressed = Instant::now();
             }
         }
+    }
+
+    /// A turn showed progress, as its worker says or as the broker sees. False when it does not run there.
+    pub fn progressed(&self, identity: Uuid, turn: TurnId, epoch: i64) -> bool {
+        let mut state = self.state();
+        let mut slots = state.members.values_mut().filter(|m| m.about.identity == identity).flat_map(|m| &mut m.slots);
+        let found = slots.find_map(|slot| match slot {
+            Slot::Runs(running) if running.turn == turn && running.epoch == epoch => Some(running),
+            _ => None,
+        });
+        found.is_some_and(|running| {
+            running.progressed = Instant::now();
+            true
+        })
+    }
+
+    /// Tells the workers of turns that are over their deadline, or have shown no progress for `stall`, to end them. Answers
+    /// these turns.
+    pub fn overrun(&self, stall: Duration) -> Vec<(TurnId, Overrun)> {
+        let mut told = Vec::new();
+        let now = Instant::now();
+        for member in self.state().members.values_mut() {
+            let mut messages = Vec::new();
+            for slot in &mut member.slots {
+                let Slot::Runs(running) = slot else { continue };
+                let why = match running.deadline {
+                    _ if running.overrun.is_some() => continue,
+                    Some(deadline) if now >= deadline => Overrun::Deadline,
+                    _ if now.duration_since(running.progressed) >= stall => Overrun::Stalled,
+                    _ => continue,
+                };
+                running.overrun = Some((why, now));
+                told.push((running.turn, why));
+                messages.push(ToWorker::Cancel {
+                    turn: running.turn,
+                    epoch: running.epoch,
+                    kind: CancelKind::Overdue,
+                    reason: why.notice().to_owned(),
+                });
+            }
+            for message in messages {
+                member.send(message);
+            }
+        }
+        told
+    }
+
+    /// Turns that were told to end for overrunning longer than `grace` ago and still run, with their fences.
+    pub fn overrun_since(&self, grace: Duration) -> Vec<(TurnId, i64, Overrun)> {
+        let state = self.state();
+        let slots = state.members.values().flat_map(|member| &member.slots);
+        let late = slots.filter_map(|slot| match slot {
+            Slot::Runs(running) => {
+                let (why, since) = running.overrun?;
+                (since.elapsed() >= grace).then_some((running.turn, running.epoch, why))
+            }
+            _ => None,
+        });
+        late.collect()
+    }
+
+    /// A turn is not its worker's any more: its slot is free, and the worker is told to drop it (`tell`) or has given it back.
+    /// Answers the worker's agent, if it ran here.
+    pub fn take(&self, turn: TurnId, epoch: i64, tell: bool) -> Option<i32> {
+        let mut state = self.state();
+        let (member, slot) = state.members.values_mut().find_map(|member| {
+            let runs = |slot: &Slot| matches!(slot, Slot::Runs(r) if r.turn == turn && r.epoch == epoch);
+            let index = member.slots.iter().position(runs)?;
+            Some((member, slot_number(index)))
+        })?;
+        member.put(slot, Slot::Free);
+        if tell {
+            let reason = "it was given up".to_owned();
+            member.send(ToWorker::Cancel { turn, epoch, kind: CancelKind::Abandoned, reason });
+        }
+        Some(member.about.agent_no)
     }
 
     /// Hangs up workers that were not heard of for `silence`, or that have not taken a turn they were given that long ago:
@@ -339,7 +416,7 @@ impl Fleet {
         let state = self.state();
         let has_free = |agent: &i32| {
             state.by_agent.get(agent).is_some_and(|workers| {
-                workers.iter().any(|w| state.members.get(w).is_some_and(|m| m.free > 0 && !m.draining))
+                workers.iter().any(|w| state.members.get(w).is_some_and(|m| m.free > 0 && m.draining.is_none()))
             })
         };
         state.waiting.iter().filter(|(agent, _)| has_free(agent)).map(|(agent, said)| (*agent, *said)).collect()
@@ -375,16 +452,35 @@ impl Fleet {
         }
     }
 
-    /// Takes no new turns to the workers that `which` picks and tells them to leave; answers them.
-    pub fn drain(&self, which: impl Fn(&Connected) -> bool) -> Vec<i64> {
+    /// Takes no new turns to the workers that `which` picks and tells them to leave, giving back after `grace` what they still
+    /// run; answers those to which that is new. Asked again, a shorter time counts.
+    pub fn drain(&self, which: impl Fn(&Connected) -> bool, grace: Duration) -> Vec<i64> {
+        let until = Instant::now() + grace;
         let mut state = self.state();
         let mut drained = Vec::new();
-        for member in state.members.values_mut().filter(|m| !m.draining && which(&m.about)) {
-            member.draining = true;
-            member.send(ToWorker::Drain);
-            drained.push(member.about.worker_id);
+        for member in state.members.values_mut().filter(|m| which(&m.about)) {
+            let before = member.draining;
+            // What the database says is left comes with every poll and is never quite the same.
+            if before.is_some_and(|before| before <= until + Duration::from_millis(500)) {
+                continue;
+            }
+            member.draining = Some(until);
+            member.send(ToWorker::Drain(grace));
+            if before.is_none() {
+                drained.push(member.about.worker_id);
+            }
         }
         drained
+    }
+
+    /// Whether the worker takes no new turns.
+    pub fn is_draining(&self, worker: i64) -> bool {
+        self.state().members.get(&worker).is_some_and(|member| member.draining.is_some())
+    }
+
+    /// The worker protocol that a connected worker speaks.
+    pub fn protocol(&self, worker: i64) -> Option<u32> {
+        self.state().members.get(&worker).map(|member| member.about.protocol)
     }
 
     /// The registrations that `which` picks.
@@ -435,6 +531,7 @@ mod tests {
             pid: 1,
             home: String::new(),
             build: String::new(),
+            protocol: 2,
             connected_at: Timestamp::UNIX_EPOCH,
             outgoing,
             hang_up: hang_up.clone(),
@@ -458,6 +555,9 @@ mod tests {
             since: Instant::now(),
             usage: None,
             accepted: false,
+            deadline: None,
+            progressed: Instant::now(),
+            overrun: None,
         }
     }
 

@@ -27,6 +27,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 pub use self::room::has_room;
 use super::homes;
@@ -52,13 +53,22 @@ const ENVIRONMENT: [&str; 15] = [
     "OTEL_TRACES_SAMPLER_ARG",
 ];
 
-/// Makes a one-use join token for one agent, for one start.
-pub type Mint = Arc<dyn Fn(AgentId) -> BoxFuture<'static, Result<SecretString, MintError>> + Send + Sync>;
+/// Makes a one-use join token for one agent, for one start, and answers its id too: the worker's name in its certificate.
+pub type Mint = Arc<dyn Fn(AgentId) -> BoxFuture<'static, Result<(Uuid, SecretString), MintError>> + Send + Sync>;
 /// Why there is no join token; logged, and the start is tried again.
 pub type MintError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Told when a worker process has been reaped, with its pid: everything it held is free. Must not block.
-pub type OnExit = Arc<dyn Fn(&AgentId, u32) + Send + Sync>;
+/// Told when a worker process has been reaped: everything it held is free. Must not block.
+pub type OnExit = Arc<dyn Fn(Exit) + Send + Sync>;
+
+/// The end of a worker process, as the launcher itself knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// The id of the join token that this start was given. A pid would be the worker's own word.
+    pub start: Uuid,
+    /// The launcher ended it on purpose: what it still ran did not crash it.
+    pub asked: bool,
+}
 
 /// What the launcher needs; plain values, fixed for its life.
 #[derive(Clone)]
@@ -88,6 +98,8 @@ pub struct Timing {
     pub backoff_most: Duration,
     /// A worker that lived so long begins anew with the first pause.
     pub healthy_after: Duration,
+    /// A worker that lived so long and then ended with exit code 0 was asked to (`worker drain`): no failure.
+    pub served_after: Duration,
     /// From SIGTERM to SIGKILL when one worker is replaced or removed: its turns may finish.
     pub drain: Duration,
     /// How long a worker started in idle time keeps the next one waiting, unless it attaches earlier.
@@ -100,6 +112,7 @@ impl Default for Timing {
             backoff_first: Duration::from_millis(200),
             backoff_most: Duration::from_secs(30),
             healthy_after: Duration::from_secs(60),
+            served_after: Duration::from_secs(1),
             drain: Duration::from_secs(30),
             idle_spacing: Duration::from_secs(2),
         }
@@ -266,7 +279,10 @@ struct Supervisor {
 
 /// Why a running worker is no longer waited for.
 enum Cause {
-    Ended,
+    /// By itself; `well` with exit code 0, as one that was drained does.
+    Ended {
+        well: bool,
+    },
     Replaced,
     Removed,
     Stopping,
@@ -319,22 +335,24 @@ impl Supervisor {
             };
             // Not cut short by the stop: a process that was started is watched over to its end.
             let started = match minted {
-                Ok(token) => self.start(&spec, token).await,
+                Ok((start, token)) => self.start(&spec, token).await.map(|child| (start, child)),
                 Err(error) => Err(error),
             };
             let cause = match started {
-                Ok(child) => self.watch_over(child, stop).await,
+                Ok((start, child)) => self.watch_over(start, child, stop).await,
                 Err(error) => {
                     let error: &(dyn std::error::Error + 'static) = error.as_ref();
                     tracing::error!(agent = %self.agent, error, "cannot start the worker, trying again");
-                    Cause::Ended
+                    Cause::Ended { well: false }
                 }
             };
             match cause {
                 Cause::Stopping | Cause::Removed => return,
                 Cause::Replaced => self.failures = 0,
-                Cause::Ended => {
-                    if began.elapsed() >= self.shared.config.timing.healthy_after {
+                Cause::Ended { well } => {
+                    // One that ended well after it was of use was asked to, and is no failure.
+                    let served = well && began.elapsed() >= self.shared.config.timing.served_after;
+                    if served || began.elapsed() >= self.shared.config.timing.healthy_after {
                         self.failures = 0;
                     }
                     let pause = backoff(&self.shared.config.timing, self.failures);
@@ -355,7 +373,7 @@ impl Supervisor {
     }
 
     /// Copies the worker's output and waits for its end, or ends it; it is reaped when this answers.
-    async fn watch_over(&mut self, mut child: Child, stop: &CancellationToken) -> Cause {
+    async fn watch_over(&mut self, start: Uuid, mut child: Child, stop: &CancellationToken) -> Cause {
         let pid = child.pid();
         match child.take_output() {
             Ok(Some(pipe)) => {
@@ -367,7 +385,7 @@ impl Supervisor {
         let cause = tokio::select! {
             biased;
             () = stop.cancelled() => Cause::Stopping,
-            _ = child.wait() => Cause::Ended,
+            _ = child.wait() => Cause::Ended { well: false },
             changed = self.wanted.changed() => match changed {
                 Err(_) => Cause::Stopping,
                 Ok(()) if self.wanted.borrow().is_some() => Cause::Replaced,
@@ -375,7 +393,7 @@ impl Supervisor {
             },
         };
         let status = match cause {
-            Cause::Ended => child.wait().await,
+            Cause::Ended { .. } => child.wait().await,
             Cause::Stopping => {
                 let grace = *self.shared.stop_grace.lock().unwrap_or_else(PoisonError::into_inner);
                 child.stop(&[(Signal::SIGTERM, grace)]).await
@@ -383,8 +401,9 @@ impl Supervisor {
             Cause::Replaced | Cause::Removed => self.drain(&mut child, stop).await,
         };
         tracing::info!(agent = %self.agent, pid, %status, "worker ended");
-        (self.shared.config.on_exit)(&self.agent, pid);
-        cause
+        let ended = matches!(cause, Cause::Ended { .. });
+        (self.shared.config.on_exit)(Exit { start, asked: !ended });
+        if ended { Cause::Ended { well: status.success() } } else { cause }
     }
 
     /// A long drain is cut short when all stops.

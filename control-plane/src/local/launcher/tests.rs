@@ -24,7 +24,7 @@ struct Setup {
     temp: tempfile::TempDir,
     launcher: Launcher,
     tasks: Tasks,
-    exits: Arc<Mutex<Vec<(String, u32)>>>,
+    exits: Arc<Mutex<Vec<Exit>>>,
 }
 
 fn quick() -> Timing {
@@ -32,6 +32,7 @@ fn quick() -> Timing {
         backoff_first: Duration::from_millis(10),
         backoff_most: Duration::from_millis(80),
         healthy_after: Duration::from_secs(60),
+        served_after: Duration::from_secs(60),
         drain: Duration::from_millis(300),
         idle_spacing: Duration::from_millis(20),
     }
@@ -43,7 +44,7 @@ impl Setup {
         let worker = temp.path().join("worker.sh");
         std::fs::write(&worker, WORKER).unwrap();
         std::fs::set_permissions(&worker, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let exits: Arc<Mutex<Vec<(String, u32)>>> = Arc::default();
+        let exits: Arc<Mutex<Vec<Exit>>> = Arc::default();
         let told = Arc::clone(&exits);
         let minted = Arc::new(AtomicU32::new(0));
         let config = Config {
@@ -52,9 +53,10 @@ impl Setup {
             environment: environment(std::env::vars_os()),
             mint: Arc::new(move |agent| {
                 let number = minted.fetch_add(1, Ordering::Relaxed);
-                Box::pin(async move { Ok(format!("token-{agent}-{number}").into()) })
+                let start = Uuid::from_u128(number.into());
+                Box::pin(async move { Ok((start, format!("token-{agent}-{number}").into())) })
             }),
-            on_exit: Arc::new(move |agent, pid| told.lock().unwrap().push((agent.to_string(), pid))),
+            on_exit: Arc::new(move |exit| told.lock().unwrap().push(exit)),
             has_room: || true,
             timing,
         };
@@ -134,7 +136,8 @@ async fn one_crash_loop_leaves_the_other_agent_alone_and_ends_when_its_cause_doe
     until("bad restarts", || setup.starts("bad").len() >= 4).await;
     assert_eq!(setup.starts("main").len(), 1);
     std::fs::remove_file(crash).unwrap();
-    let bad_exits = || setup.exits.lock().unwrap().iter().filter(|(agent, _)| agent == "bad").count();
+    // main's never ends, so all are of the other.
+    let bad_exits = || setup.exits.lock().unwrap().len();
     until("bad stays", || setup.starts("bad").len() == bad_exits() + 1).await;
     let tokens: BTreeSet<_> = setup.starts("bad").iter().map(|start| start[4].clone()).collect();
     assert_eq!(tokens.len(), setup.starts("bad").len(), "each start has its own token");
@@ -151,7 +154,8 @@ async fn a_killed_worker_is_back_within_a_second() {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
     until("main is back", || setup.starts("main").len() == 2).await;
     assert!(killed.elapsed() < Duration::from_secs(1), "{:?}", killed.elapsed());
-    assert_eq!(*setup.exits.lock().unwrap(), [("main".to_owned(), pid)]);
+    let first = Exit { start: Uuid::from_u128(0), asked: false };
+    assert_eq!(*setup.exits.lock().unwrap(), [first]);
     setup.launcher.stop(Duration::from_secs(5)).await;
 }
 

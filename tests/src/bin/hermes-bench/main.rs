@@ -9,6 +9,7 @@
 mod chaos;
 mod floor;
 mod grpc;
+mod idle;
 mod ledger;
 mod load;
 mod outside;
@@ -43,6 +44,7 @@ const EXAMPLE: &str = "Examples:
   target/release/hermes-bench --surface telegram --chats 32 --seconds 10
   target/release/hermes-bench --surface grpc --chats 128 --seconds 10 -o json
   target/release/hermes-bench --surface telegram --chats 32 --seconds 10 --otlp-hung
+  target/release/hermes-bench idle --workers 100 --seconds 30
 
 The Telegram account runs without pacing of its own (`rate: off`), against a Bot API server on this
 machine. CPU and memory are those of the control plane, the workers and Postgres; this program, its
@@ -95,6 +97,8 @@ struct Args {
 enum Inside {
     #[command(flatten)]
     Chaos(chaos::Command),
+    /// Measures what a plane with many workers and nothing to do costs: queries a second, CPU.
+    Idle(idle::Args),
     /// The model server: says its base URL and runs until its standard input ends.
     #[command(name = outside::MODEL_SERVER, hide = true)]
     ModelServer,
@@ -136,6 +140,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 async fn main() -> ExitCode {
     let args = Args::parse();
     let done = match (&args.inside, args.surface) {
+        (Some(Inside::Idle(args)), _) => idle(args).await,
         (Some(Inside::ModelServer), _) => outside::serve_model().await,
         (Some(Inside::RunBound { parent, program }), _) => plane::run_bound(*parent, program),
         (Some(Inside::Chaos(command)), _) => chaos::run(command).await,
@@ -151,15 +156,24 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn bench(args: &Args, surface: Surface) -> anyhow::Result<()> {
+/// Listens for Ctrl-C and SIGTERM; what it answers comes to an error when one of them is there.
+fn interruption() -> anyhow::Result<impl Future<Output = anyhow::Error>> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for Ctrl-C")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let program = std::env::current_exe().context("find this program")?;
-    let binaries = args.bin_dir.as_deref().or(program.parent()).context("find its folder")?;
-    let interrupted = async {
+    Ok(async move {
         tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
         anyhow::anyhow!("interrupted")
-    };
+    })
+}
+
+async fn idle(args: &idle::Args) -> anyhow::Result<()> {
+    idle::run(args, interruption()?).await
+}
+
+async fn bench(args: &Args, surface: Surface) -> anyhow::Result<()> {
+    let interrupted = interruption()?;
+    let program = std::env::current_exe().context("find this program")?;
+    let binaries = args.bin_dir.as_deref().or(program.parent()).context("find its folder")?;
 
     let world = Outside::start(args, surface).await?;
     let setup = Setup {
@@ -310,6 +324,8 @@ mod tests {
         let bound =
             Args::try_parse_from(["hermes-bench", plane::RUN_BOUND, "7", "/bin/x", "up", "--data-dir", "d"]).unwrap();
         assert!(matches!(bound.inside, Some(Inside::RunBound { parent: 7, program }) if program.len() == 4));
+        let idle = Args::try_parse_from(["hermes-bench", "idle", "--workers", "7", "-o", "json"]).unwrap();
+        assert!(matches!(idle.inside, Some(Inside::Idle(_))));
         assert!(Args::command().render_help().to_string().contains("--surface telegram --chats 32"));
     }
 }

@@ -78,6 +78,7 @@ impl TokenStore for MemoryTokens {
                 created_at: now,
                 expires_at: new.ttl.map(|ttl| now + ttl),
                 last_used_at: None,
+                uses: new.uses,
                 uses_left: new.uses,
                 revoked: false,
             };

@@ -239,12 +239,19 @@ impl Db {
 
     /// A worker of `agent` with 8 slots.
     pub(super) fn worker(&self, agent: i32) -> Result<i64> {
+        self.worker_as(agent, "00000000-0000-0000-0000-000000000000", 2)
+    }
+
+    /// [`Db::worker`] with this certificate that speaks this protocol.
+    pub(super) fn worker_as(&self, agent: i32, identity: &str, protocol: i32) -> Result<i64> {
         let worker = WorkerRegistration {
             agent_no: agent,
-            identity: "00000000-0000-0000-0000-000000000000".to_owned(),
+            identity: identity.to_owned(),
             pid: 1,
             home: "/home".to_owned(),
             slots: 8,
+            protocol,
+            build: "1.0".to_owned(),
         };
         Ok(self.wait(self.store.worker_register(1, &worker, Duration::from_secs(3600)))?)
     }
@@ -290,6 +297,16 @@ impl Db {
         Ok(answers.collect::<Result<Vec<_>>>()?.join(" "))
     }
 
+    /// Whether each of (session, epoch, turn) was given back.
+    pub(super) fn release(&self, rows: &[(i64, i64, i64)]) -> Result<String> {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|(session, epoch, seq)| (TurnId { session: SessionId(*session), seq: *seq }, *epoch))
+            .collect();
+        let answers = self.wait(self.store.release(&rows))?;
+        Ok(answers.into_iter().map(flag).collect::<Vec<_>>().join(" "))
+    }
+
     /// Rows of (session, epoch, turn, step, body): 1 stored, 0 fenced, -1 divergent.
     pub(super) fn journal(&self, rows: &[(i64, i64, i64, i32, &str)]) -> Result<String> {
         self.look(&journal_sql(rows))
@@ -330,7 +347,7 @@ impl Db {
 
     /// `session/turn/given up` of what was taken back.
     pub(super) fn reclaim(&self) -> Result<String> {
-        let taken = self.wait(self.store.reclaim(3, NOTICE))?;
+        let taken = self.wait(self.store.reclaim(3, NOTICE, TTL))?;
         let shown = taken.iter().map(|(turn, dead)| format!("{}/{}/{}", turn.session.0, turn.seq, flag(*dead)));
         Ok(shown.collect::<Vec<_>>().join(" "))
     }

@@ -7,7 +7,7 @@ use super::db::{Db, TTL, msg, same};
 pub(super) fn a_poll_renews_live_leases_only(db: &mut Db) -> Result<()> {
     let (live, expired, lost) = (db.worker(1)?, db.worker(1)?, db.worker(1)?);
     db.expire(expired)?;
-    db.wait(db.store.workers_lose(&[lost]))?;
+    db.wait(db.store.workers_lose(&[lost], false))?;
     let answer = db.wait(db.store.poll(1, &[live, expired, lost, 999], TTL))?;
     same!(answer.alive, [live]);
     same!(answer.lost, true);
@@ -79,7 +79,7 @@ pub(super) fn workers_are_lost_and_drained_in_the_order_in_which_polls_renew(db:
         std::thread::scope(|scope| -> Result<()> {
             let mut held = held;
             let other = scope.spawn(|| match lose {
-                true => db.wait(db.store.workers_lose(&[second, first])),
+                true => db.wait(db.store.workers_lose(&[second, first], false)),
                 false => db.wait(db.store.workers_drain(&[second, first])),
             });
             ensure!(held.blocks(db, || other.is_finished())?, "it did not wait");
@@ -117,7 +117,7 @@ pub(super) fn the_sole_owner_takes_over_from_an_earlier_run(db: &mut Db) -> Resu
 
 pub(super) fn long_lost_workers_are_forgotten_with_their_slots(db: &mut Db) -> Result<()> {
     let (old, recent, live) = (db.worker(1)?, db.worker(1)?, db.worker(1)?);
-    db.wait(db.store.workers_lose(&[old, recent]))?;
+    db.wait(db.store.workers_lose(&[old, recent], false))?;
     db.run(&format!("UPDATE workers SET lost_at = lost_at - interval '16 min' WHERE worker_id = {old}"))?;
     same!(db.wait(db.store.workers_forget())?, 8);
     let left = format!("{recent} {live}");
@@ -130,7 +130,7 @@ pub(super) fn a_lease_that_no_slot_holds_is_found_by_the_slow_search(db: &mut Db
     let (gone, live) = (db.worker(1)?, db.worker(1)?);
     db.ingest(&[msg("a", "x").on(gone, 1), msg("b", "y").on(live, 1), msg("c", "z").on(live, 2)])?;
     // The replica stopped before it could reclaim, and came back after the watch; a slot was given away twice.
-    db.wait(db.store.workers_lose(&[gone]))?;
+    db.wait(db.store.workers_lose(&[gone], false))?;
     db.run(&format!("UPDATE workers SET lost_at = lost_at - interval '11 min' WHERE worker_id = {gone}"))?;
     db.run(&format!("UPDATE slots SET session_id = 2 WHERE worker_id = {live} AND slot = 2"))?;
     same!(db.reclaim()?, "");

@@ -9,6 +9,7 @@ mod deliveries;
 mod leases;
 mod migrations;
 mod mutations;
+mod parting;
 mod races;
 mod registry;
 mod removal;
@@ -112,6 +113,17 @@ drills! {
         the_sole_owner_takes_over_from_an_earlier_run,
         long_lost_workers_are_forgotten_with_their_slots,
         a_lease_that_no_slot_holds_is_found_by_the_slow_search,
+    }
+    parting::{
+        a_turn_handed_back_runs_before_younger_ones_and_counts_no_crash,
+        only_who_runs_a_turn_hands_it_back_and_once,
+        who_leaves_in_order_crashes_nothing_and_who_dies_does,
+        leases_that_lapse_all_at_once_have_one_more_to_be_heard_of,
+        the_poll_that_first_sees_a_jump_renews_its_workers,
+        two_polls_that_see_a_jump_do_not_wait_in_a_circle,
+        a_turn_with_steps_is_left_to_workers_that_can_go_on_with_it,
+        a_worker_to_part_with_is_told_wherever_it_is_and_stays_so,
+        what_is_left_of_a_turns_time_survives_an_adoption,
     }
     registry::{
         two_writers_of_one_version_are_one_winner,

@@ -104,14 +104,14 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "crashes are not counted",
-        edits: &[("crashes = crashes + 1, state = 1", "crashes = crashes, state = 1")],
+        edits: &[("crashes = crashes + p_crashed, state = 1", "crashes = crashes, state = 1")],
         caught_by: &["the_third_crash_is_a_dead_letter_and_the_next_turn_runs"],
     },
     Mutation {
         name: "anybody's turn is given up",
         edits: &[(
-            "LEFT JOIN sessions s ON s.session_id = i.sid AND s.epoch = i.epoch AND s.state = 2 AND s.head_seq = i.seq ORDER BY i.sid LOOP",
-            "LEFT JOIN sessions s ON s.session_id = i.sid AND s.state = 2 ORDER BY i.sid LOOP",
+            "s.session_id = r.sid AND s.epoch = r.epoch AND s.state = 2 AND s.head_seq = r.seq",
+            "s.session_id = r.sid AND s.state = 2 AND s.head_seq = r.seq",
         )],
         caught_by: &["a_turn_is_given_up_under_its_own_fence_only"],
     },
@@ -199,8 +199,93 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "an expired lease can be renewed",
-        edits: &[("AND NOT lost AND lease_until > t RETURNING worker_id", "RETURNING worker_id")],
+        edits: &[(
+            "AND NOT lost AND (lease_until > t OR suspected_at IS NOT NULL) RETURNING worker_id",
+            "RETURNING worker_id",
+        )],
         caught_by: &["a_poll_renews_live_leases_only"],
+    },
+    Mutation {
+        name: "what is handed back is not fenced",
+        edits: &[(
+            "s.session_id = r.sid AND s.epoch = r.epoch AND s.state = 2 AND s.head_seq = r.seq);
+    IF o_ok THEN PERFORM put_back",
+            "s.session_id = r.sid AND s.state = 2);
+    IF o_ok THEN PERFORM put_back",
+        )],
+        caught_by: &["only_who_runs_a_turn_hands_it_back_and_once"],
+    },
+    Mutation {
+        name: "handing back leaves the fence as it was",
+        edits: &[(
+            "SET epoch = epoch + 1, worker_id = NULL, deadline = NULL, crashes = crashes + p_crashed",
+            "SET worker_id = NULL, deadline = NULL, crashes = crashes + p_crashed",
+        )],
+        caught_by: &["a_turn_handed_back_runs_before_younger_ones_and_counts_no_crash"],
+    },
+    Mutation {
+        name: "what is handed back queues behind",
+        edits: &[("coalesce(p_at, q.created_at)", "coalesce(p_at, clock_timestamp())")],
+        caught_by: &[
+            "a_turn_handed_back_runs_before_younger_ones_and_counts_no_crash",
+            "who_leaves_in_order_crashes_nothing_and_who_dies_does",
+        ],
+    },
+    Mutation {
+        name: "an orderly leave is a crash",
+        edits: &[
+            ("NOT r.left_in_order AND r.crashes", "r.crashes"),
+            ("ELSIF r.left_in_order THEN", "ELSIF false THEN"),
+        ],
+        caught_by: &["who_leaves_in_order_crashes_nothing_and_who_dies_does"],
+    },
+    Mutation {
+        name: "nobody is only suspected",
+        edits: &[("> greatest(1, 0.3 * count(*))", "> 1000000")],
+        caught_by: &[
+            "leases_that_lapse_all_at_once_have_one_more_to_be_heard_of",
+            "the_poll_that_first_sees_a_jump_renews_its_workers",
+        ],
+    },
+    Mutation {
+        name: "one late worker is only suspected",
+        edits: &[("> greatest(1, 0.3 * count(*))", "> 0")],
+        caught_by: &[
+            "leases_that_lapse_all_at_once_have_one_more_to_be_heard_of",
+            "the_poll_that_first_sees_a_jump_renews_its_workers",
+        ],
+    },
+    Mutation {
+        name: "a suspicion never ends",
+        edits: &[("OR suspected_at < t - p_ttl_ms * interval '1 millisecond')", ")")],
+        caught_by: &["leases_that_lapse_all_at_once_have_one_more_to_be_heard_of"],
+    },
+    Mutation {
+        name: "who waits for the suspicion does not see it",
+        edits: &[
+            (
+                "PERFORM pg_advisory_xact_lock(hashtext('hermes.suspect'));",
+                "IF NOT pg_try_advisory_xact_lock(hashtext('hermes.suspect')) THEN RETURN; END IF;",
+            ),
+            ("ORDER BY worker_id FOR UPDATE);\n  END IF;", "ORDER BY worker_id FOR UPDATE SKIP LOCKED);\n  END IF;"),
+            ("PERFORM 1 FROM workers WHERE worker_id = ANY(p_workers) ORDER BY worker_id FOR NO KEY UPDATE;", ""),
+        ],
+        caught_by: &["two_polls_that_see_a_jump_do_not_wait_in_a_circle"],
+    },
+    Mutation {
+        name: "any worker goes on with any turn",
+        edits: &[("(r.needs IS NULL OR r.needs <= a.speaks)", "true")],
+        caught_by: &["a_turn_with_steps_is_left_to_workers_that_can_go_on_with_it"],
+    },
+    Mutation {
+        name: "coming back undoes the parting",
+        edits: &[("WHERE n.worker_id = p_worker AND o.until IS NOT NULL", "WHERE false")],
+        caught_by: &["a_worker_to_part_with_is_told_wherever_it_is_and_stays_so"],
+    },
+    Mutation {
+        name: "a replica is not told with whom to part",
+        edits: &[("WHERE replica_id = p_replica AND drain_until IS NOT NULL AND NOT lost", "WHERE false")],
+        caught_by: &["a_worker_to_part_with_is_told_wherever_it_is_and_stays_so"],
     },
     Mutation {
         name: "running turns of a removed agent are cancelled too",

@@ -36,7 +36,7 @@ reset_by_type:
   dm: {mode: none}
 reset_by_platform:
   slack: {mode: idle, idle_minutes: 30}
-limits: {message_bytes: 1000, history_bytes: 5000}
+limits: {message_bytes: 1000, history_bytes: 5000, turn_seconds: 60, stall_seconds: 30}
 providers:
   anthropic: {api_key_env: ANTHROPIC_API_KEY}
   local: {kind: openai, base_url: "http://127.0.0.1:8080/v1"}
@@ -138,7 +138,8 @@ fn every_key_is_read() {
     assert!(!document.isolation().group_per_user && document.isolation().thread_per_user);
     assert_eq!(document.session_reset, ResetPolicy { mode: ResetMode::Both, at_hour: 5, idle_minutes: 90 });
     assert_eq!(document.reset_by_platform["slack"].at_hour, 4);
-    assert_eq!(document.limits, Limits { message_bytes: 1000, history_bytes: 5000 });
+    let limits = Limits { message_bytes: 1000, history_bytes: 5000, turn_seconds: 60, stall_seconds: 30 };
+    assert_eq!(document.limits, limits);
     assert_eq!(document.providers["anthropic"].kind, ProviderKind::Anthropic);
     assert_eq!(document.platforms.telegram["bot1"].allow_users, ["1", "2"]);
     assert_eq!(document.platforms.telegram["bot1"].rate, Rate::default());
@@ -421,7 +422,7 @@ fn any_document() -> impl Strategy<Value = Document> {
     let routes = prop::collection::vec((prop::sample::select(MatchKey::ALL.to_vec()), value), 0..20);
     (routes, any::<bool>(), 1u64..1000).prop_map(|(keys, flag, bytes)| Document {
         group_sessions_per_user: flag,
-        limits: Limits { message_bytes: bytes, history_bytes: bytes },
+        limits: Limits { message_bytes: bytes, history_bytes: bytes, turn_seconds: bytes, stall_seconds: bytes },
         routes: keys.into_iter().map(|pair| Route { keys: vec![pair], agent: AgentId::main() }).collect(),
         ..Document::default()
     })

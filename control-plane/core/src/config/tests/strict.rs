@@ -201,6 +201,8 @@ fn values_outside_their_range_or_kind_are_refused() {
         ("limits: {message_bytes: 0}", "limits.message_bytes"),
         ("limits: {message_bytes: 10000000}", "limits.message_bytes"),
         ("limits: {history_bytes: 99999999999999999999}", "limits.history_bytes"),
+        ("limits: {turn_seconds: 0}", "limits.turn_seconds"),
+        ("limits: {stall_seconds: 604801}", "limits.stall_seconds"),
         ("timezone: local", "timezone"),
         ("timezone: '+02:00'", "timezone"),
         ("timezone: ../../etc/passwd", "timezone"),

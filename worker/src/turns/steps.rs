@@ -1,0 +1,350 @@
+//! The steps of a turn: model calls and tool calls in turn, each with a number, until the model answers without tools.
+//!
+//! Always true: steps are numbered from 0 without gaps, the same on every attempt; a tool that is not pure is called only
+//! after its intent is stored, and the next step begins only after its result is; what an earlier attempt journaled stands
+//! in for doing it again; a call that may or may not have happened is never repeated, and the model is told so; nothing
+//! begins after the lease's fence.
+
+use std::sync::Arc;
+
+use hermes_proto::v1::{self, GenerateHeader, ModelRole, StepKind, StepPhase, StepReport, ToolCall as Asked, Usage};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use super::flow::{Course, Failure, Tries};
+use super::orders::Halt;
+use super::past::{CallBody, PastCall, SteeringBody, Unclear};
+use crate::model::{self, Message};
+use crate::telemetry;
+use crate::tools::{Effect, Ran, ToolCall, ToolSpec, run};
+
+/// Model calls of one turn, at most.
+const MAX_MODEL_CALLS: u32 = 90;
+/// Longest arguments of a call, in bytes: an intent fits into one message.
+const MAX_ARGUMENT_BYTES: usize = 512 << 10;
+/// What the model is told of a call that was begun and whose end nobody knows.
+const UNKNOWN: &str = "UNKNOWN: this call was begun, and then its process ended. It may or may not have happened. \
+     Check before you repeat it.";
+
+impl From<Unclear> for Halt {
+    fn from(unclear: Unclear) -> Self {
+        tracing::error!(error = %unclear, "the turn cannot go on");
+        let sentence = "I was interrupted, and I cannot read what I had already done. Please check it and ask again.";
+        Self::Failed(sentence.to_owned())
+    }
+}
+
+/// What a queued message holds for us.
+#[derive(Deserialize)]
+struct Steered {
+    text: String,
+}
+
+/// What a tool call's step comes to.
+struct Outcome {
+    text: String,
+    effect: v1::Effect,
+    unknown: bool,
+}
+
+impl Outcome {
+    /// A sentence for the model about a call that was not made.
+    fn refused(text: String) -> Self {
+        Self { text, effect: v1::Effect::Pure, unknown: false }
+    }
+
+    fn unknown(effect: v1::Effect) -> Self {
+        Self { text: UNKNOWN.to_owned(), effect, unknown: true }
+    }
+}
+
+fn on_the_wire(effect: Effect) -> v1::Effect {
+    match effect {
+        Effect::Pure => v1::Effect::Pure,
+        Effect::Idempotent => v1::Effect::Idempotent,
+        Effect::AtMostOnce => v1::Effect::AtMostOnce,
+    }
+}
+
+impl Course {
+    /// Takes steps until the model answers; its reply.
+    pub(super) async fn steps(&mut self) -> Result<String, Halt> {
+        for _ in 0..MAX_MODEL_CALLS {
+            let asked = self.model_step().await?;
+            if asked.is_empty() {
+                return Ok(self.reply.finish());
+            }
+            for call in asked.iter() {
+                let text = self.tool_step(call).await?;
+                self.step += 1;
+                let answer = Message::new(ModelRole::Tool, text);
+                self.messages.push(Message { tool_call_id: call.id.as_str().into(), ..answer });
+            }
+            self.steering_steps().await?;
+        }
+        Err(Halt::Failed(format!(
+            "I have asked my model {MAX_MODEL_CALLS} times for this message and am still not done, so I stop here."
+        )))
+    }
+
+    /// Asks the model, or reads what it answered; what it asks for, already part of the conversation.
+    async fn model_step(&mut self) -> Result<Arc<[Asked]>, Halt> {
+        if let Some(halt) = self.inbox.halt() {
+            return Err(halt);
+        }
+        self.reply.begin();
+        let (text, asked): (Arc<str>, Arc<[Asked]>) = match self.past.model_reply(self.step)? {
+            Some(past) => {
+                self.reply.replayed(&past.text);
+                self.count(past.usage);
+                (past.text.into(), past.tool_calls.into())
+            }
+            None => {
+                let asked = self.ask_model().await?;
+                (self.reply.said().into(), asked.into())
+            }
+        };
+        if !asked.is_empty() {
+            self.step += 1;
+            let message = Message::new(ModelRole::Assistant, text);
+            self.messages.push(Message { tool_calls: Arc::clone(&asked), ..message });
+        }
+        Ok(asked)
+    }
+
+    async fn ask_model(&mut self) -> Result<Vec<Asked>, Halt> {
+        let shared = Arc::clone(&self.shared);
+        shared.seams.point("model.before").await;
+        let mut tries = Tries::default();
+        let generated = loop {
+            let channel = self.ready().await?;
+            let span = tracing::info_span!(
+                "model",
+                otel.kind = "client",
+                session = self.turn.session_id,
+                turn = self.turn.seq,
+                step = self.step
+            );
+            let traceparent = telemetry::traceparent(&span, &self.assignment.traceparent);
+            let header = GenerateHeader { turn: Some(self.turn), step: self.step, traceparent };
+            let tools = if self.steps_are_taken() { offered(shared.seams.toolbox.specs()) } else { Vec::new() };
+            let offers = !tools.is_empty();
+            let call = model::generate(channel, header, tools, self.messages.clone(), &mut self.reply).instrument(span);
+            match self.inbox.unless_stopped(call).await?.map_err(Failure::from) {
+                // Whoever is offered nothing cannot ask for anything.
+                Ok(generated) if !offers => break model::Generated { tool_calls: Vec::new(), ..generated },
+                Ok(generated) => break generated,
+                Err(failure) => {
+                    tries.again(&self.inbox, failure).await?;
+                    self.reply.restart();
+                }
+            }
+        };
+        shared.seams.point("model.after").await;
+        self.count(generated.done.usage);
+        Ok(generated.tool_calls)
+    }
+
+    /// Adds to what the turn used.
+    fn count(&mut self, usage: Option<Usage>) {
+        let Some(usage) = usage else {
+            return;
+        };
+        let total = self.usage.get_or_insert_default();
+        total.input_tokens = total.input_tokens.saturating_add(usage.input_tokens);
+        total.output_tokens = total.output_tokens.saturating_add(usage.output_tokens);
+        total.cached_tokens = total.cached_tokens.saturating_add(usage.cached_tokens);
+        total.cost_usd = match (total.cost_usd, usage.cost_usd) {
+            (Some(before), Some(now)) => Some(before + now),
+            (before, now) => before.or(now),
+        };
+        total.model = usage.model;
+    }
+
+    /// Makes the call, or finds out what became of it; the text for the model, stored as the step's result.
+    async fn tool_step(&mut self, call: &Asked) -> Result<String, Halt> {
+        let past = self.past.tool_call(self.step, call)?;
+        if let PastCall::Ended(text) = past {
+            return Ok(text);
+        }
+        if let Some(halt) = self.inbox.halt() {
+            return Err(halt);
+        }
+        let shared = Arc::clone(&self.shared);
+        let spec = shared.seams.toolbox.specs().iter().find(|spec| spec.name == call.name);
+        let outcome = self.call_tool(spec, call, past).await?;
+        shared.seams.point("result.before").await;
+        let body = outcome.text.as_bytes().to_vec();
+        let report = StepReport { body, unknown: outcome.unknown, ..self.report(StepPhase::Result, outcome.effect) };
+        self.store(report).await?;
+        shared.seams.point("result.after").await;
+        Ok(outcome.text)
+    }
+
+    async fn call_tool(&mut self, spec: Option<&ToolSpec>, call: &Asked, past: PastCall) -> Result<Outcome, Halt> {
+        let begun = match past {
+            PastCall::Begun { effect, idempotency_key } => {
+                let again = effect == v1::Effect::Pure
+                    || effect == v1::Effect::Idempotent && spec.is_some_and(|spec| spec.effect != Effect::AtMostOnce);
+                if !again {
+                    tracing::warn!(
+                        tool = call.name,
+                        step = self.step,
+                        "a call was begun before; nobody knows whether it happened"
+                    );
+                    return Ok(Outcome::unknown(effect));
+                }
+                Some(idempotency_key)
+            }
+            PastCall::New | PastCall::Ended(_) => None,
+        };
+        let Some(spec) = spec else {
+            return Ok(Outcome::refused(format!("Error: there is no tool {}.", call.name.escape_debug())));
+        };
+        let arguments = match arguments(&call.arguments) {
+            Ok(arguments) => arguments,
+            Err(sentence) => return Ok(Outcome::refused(sentence)),
+        };
+        let effect = on_the_wire(spec.effect);
+        let key = match (&begun, spec.effect) {
+            (Some(key), _) => Some(key.clone()),
+            (None, Effect::Idempotent) => Some(format!("{}.{}.{}", self.turn.session_id, self.turn.seq, self.step)),
+            (None, Effect::Pure | Effect::AtMostOnce) => None,
+        };
+        let shared = Arc::clone(&self.shared);
+        if begun.is_none() && spec.effect != Effect::Pure && !shared.seams.without.intent_row {
+            shared.seams.point("intent.before").await;
+            let body = serde_json::to_vec(&CallBody::from(call.clone())).unwrap_or_default();
+            let idempotency_key = key.clone().unwrap_or_default();
+            let report = StepReport { body, idempotency_key, ..self.report(StepPhase::Intent, effect) };
+            self.store(report).await?;
+            shared.seams.point("intent.after").await;
+        }
+        shared.seams.point("effect.before").await;
+        self.may_act().await?;
+        let call = ToolCall {
+            turn: self.turn,
+            step: self.step,
+            name: call.name.clone(),
+            arguments,
+            idempotency_key: key,
+            cancel: CancellationToken::new(),
+        };
+        let span = tracing::info_span!("tool", tool = spec.name, session = self.turn.session_id, turn = self.turn.seq);
+        let ran = run(shared.seams.toolbox.as_ref(), spec, call, self.inbox.ended()).instrument(span).await;
+        shared.seams.point("effect.after").await;
+        Ok(match ran {
+            Ran::Finished(text) => Outcome { text, effect, unknown: false },
+            Ran::Dropped if spec.effect == Effect::Pure => Outcome::refused("Error: the call was stopped.".to_owned()),
+            Ran::Dropped => Outcome::unknown(effect),
+        })
+    }
+
+    /// Waits until a tool may begin. Its intent may be stored already, so a hand-back waits until it has ended.
+    async fn may_act(&mut self) -> Result<(), Halt> {
+        let ready = crate::connection::ready(&mut self.connection);
+        self.inbox.unless_ended(ready).await?.ok_or(Halt::Left)?;
+        self.inbox.end().map_or(Ok(()), Err)
+    }
+
+    /// Takes in what was said meanwhile, each message as a step of its own.
+    async fn steering_steps(&mut self) -> Result<(), Halt> {
+        while let Some(text) = self.past.steering(self.step)? {
+            self.take_in(text);
+        }
+        while let Some(steer) = self.inbox.steer() {
+            let Ok(Steered { text }) = serde_json::from_slice(&steer.input) else {
+                tracing::error!(queued = steer.seq, "a queued message cannot be read; it will run by itself");
+                continue;
+            };
+            let body = SteeringBody { text };
+            let report = StepReport {
+                kind: StepKind::Steering.into(),
+                body: serde_json::to_vec(&body).unwrap_or_default(),
+                absorbs: steer.seq,
+                ..self.report(StepPhase::Result, v1::Effect::Unspecified)
+            };
+            if self.store(report).await? {
+                self.take_in(body.text);
+            }
+        }
+        Ok(())
+    }
+
+    fn take_in(&mut self, text: String) {
+        self.step += 1;
+        self.messages.push(Message::new(ModelRole::User, text));
+    }
+
+    fn report(&self, phase: StepPhase, effect: v1::Effect) -> StepReport {
+        StepReport {
+            step: self.step,
+            phase: phase.into(),
+            kind: StepKind::ToolCall.into(),
+            effect: effect.into(),
+            ..StepReport::default()
+        }
+    }
+
+    /// Reports and waits for the answer, unless the turn has to end; a hand-back waits.
+    async fn store(&mut self, report: StepReport) -> Result<bool, Halt> {
+        let stored = self.reports.send(report);
+        self.inbox.unless_ended(stored).await?
+    }
+}
+
+impl From<model::Error> for Failure {
+    fn from(error: model::Error) -> Self {
+        match error {
+            model::Error::NotOurs => Self::Halt(Halt::Gone),
+            model::Error::Broken(status) => Self::Broken(status),
+            model::Error::Failed { sentence, reason } => {
+                tracing::info!(reason, "the model call failed");
+                Self::Halt(Halt::Failed(sentence))
+            }
+            model::Error::Refused(status) => {
+                tracing::error!(code = ?status.code(), message = status.message(), "the control plane refused the model call");
+                Self::Halt(Halt::Failed("I could not ask my model. Please try again later.".to_owned()))
+            }
+        }
+    }
+}
+
+/// The tools as a model is told of them.
+fn offered(specs: &[ToolSpec]) -> Vec<v1::ToolSpec> {
+    let told = |spec: &ToolSpec| v1::ToolSpec {
+        name: spec.name.clone(),
+        description: spec.description.clone(),
+        parameters: spec.parameters.clone(),
+    };
+    specs.iter().map(told).collect()
+}
+
+/// The arguments of a call; else what is wrong with them, for the model.
+fn arguments(text: &str) -> Result<Map<String, Value>, String> {
+    if text.len() > MAX_ARGUMENT_BYTES {
+        return Err(format!("Error: the arguments are longer than {MAX_ARGUMENT_BYTES} bytes."));
+    }
+    if text.trim().is_empty() {
+        return Ok(Map::new());
+    }
+    serde_json::from_str(text).map_err(|error| format!("Error: the arguments are not a JSON object: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn broken_arguments_are_a_sentence_for_the_model() {
+        assert_eq!(arguments(" "), Ok(Map::new()));
+        assert_eq!(arguments(r#"{"a":1}"#).map(|map| map.len()), Ok(1));
+        for text in ["{", "[1]", "null", r#"{"a":"#] {
+            let sentence = arguments(text).expect_err(text);
+            assert!(sentence.starts_with("Error: the arguments are not a JSON object"), "{sentence}");
+        }
+        assert!(arguments(&" ".repeat(MAX_ARGUMENT_BYTES + 1)).is_err());
+    }
+}
