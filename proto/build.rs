@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 9] = ["types", "agent", "route", "session", "message", "worker", "model", "identity", "system"];
+const FILES: [&str; 10] =
+    ["types", "agent", "route", "session", "message", "delivery", "worker", "model", "identity", "system"];
 
 #[expect(clippy::disallowed_methods, reason = "cargo hands a build script its folder this way")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {

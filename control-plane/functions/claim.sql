@@ -2,10 +2,10 @@
 
 -- One array entry per free slot. Of each agent only sessions are taken that the oldest worker offered of it can go on with, so offer
 -- workers of different protocols in calls of their own. p_limit_ms: how long a turn may run. A session that prefers another worker that lives is left alone for p_sticky_ms; a last row
--- without a session says that there are such.
+-- without a session says that there are such. o_journal: what an earlier attempt journaled, for whichever reason it came back.
 CREATE FUNCTION claim_batch(p_worker bigint[], p_slot smallint[], p_sticky_ms bigint, p_limit_ms bigint)
 RETURNS TABLE (o_worker bigint, o_slot smallint, o_session bigint, o_seq bigint, o_epoch bigint, o_crashes smallint, o_key text,
-    o_lane bigint, o_payload bytea, o_trace text, o_created timestamptz)
+    o_lane bigint, o_payload bytea, o_trace text, o_created timestamptz, o_journal bigint)
 LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE sid bigint[]; wid bigint[]; slt smallint[]; t timestamptz := clock_timestamp();
 BEGIN
@@ -34,7 +34,8 @@ BEGIN
           FROM m WHERE s.session_id = m.sid AND s.state = 1
           RETURNING s.session_id, s.head_seq, s.epoch, s.crashes, s.session_key, m.worker, m.slot),
    l AS (UPDATE slots x SET session_id = m.sid FROM m WHERE x.worker_id = m.worker AND x.slot = m.slot AND x.session_id IS DISTINCT FROM m.sid)
-  SELECT u.worker, u.slot, u.session_id, u.head_seq, u.epoch, u.crashes, u.session_key, q.lane_id, q.payload, q.traceparent, q.created_at
+  SELECT u.worker, u.slot, u.session_id, u.head_seq, u.epoch, u.crashes, u.session_key, q.lane_id, q.payload, q.traceparent, q.created_at,
+         (SELECT count(*) FROM turn_steps t WHERE t.session_id = u.session_id AND t.seq = u.head_seq)
     FROM u JOIN turns q ON q.session_id = u.session_id AND q.seq = u.head_seq;
   END IF;
   IF EXISTS (SELECT 1 FROM (SELECT DISTINCT k.agent_no FROM workers k WHERE k.worker_id = ANY(p_worker)) a JOIN ready r USING (agent_no)

@@ -15,7 +15,8 @@ BEGIN
 END $$;
 
 -- One fenced transaction: final reply + turn end (one row), session advances, delivery enters the outbox. If the lane was
--- idle and p_send[i], the delivery is committed as `attempting` by p_replica here, so it may be sent when this call returns.
+-- idle and p_send[i], the delivery is committed as `attempting` by p_replica here, so it may be sent when this call returns; a replica
+-- that counts as lost hands itself nothing: its deliveries are due for whoever lives.
 -- p_next[i]: keep the slot and run the session's next turn if there is one (the caller passes true only if nobody waits for the slot).
 -- Per row: ok false = fenced, nothing of that row was written. Repeating a call whose answer was lost gives ok again (the turn was
 -- ended by this very epoch) with o_send false; o_pos then names the delivery if it is still `attempting` in p_replica's name.
@@ -26,6 +27,7 @@ RETURNS TABLE (o_ord bigint, o_ok boolean, o_pos bigint, o_send boolean, o_epoch
     o_trace text, o_created timestamptz, o_ready boolean) LANGUAGE plpgsql
 SET enable_seqscan = off AS $$
 DECLARE ok boolean[]; ps bigint[]; hd bigint[]; nx boolean[]; rd boolean[]; succ boolean; t timestamptz := clock_timestamp();
+  alive boolean := NOT EXISTS (SELECT 1 FROM replicas WHERE replica_id = p_replica AND lost_at IS NOT NULL);
 BEGIN
   PERFORM 1 FROM sessions WHERE session_id = ANY(p_session) ORDER BY session_id FOR NO KEY UPDATE;      -- A
   WITH g AS (SELECT i.*, s.agent_no, s.worker_id, s.successor, s.tail_seq > s.head_seq AS again, coalesce(k.worker_id IS NOT NULL AND i.nxt, false) AS keep,
@@ -34,9 +36,11 @@ BEGIN
                i(sid, epoch, seq, ended, reply, usage, lane, send, nxt, ord)
           LEFT JOIN sessions s ON s.session_id = i.sid AND s.epoch = i.epoch AND s.state = 2 AND s.head_seq = i.seq
           LEFT JOIN workers k ON k.worker_id = s.worker_id AND NOT k.lost AND NOT k.draining AND k.lease_until > t),
-   f AS MATERIALIZED (SELECT g.*, CASE WHEN g.ok AND g.lane IS NOT NULL THEN nextval('outbox_positions') END AS pos,
-             row_number() OVER (PARTITION BY g.lane, g.ok AND g.lane IS NOT NULL ORDER BY g.ord) AS ln,
-             count(*) OVER (PARTITION BY g.lane, g.ok AND g.lane IS NOT NULL) AS lc FROM g),
+   -- An empty reply is no message, unless its chat already shows one that must be brought to an end.
+   q AS (SELECT g.*, g.ok AND g.lane IS NOT NULL AND (octet_length(g.reply) > 0
+             OR EXISTS (SELECT 1 FROM previews p WHERE p.session_id = g.sid AND p.seq = g.seq)) AS says FROM g),
+   f AS MATERIALIZED (SELECT q.*, CASE WHEN q.says THEN nextval('outbox_positions') END AS pos,
+             row_number() OVER (PARTITION BY q.lane, q.says ORDER BY q.ord) AS ln, count(*) OVER (PARTITION BY q.lane, q.says) AS lc FROM q),
    u AS (UPDATE sessions s SET head_seq = s.head_seq + 1, crashes = 0, updated_at = t,
              state = CASE WHEN NOT f.again THEN 0 WHEN f.keep THEN 2 ELSE 1 END,
              epoch = s.epoch + (f.again AND f.keep)::int,
@@ -46,8 +50,8 @@ BEGIN
           SELECT f.sid, f.seq, 2147483647, 1, f.epoch, 1, f.ended, f.reply, f.usage FROM f WHERE f.ok),
    r AS (INSERT INTO ready(session_id, agent_no, ready_at, prefer) SELECT f.sid, f.agent_no, t, f.worker_id FROM f WHERE f.ok AND f.again AND NOT f.keep),
    h AS (INSERT INTO outbox(lane_id, pos, head, state, more, owner, next_at, session_id, seq)
-          SELECT f.lane, f.pos, true, CASE WHEN f.send THEN 1 ELSE 3 END, f.lc > 1, CASE WHEN f.send THEN p_replica END,
-                 CASE WHEN NOT f.send THEN t END, f.sid, f.seq FROM f WHERE f.pos IS NOT NULL AND f.ln = 1 ORDER BY f.lane
+          SELECT f.lane, f.pos, true, CASE WHEN f.send AND alive THEN 1 ELSE 3 END, f.lc > 1, CASE WHEN f.send AND alive THEN p_replica END,
+                 CASE WHEN NOT (f.send AND alive) THEN t END, f.sid, f.seq FROM f WHERE f.pos IS NOT NULL AND f.ln = 1 ORDER BY f.lane
           ON CONFLICT (lane_id) WHERE head DO UPDATE SET more = true              -- busy lane: lock its head, so its end sees us
           RETURNING pos)
   SELECT array_agg(f.ok ORDER BY f.ord), array_agg(f.pos ORDER BY f.ord), (SELECT array_agg(h.pos) FROM h),
@@ -60,7 +64,7 @@ BEGIN
        WHERE i.pos IS NOT NULL AND NOT i.pos = ANY(hd);
   END IF;
   IF succ THEN PERFORM release_successors(p_session); END IF;
-  RETURN QUERY SELECT i.ord, i.ok OR e.epoch IS NOT NULL, coalesce(i.pos, e.pos), coalesce(i.send AND i.pos = ANY(hd), false),
+  RETURN QUERY SELECT i.ord, i.ok OR e.epoch IS NOT NULL, coalesce(i.pos, e.pos), coalesce(i.send AND alive AND i.pos = ANY(hd), false),
       CASE WHEN i.nx THEN i.ep + 1 END, CASE WHEN i.nx THEN i.seq + 1 END, q.lane_id, q.payload, q.traceparent, q.created_at,
       i.rd OR coalesce(succ, false)
     FROM unnest(ok, ps, p_send, nx, rd, p_epoch, p_seq, p_session, p_lane) WITH ORDINALITY i(ok, pos, send, nx, rd, ep, seq, sid, lane, ord)

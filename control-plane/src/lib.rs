@@ -5,8 +5,10 @@
 //! prost types stop at `grpc`; platform wire formats stop in `hermes-platforms`. It never executes a tool and never opens
 //! a path that a worker named.
 
+pub mod accounts;
 pub mod app;
 pub mod dispatch;
+pub mod doorbell;
 pub mod failpoint;
 pub mod grpc;
 pub mod http;
@@ -16,6 +18,7 @@ pub mod local;
 pub mod models;
 pub mod outbox;
 pub mod registry;
+pub mod retention;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;

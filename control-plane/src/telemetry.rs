@@ -292,6 +292,10 @@ pub struct Metrics {
     turn_time: Histogram<f64>,
     model_time: Histogram<f64>,
     model_tokens: Counter<u64>,
+    steps: Counter<u64>,
+    steps_unknown: Counter<u64>,
+    reports_fenced: Counter<u64>,
+    turns_diverged: Counter<u64>,
     deliveries: Counter<u64>,
     delivery_time: Histogram<f64>,
     queue_size: Gauge<u64>,
@@ -301,6 +305,9 @@ pub struct Metrics {
     refusals: Counter<u64>,
     clock_back: Counter<u64>,
     overruns: Counter<u64>,
+    accounts_deaf: Gauge<u64>,
+    oldest_transaction: Gauge<f64>,
+    retained: Counter<u64>,
 }
 
 impl Metrics {
@@ -318,6 +325,16 @@ impl Metrics {
             turn_time: seconds("hermes_turn", "from a turn's start to its end"),
             model_time: seconds("hermes_model_call", "model calls by provider kind and outcome"),
             model_tokens: counter("hermes_model_tokens", "model tokens by kind"),
+            steps: counter("hermes_steps", "finished steps of turns, as journaled, by kind and effect"),
+            steps_unknown: counter("hermes_steps_unknown", "tool calls of which nobody knows whether they happened"),
+            reports_fenced: counter(
+                "hermes_reports_fenced",
+                "reports of workers that no longer have the turn, by report",
+            ),
+            turns_diverged: counter(
+                "hermes_turns_diverged",
+                "turns given up because an attempt differed from the journal",
+            ),
             deliveries: counter("hermes_deliveries", "delivery attempts by platform and outcome"),
             delivery_time: seconds("hermes_delivery", "from a turn's end to the platform's acknowledgement"),
             queue_size: gauge("hermes_queue_size", "entries waiting, by queue"),
@@ -330,6 +347,13 @@ impl Metrics {
                 "how often the database's clock went back by more than a second",
             ),
             overruns: counter("hermes_overruns", "turns that took too long or stood still, by reason"),
+            accounts_deaf: gauge("hermes_accounts_deaf", "accounts this replica receives for whose platform is silent"),
+            oldest_transaction: meter
+                .f64_gauge("hermes_database_oldest_transaction")
+                .with_unit("s")
+                .with_description("age of the database's oldest transaction or snapshot, seen once a minute")
+                .build(),
+            retained: counter("hermes_retention_removed", "rows that retention removed, by what they were"),
         }
     }
 
@@ -366,6 +390,25 @@ impl Metrics {
         self.model_tokens.add(tokens, &[KeyValue::new("kind", kind)]);
     }
 
+    /// `hermes_steps_total{kind,effect}`: `kind` is model_reply, tool_call or steering, `effect` pure, idempotent, at_most_once or
+    /// none. And `hermes_steps_unknown_total`, when nobody knows whether the call happened.
+    pub fn step(&self, kind: &'static str, effect: &'static str, unknown: bool) {
+        self.steps.add(1, &[KeyValue::new("kind", kind), KeyValue::new("effect", effect)]);
+        if unknown {
+            self.steps_unknown.add(1, &[]);
+        }
+    }
+
+    /// `hermes_reports_fenced_total{report}`: step, end. More than none proves that the fence was needed.
+    pub fn report_fenced(&self, report: &'static str) {
+        self.reports_fenced.add(1, &[KeyValue::new("report", report)]);
+    }
+
+    /// `hermes_turns_diverged_total`.
+    pub fn turn_diverged(&self) {
+        self.turns_diverged.add(1, &[]);
+    }
+
     /// `hermes_deliveries_total{platform,outcome}`: delivered, retry, dead.
     pub fn delivery(&self, platform: &'static str, outcome: &'static str) {
         self.deliveries.add(1, &[KeyValue::new("platform", platform), KeyValue::new("outcome", outcome)]);
@@ -390,6 +433,21 @@ impl Metrics {
     pub fn rpc(&self, rpc: &'static str, code: &'static str, took: Duration) {
         self.rpcs.add(1, &[KeyValue::new("rpc", rpc), KeyValue::new("code", code)]);
         self.rpc_time.record(took.as_secs_f64(), &[KeyValue::new("rpc", rpc)]);
+    }
+
+    /// `hermes_accounts_deaf`.
+    pub fn accounts_deaf(&self, accounts: u64) {
+        self.accounts_deaf.record(accounts, &[]);
+    }
+
+    /// `hermes_database_oldest_transaction_seconds`.
+    pub fn oldest_transaction(&self, age: Duration) {
+        self.oldest_transaction.record(age.as_secs_f64(), &[]);
+    }
+
+    /// `hermes_retention_removed_total{what}`: the table.
+    pub fn retention_removed(&self, what: &'static str, rows: u64) {
+        self.retained.add(rows, &[KeyValue::new("what", what)]);
     }
 
     /// `hermes_refusals_total{reason}`: refused by a layer; such calls are not in `hermes_rpcs_total`.

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use hermes_proto::v1::model_service_client::ModelServiceClient;
 use hermes_proto::v1::{
-    GenerateDone, GenerateEvent, GenerateHeader, GenerateRequest, ModelMessage, ModelMessages, ModelRole, ToolCall, ToolSpec,
-    generate_event, generate_request,
+    GenerateDone, GenerateEvent, GenerateHeader, GenerateRequest, ModelMessage, ModelMessages, ModelRole, ToolCall,
+    ToolSpec, generate_event, generate_request,
 };
 use tonic::Streaming;
 use tonic::transport::Channel;

@@ -3,6 +3,7 @@
 //! example in its `--help`, and no help text shows the value of an environment variable.
 
 mod agent;
+mod delivery;
 mod route;
 mod source;
 mod token;
@@ -15,6 +16,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 pub(crate) use self::agent::{AgentAddArgs, AgentCommand, AgentRemoveArgs, AgentUpdateArgs, SpecArgs};
+pub(crate) use self::delivery::{
+    DeadCommand, DeadListArgs, DeadTurnsArgs, DeliveryCommand, DeliveryListArgs, DeliveryRedriveArgs,
+    State as DeliveryState,
+};
 pub(crate) use self::route::{ExplainArgs, RouteAddArgs, RouteCommand};
 pub(crate) use self::source::{SendArgs, SessionCommand, SessionKeyArgs, SessionListArgs, SourceArgs};
 pub(crate) use self::token::{Role, TokenCommand, TokenCreateArgs};
@@ -148,6 +153,15 @@ pub(crate) enum Command {
     /// Look at sessions and compute session keys.
     #[command(subcommand, after_help = "Example:\n  hermesctl session list --agent coder")]
     Session(SessionCommand),
+    /// Look at what a turn did, step by step.
+    #[command(subcommand, after_help = "Example:\n  hermesctl turn show t1234.5")]
+    Turn(TurnCommand),
+    /// Look at replies on their way into chats, and send given-up ones again.
+    #[command(subcommand, after_help = "Example:\n  hermesctl delivery list --state dead")]
+    Delivery(DeliveryCommand),
+    /// Look at messages that were given up, and try or drop them.
+    #[command(subcommand, after_help = "Example:\n  hermesctl dead list")]
+    Dead(DeadCommand),
     /// Look at the connected workers.
     #[command(subcommand, after_help = "Example:\n  hermesctl worker list")]
     Worker(WorkerCommand),
@@ -213,6 +227,30 @@ pub(crate) struct ChatArgs {
     /// Which dialogue: the same id continues it. Without it, one per login name.
     #[arg(long, value_name = "ID", allow_hyphen_values = true)]
     pub chat_id: Option<String>,
+}
+
+/// `turn …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum TurnCommand {
+    /// Show a turn and the steps of its journal: model replies that asked for tools, and tool calls.
+    #[command(
+        after_help = "Example:\n  hermesctl turn show t1234.5 --full\n\nA tool call has an intent, written before it, and a result. `unknown` is the result of a call that was cut off: nobody\nknows whether it happened, and it was not repeated."
+    )]
+    Show(TurnShowArgs),
+}
+
+/// `turn show`
+#[derive(Debug, Args)]
+pub(crate) struct TurnShowArgs {
+    /// The turn, as `send` and `session show` name it.
+    #[arg(value_name = "TURN")]
+    pub turn: String,
+    /// Also the content of each step.
+    #[arg(long)]
+    pub full: bool,
+    /// How many rows of the journal.
+    #[command(flatten)]
+    pub limit: LimitArgs,
 }
 
 /// `worker …`

@@ -6,6 +6,8 @@
 mod agent;
 mod chat;
 mod completion;
+mod dead;
+mod delivery;
 mod document;
 mod explain;
 mod input;
@@ -15,6 +17,7 @@ mod session;
 mod session_key;
 mod source;
 mod status;
+mod steps;
 mod token;
 mod turn;
 mod up;
@@ -79,6 +82,9 @@ pub(crate) async fn run(command: Command, inv: &mut Invocation) -> anyhow::Resul
         Command::Send(args) => Box::pin(send::run(args, inv)).await,
         Command::Session(SessionCommand::Key(args)) => session_key::run(*args, inv),
         Command::Session(command) => session::run(command, inv).await,
+        Command::Turn(command) => steps::run(command, inv).await,
+        Command::Delivery(command) => delivery::run(command, inv).await,
+        Command::Dead(command) => dead::run(command, inv).await,
         Command::Worker(WorkerCommand::List(limit)) => worker::list(limit, inv).await,
         Command::Token(command) => token::run(command, inv).await,
         Command::Completion { shell } => completion::run(shell, inv),

@@ -130,7 +130,7 @@ impl View for SessionList {
 }
 
 #[derive(Serialize)]
-struct TurnLine {
+pub(super) struct TurnLine {
     turn: String,
     state: String,
     input: String,
@@ -145,7 +145,7 @@ struct TurnLine {
 }
 
 impl TurnLine {
-    fn from_proto(turn: v1::TranscriptTurn) -> Self {
+    pub(super) fn from_proto(turn: v1::TranscriptTurn) -> Self {
         Self {
             turn: turn.turn,
             state: turn.state,
@@ -161,7 +161,7 @@ impl TurnLine {
         }
     }
 
-    fn text(&self, paint: Paint) -> String {
+    pub(super) fn text(&self, paint: Paint) -> String {
         let mut head = format!("{}  {}  {}", self.turn, self.state, time(Some(self.accepted_at_ms)));
         if !self.model.is_empty() {
             head.push_str(&format!("  {}, {} tokens in, {} out", self.model, self.input_tokens, self.output_tokens));

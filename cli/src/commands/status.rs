@@ -40,6 +40,18 @@ struct StatusView {
     grpc_addr: String,
     http_addr: String,
     worker_addr: String,
+    replica: u64,
+    replicas: u64,
+    retention: Vec<RetentionView>,
+}
+
+#[derive(Serialize)]
+struct RetentionView {
+    what: String,
+    /// Milliseconds since 1970; 0: no pass has ended yet.
+    finished_at_ms: i64,
+    removed: u64,
+    total: u64,
 }
 
 #[derive(Serialize)]
@@ -48,6 +60,8 @@ struct AccountView {
     account: String,
     state: String,
     detail: String,
+    /// The replica that receives for it; 0: none, or it is pushed to any.
+    replica: u64,
 }
 
 impl StatusView {
@@ -57,6 +71,13 @@ impl StatusView {
             account: account.account,
             state: account.state,
             detail: account.detail,
+            replica: account.replica,
+        };
+        let retention = |run: v1::RetentionStatus| RetentionView {
+            what: run.what,
+            finished_at_ms: run.finished_at_ms,
+            removed: run.removed,
+            total: run.total,
         };
         Self {
             version: status.version,
@@ -75,6 +96,9 @@ impl StatusView {
             grpc_addr: status.grpc_addr,
             http_addr: status.http_addr,
             worker_addr: status.worker_addr,
+            replica: status.replica,
+            replicas: status.replicas,
+            retention: status.retention.into_iter().map(retention).collect(),
         }
     }
 }
@@ -96,15 +120,18 @@ impl View for StatusView {
                 ("Sessions", self.sessions.to_string()),
                 ("Turns", format!("{} running, {} queued", self.running_turns, self.queued_turns)),
                 ("Deliveries", format!("{} pending", self.pending_deliveries)),
+                ("Replica", format!("{} of {} that live", self.replica, self.replicas)),
+                ("Retention", retained(&self.retention)),
             ],
         );
         if !self.accounts.is_empty() {
-            let mut grid = Grid::new(paint, &["PLATFORM", "ACCOUNT", "STATE", "DETAIL"]);
+            let mut grid = Grid::new(paint, &["PLATFORM", "ACCOUNT", "STATE", "REPLICA", "DETAIL"]);
             for account in &self.accounts {
                 grid.row([
                     account.platform.clone(),
                     account.account.clone(),
                     account.state.clone(),
+                    if account.replica == 0 { or_dash(None) } else { account.replica.to_string() },
                     or_dash(Some(&account.detail)),
                 ]);
             }
@@ -113,6 +140,18 @@ impl View for StatusView {
         }
         text.push_str(&warnings(paint, &self.warnings));
         text
+    }
+}
+
+/// The newest pass, and what was removed in all.
+fn retained(runs: &[RetentionView]) -> String {
+    let removed: Vec<String> =
+        runs.iter().filter(|run| run.total > 0).map(|run| format!("{} {}", run.total, run.what)).collect();
+    let removed =
+        if removed.is_empty() { "nothing removed yet".to_owned() } else { format!("removed {}", removed.join(", ")) };
+    match runs.iter().map(|run| run.finished_at_ms).max() {
+        Some(at) if at > 0 => format!("{removed} (last pass {})", crate::output::time(Some(at))),
+        _ => removed,
     }
 }
 
@@ -151,12 +190,24 @@ mod tests {
                 account: "support".into(),
                 state: "polling".into(),
                 detail: String::new(),
+                replica: 2,
             }],
             warnings: vec!["no provider is configured".into()],
             uptime_ms: 3_723_000,
             grpc_addr: "127.0.0.1:7070".into(),
             http_addr: "127.0.0.1:7071".into(),
             worker_addr: String::new(),
+            replica: 1,
+            replicas: 3,
+            retention: vec![
+                v1::RetentionStatus {
+                    what: "inbound".into(),
+                    finished_at_ms: 1_790_000_000_000,
+                    removed: 3,
+                    total: 40,
+                },
+                v1::RetentionStatus { what: "turns".into(), ..v1::RetentionStatus::default() },
+            ],
         };
         let view = StatusView::from_proto(status);
         insta::assert_snapshot!("status_table", render(&view, Format::Table, Paint::Off).unwrap());

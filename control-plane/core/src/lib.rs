@@ -11,6 +11,7 @@ pub mod reset;
 pub mod routing;
 pub mod session_key;
 pub mod source;
+pub mod step;
 pub mod turn;
 
 pub use id::AgentId;

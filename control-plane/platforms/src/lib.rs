@@ -91,6 +91,10 @@ pub trait InboundSink: Send + Sync {
     fn accept(&self, messages: Vec<InboundMessage>) -> BoxFuture<'_, Vec<Receipt>>;
     /// How the account stands, for people: "polling", "unauthorized: …". Called on every change.
     fn report(&self, platform: &str, account: &str, state: AccountState);
+    /// The platform has just answered a poll. A receiver of an account that is polled calls it each time.
+    fn heard(&self, platform: &str, account: &str) {
+        let _ = (platform, account);
+    }
 }
 
 /// How an account stands.
@@ -111,7 +115,7 @@ pub struct OutboundMessage {
     pub chat: ChatRef,
     /// One part as [`Adapter::split`] made it (of the account that sends it).
     pub text: String,
-    /// A copy may have arrived already: the adapter marks the text visibly unless the platform can deduplicate.
+    /// A copy may have arrived already: the adapter marks the text visibly. Never said to one that deduplicates.
     pub maybe_duplicate: bool,
     /// Stable for one part of one delivery, for platforms with idempotency keys.
     pub idempotency_key: String,
@@ -149,18 +153,70 @@ pub enum SendError {
     Refused(String),
 }
 
+/// New text for a message that was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Edit {
+    /// The chat.
+    pub chat: ChatRef,
+    /// The message, as [`Sent::message_id`] named it.
+    pub message_id: String,
+    /// The whole new text: one part as [`Adapter::split`] made it.
+    pub text: String,
+    /// The text still grows: the next edit makes up for this one, so it yields to messages and waits for nothing.
+    pub passing: bool,
+}
+
+/// Why a message does not show its new text, or may not.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EditError {
+    /// This platform or account does not edit.
+    #[error("messages are not edited here")]
+    Unsupported,
+    /// Our own pacing has no room for a passing edit; the platform was not asked.
+    #[error("no room for a passing edit now")]
+    NotNow,
+    /// The message cannot be edited (any more) and does not show this text: send it as a new one.
+    #[error("the message cannot be edited: {0}")]
+    Lost(String),
+    /// As for a send; an edit is idempotent, so an ambiguous one is tried again without a mark.
+    #[error(transparent)]
+    Failed(#[from] SendError),
+}
+
 /// An account of a platform.
 pub trait Adapter: Send + Sync {
     /// Platform name, lower case.
     fn platform(&self) -> &'static str;
     /// Account id.
     fn account(&self) -> &str;
-    /// Receives until `stop`; reconnects by itself with backoff. Returns early only with a fault that needs a person.
+    /// Whether [`Adapter::receive`] may run in one process at a time only, because the platform serves one receiver.
+    fn polls(&self) -> bool {
+        false
+    }
+    /// How many processes send for this account, this one included: each takes its part of what the platform allows the account.
+    fn share(&self, senders: u32) {
+        let _ = senders;
+    }
+    /// Receives until `stop`, or until the future is dropped; reconnects by itself with backoff. Returns early only with a fault that needs a person.
     fn receive<'a>(&'a self, sink: &'a dyn InboundSink, stop: CancellationToken) -> BoxFuture<'a, ()>;
     /// Cuts a reply into the parts the platform takes; never empty for a non-empty text, deterministic.
     fn split(&self, text: &str) -> Vec<String>;
     /// Sends one part, waiting for the account's own pacing first.
     fn send(&self, message: OutboundMessage) -> BoxFuture<'_, Result<Sent, SendError>>;
+    /// Whether a copy of a part with the same `idempotency_key` is recognised by the other side, so that it needs no mark.
+    fn deduplicates(&self) -> bool {
+        false
+    }
+    /// Whether the text of a running turn is shown by a message that is edited until the turn ends.
+    fn streams(&self) -> bool {
+        false
+    }
+    /// Replaces the text of a message, waiting for the account's own pacing first unless the edit is a passing one. A message
+    /// that shows the text already is a success.
+    fn edit(&self, edit: Edit) -> BoxFuture<'_, Result<(), EditError>> {
+        let _ = edit;
+        Box::pin(std::future::ready(Err(EditError::Unsupported)))
+    }
     /// Shows that an answer is being written. Best effort, bounded by the adapter, errors are swallowed.
     fn typing(&self, chat: ChatRef) -> BoxFuture<'_, ()>;
     /// Answers a POST to `/webhooks/{platform}/{account}`; `None` when the platform does not push.

@@ -80,8 +80,14 @@ fn follow(
         match build(&key.1, &wanted) {
             Ok(adapter) => {
                 adapters.insert(adapter.clone());
-                let (sink, stop) = (sink.clone(), stop.clone());
-                tasks.spawn("account", async move { adapter.receive(&sink, stop).await });
+                let (sink, stop, leases) = (sink.clone(), stop.clone(), adapters.leases().clone());
+                tasks.spawn("account", async move {
+                    if adapter.polls() {
+                        leases.receive(adapter.as_ref(), &sink, stop).await;
+                    } else {
+                        adapter.receive(&sink, stop).await;
+                    }
+                });
             }
             // The other accounts go on; this one says what it needs.
             Err(why) => adapters.report(&key.0, &key.1, AccountState::Failed(why)),
@@ -101,6 +107,7 @@ fn build(id: &str, wanted: &Wanted) -> Result<Arc<dyn Adapter>, String> {
                 allow_chats: account.allow_chats.clone(),
                 allow_all: account.allow_all,
                 rate: account.rate,
+                streaming: account.streaming,
             };
             Ok(Arc::new(Telegram::new(settings).map_err(|error| error.to_string())?))
         }

@@ -30,8 +30,10 @@ pub use options::{Command, Common, Database, Dev, LogFormat, ModelLimits, Option
 
 pub use process::{Seams, process};
 
+use crate::accounts::DEAF_DETAIL;
 use crate::dispatch::Dispatcher;
 use crate::grpc::agent_api::AgentApi;
+use crate::grpc::delivery_api::DeliveryApi;
 use crate::grpc::identity_api::IdentityApi;
 use crate::grpc::layers::{Layers, Limits, Listener, server, worker_tls};
 use crate::grpc::message_api::MessageApi;
@@ -46,6 +48,7 @@ use crate::intake::{Intake, Sink};
 use crate::models::Broker;
 use crate::outbox::{Adapters, Outbox};
 use crate::registry::{Homes, Registry};
+use crate::retention;
 use crate::store::{DatabaseClock, Store};
 use crate::tasks::Tasks;
 use crate::telemetry::{Metrics, Telemetry};
@@ -124,11 +127,16 @@ impl Replica {
             metrics.clone(),
             &tasks,
         );
+        if !common.no_doorbell {
+            let rung = dispatcher.clone();
+            registry.bell().start(store.clone(), move |words| rung.rung(words), &tasks);
+        }
         let intake =
             Intake::start(registry.clone(), dispatcher.clone(), outbox.clone(), clock, metrics.clone(), &tasks);
         let broker = Broker::new(common.model.settings(), secrets::for_models()).context("set up model calls")?;
         let sink = Sink::new(intake.clone(), adapters.clone());
         accounts::start(registry.clone(), adapters, sink.clone(), &tasks);
+        tasks.spawn("retention", retention::run(registry.clone(), metrics.clone(), tasks.stopping()));
         tasks.spawn("tokens", start::touch_tokens(tokens.clone(), tasks.stopping()));
         let doors = tasks.stopping().child_token();
         let this = Self { registry, dispatcher, outbox, tokens, authority, replica, doors, tasks };
@@ -173,6 +181,7 @@ impl Replica {
             .add_service(AgentApi::server(self.registry.clone(), self.dispatcher.clone()))
             .add_service(RouteApi::server(self.registry.clone()))
             .add_service(SessionApi::server(self.registry.clone()))
+            .add_service(DeliveryApi::server(store.clone(), self.outbox.clone(), self.dispatcher.clone()))
             .add_service(MessageApi::server(intake.clone(), adapters.clone(), store))
             .add_service(identity.clone().into_server())
             .add_service(SystemApi::server(
@@ -209,11 +218,19 @@ impl Replica {
 
     fn http_parts(&self, intake: &Intake, sink: Sink, telemetry: &Telemetry) -> http::Parts {
         let (registry, adapters) = (self.registry.clone(), self.outbox.adapters().clone());
+        let deaf = adapters.clone();
         let metrics = telemetry.renderer();
         let turns = api::Api { intake: intake.clone(), registry: self.registry.clone(), tokens: self.tokens.clone() };
         http::Parts {
             turns: Arc::new(turns),
-            ready: Arc::new(move || registry.database()),
+            ready: Arc::new(move || {
+                registry.database()?;
+                let deaf = deaf.leases().deaf();
+                Ok(deaf
+                    .iter()
+                    .map(|(platform, account)| format!("deaf: {platform} account {account}: {DEAF_DETAIL}"))
+                    .collect())
+            }),
             metrics: Arc::new(metrics),
             webhooks: Arc::new(move |platform, account, request| {
                 let (adapters, sink) = (adapters.clone(), sink.clone());

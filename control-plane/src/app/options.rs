@@ -83,6 +83,10 @@ pub struct Common {
     /// Document to apply at this start, if it changed since the last one
     #[arg(long, value_name = "FILE", env = "HERMES_CONFIG")]
     pub config: Option<PathBuf>,
+    /// Neither ring nor listen (NOTIFY): for a connection pooler between here and Postgres that cannot LISTEN. Other replicas
+    /// then learn of work within a second instead of at once
+    #[arg(long, env = "HERMES_NO_DOORBELL", hide = true)]
+    pub no_doorbell: bool,
     /// Time limits of model calls
     #[command(flatten)]
     pub model: ModelLimits,

@@ -1,14 +1,17 @@
 //! Turns' ends, stored in batches: the connection that comes back is the clock, there is no linger.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hermes_core::AgentId;
-use hermes_core::turn::{TurnState, Usage};
+use hermes_core::turn::TurnState;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{Dispatcher, Report};
+use super::{Dispatcher, Report, journal};
 use crate::store::{self, BATCH_ROWS, Completion, CompletionOutcome, DueDelivery, Ended, Leased, TurnEnd};
+
+/// How long a turn may run before the store is asked whether its chat is still there: what dies faster is found by the attempt.
+const ASK_AFTER: Duration = Duration::from_secs(1);
 
 /// A report on its way into the store.
 pub(super) struct Pending {
@@ -37,6 +40,9 @@ struct Place {
 pub(super) async fn complete(dispatcher: &Dispatcher, worker: i64, agent: &AgentId, report: Report) -> bool {
     let inner = &dispatcher.inner;
     let mut report = report;
+    if let Err(error) = dispatcher.recall(report.turn, report.epoch).await {
+        tracing::warn!(turn = %report.turn, %error, "what an earlier attempt's model calls used is not counted");
+    }
     let (lane, revision, place, traceparent, since) = match inner.fleet.running(worker, report.turn, report.epoch) {
         Some((slot, running)) => {
             let Some(agent_no) = inner.fleet.agent_of(worker) else { return false };
@@ -51,10 +57,11 @@ pub(super) async fn complete(dispatcher: &Dispatcher, worker: i64, agent: &Agent
             (running.lane, running.revision, Some(place), running.traceparent, running.since)
         }
         // Resent after a reconnect. The fence decides whether it may still be written; whose turn it is must be asked.
-        // What its model calls used was counted where it ran before: it is unknown here, whatever the worker says.
+        // What its model calls used was counted where it ran before: but for the journaled replies it is unknown here, whatever the
+        // worker says.
         None => match inner.store.turn_place(report.turn).await {
             Ok((owner, lane)) if owner == agent.as_str() => {
-                report.usage = Usage::default();
+                report.usage = journal::usage_of(&inner.store, report.turn).await.unwrap_or_default();
                 (lane, 0, None, None, Instant::now())
             }
             Ok(_) => {
@@ -131,6 +138,7 @@ async fn store_batch(dispatcher: &Dispatcher, batch: &mut Vec<Pending>, stop: &C
     while !batch.is_empty() {
         let rows: Vec<Completion> = batch.iter().map(|pending| pending.completion.clone()).collect();
         let leasing = dispatcher.leasing().await;
+        let handing_over = inner.outbox.handing_over().await;
         let answers = inner.store.complete(inner.replica, &rows, dispatcher.turn_limit()).await;
         let mut again = Vec::new();
         for (mut pending, answer) in batch.drain(..).zip(answers) {
@@ -139,6 +147,7 @@ async fn store_batch(dispatcher: &Dispatcher, batch: &mut Vec<Pending>, stop: &C
                 // A repeat is answered as stored, but without what the first answer handed over.
                 Err(store::Error::Unavailable(_)) => {
                     pending.uncertain = true;
+                    inner.outbox.doubt();
                     again.push(pending);
                 }
                 Err(error) => {
@@ -147,12 +156,12 @@ async fn store_batch(dispatcher: &Dispatcher, batch: &mut Vec<Pending>, stop: &C
                 }
             }
         }
-        drop(leasing);
+        drop((leasing, handing_over));
         *batch = again;
         if !batch.is_empty() {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(std::time::Duration::from_millis(200)) => {}
+                () = tokio::time::sleep(Duration::from_millis(200)) => {}
             }
         }
     }
@@ -201,12 +210,16 @@ fn settle(dispatcher: &Dispatcher, pending: Pending, outcome: CompletionOutcome)
                 maybe_duplicate: false,
                 body: completion.reply,
                 traceparent,
+                gone: None,
+                // Its chat may have died while it ran.
+                ask: place.is_none() || since.elapsed() > ASK_AFTER || inner.outbox.is_suspected(lane),
             };
             inner.outbox.send(delivery);
         }
         inner.live.end(completion.turn, end);
     } else {
         tracing::info!(turn = %completion.turn, epoch = completion.epoch, "a stale report was refused");
+        inner.metrics.report_fenced("end");
         inner.live.forget(completion.turn);
     }
     if let Some(place) = place {
@@ -232,7 +245,7 @@ fn continue_session(
         Some((epoch, seq, next)) if held => {
             let turn = store::TurnId { session: ended.session, seq };
             let left = dispatcher.turn_limit();
-            dispatcher.begin(Leased { worker, slot, turn, epoch, crashes: 0, left, session_key, next });
+            dispatcher.begin(Leased { worker, slot, turn, epoch, crashes: 0, journaled: 0, left, session_key, next });
         }
         // The worker has left, or registered anew and brought the turn along: its new registration holds the lease now.
         Some(_) => fleet.suspect(),
@@ -243,7 +256,9 @@ fn continue_session(
         None if held => fleet.release(worker, slot),
         None => {}
     }
-    if outcome.waits || fleet.is_waiting(agent_no) {
+    if outcome.waits {
+        dispatcher.waits_anywhere(agent_no);
+    } else if fleet.is_waiting(agent_no) {
         dispatcher.waits(agent_no);
     }
 }

@@ -30,6 +30,8 @@ struct Text {
     /// A worker connected here has it.
     begun: bool,
     so_far: String,
+    /// Moves whenever `so_far` does.
+    version: u64,
     ended: Option<TurnEnd>,
     /// It left this replica without an end: nothing more is written here.
     left: bool,
@@ -66,6 +68,7 @@ impl Live {
         let mut text = turn.text.lock().unwrap_or_else(PoisonError::into_inner);
         text.begun = true;
         text.so_far.clear();
+        text.version += 1;
     }
 
     /// More text of a running turn. A turn that nobody began here is passed over.
@@ -78,6 +81,7 @@ impl Live {
                 return;
             }
             text.so_far.push_str(delta);
+            text.version += 1;
             drop(text);
             turn.changed.notify_waiters();
         }
@@ -100,6 +104,28 @@ impl Live {
             turn.text.lock().unwrap_or_else(PoisonError::into_inner).left = true;
             turn.changed.notify_waiters();
         }
+    }
+
+    /// The whole text so far of a turn that runs here, again whenever it has changed since it was last taken. Ends with the turn, or
+    /// when that leaves this replica.
+    pub fn texts(&self, id: TurnId) -> BoxStream<'static, String> {
+        Box::pin(futures_util::stream::unfold((self.turn(id), 0), |(turn, seen)| async move {
+            loop {
+                let mut changed = std::pin::pin!(turn.changed.notified());
+                changed.as_mut().enable();
+                let now = {
+                    let text = turn.text.lock().unwrap_or_else(PoisonError::into_inner);
+                    if text.ended.is_some() || text.left {
+                        return None;
+                    }
+                    (text.version != seen).then(|| (text.so_far.clone(), text.version))
+                };
+                if let Some((text, version)) = now {
+                    return Some((text, (turn.clone(), version)));
+                }
+                changed.await;
+            }
+        }))
     }
 
     /// Follows a turn to its end, wherever it runs.

@@ -9,6 +9,7 @@
 mod completer;
 mod deadlines;
 mod fleet;
+mod journal;
 mod live;
 mod poller;
 mod releaser;
@@ -23,9 +24,11 @@ use tokio::sync::{Notify, RwLock, RwLockReadGuard, mpsc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use fleet::{CancelKind, Connected, Fleet, Overrun, Running, ToWorker, WorkerView};
+pub use fleet::{CancelKind, Connected, Fleet, Overrun, Replies, Running, ToWorker, WorkerView};
+pub use journal::{ReplyAnswer, StepAnswer};
 pub use live::{Live, TurnEvent};
 
+use crate::doorbell::Word;
 use crate::outbox::Outbox;
 use crate::registry::{AgentEntry, Registry, Snapshot};
 use crate::store::{self, DatabaseClock, Ended, Leased, Store, TurnId, WorkerRegistration};
@@ -78,6 +81,8 @@ pub struct Assignment {
     pub history_bytes: u64,
     /// Newest home version of the agent.
     pub home_version: i64,
+    /// Rows that the turn's journal holds already: with any, the worker goes on after them.
+    pub journal_entries: u32,
 }
 
 /// A worker's report that its turn ended.
@@ -142,6 +147,7 @@ struct Inner {
     fleet: Fleet,
     live: Live,
     completions: mpsc::Sender<completer::Pending>,
+    steps: mpsc::Sender<journal::Pending>,
     releases: mpsc::Sender<releaser::Pending>,
     claim: Notify,
     poll: Notify,
@@ -167,7 +173,7 @@ impl std::fmt::Debug for Dispatcher {
 }
 
 impl Dispatcher {
-    /// Makes dispatch and spawns its loops: completer, releaser, deadlines, claimer, poller.
+    /// Makes dispatch and spawns its loops: completer, journal, releaser, deadlines, claimer, poller.
     pub fn start(
         store: Store,
         registry: Registry,
@@ -178,6 +184,7 @@ impl Dispatcher {
         tasks: &Tasks,
     ) -> Self {
         let (completions, pending) = mpsc::channel(2048);
+        let (steps, reported) = mpsc::channel(journal::QUEUE);
         let (releases, released) = mpsc::channel(2048);
         let inner = Inner {
             store,
@@ -188,6 +195,7 @@ impl Dispatcher {
             fleet: Fleet::default(),
             live: Live::default(),
             completions,
+            steps,
             releases,
             claim: Notify::new(),
             poll: Notify::new(),
@@ -199,6 +207,7 @@ impl Dispatcher {
         let dispatcher = Self { inner: Arc::new(inner) };
         let stop = tasks.stopping();
         tasks.spawn("completer", completer::run(dispatcher.clone(), pending, stop.clone()));
+        tasks.spawn("journal", journal::run(dispatcher.clone(), reported, stop.clone()));
         tasks.spawn("releaser", releaser::run(dispatcher.clone(), released, stop.clone()));
         tasks.spawn("deadlines", deadlines::run(dispatcher.clone(), stop.clone()));
         tasks.spawn("claimer", poller::run_claimer(dispatcher.clone(), stop.clone()));
@@ -214,6 +223,11 @@ impl Dispatcher {
         attached: impl Fn(&AgentId) + Send + Sync + 'static,
     ) {
         let _ = self.inner.launcher.set(LauncherEnd { demand: Box::new(demand), attached: Box::new(attached) });
+    }
+
+    /// The number of this replica.
+    pub fn replica(&self) -> i64 {
+        self.inner.replica
     }
 
     /// The workers connected here.
@@ -244,12 +258,21 @@ impl Dispatcher {
         let span = tracing::info_span!(target: TRACE, "claim", %turn, agent = %agent.id, worker);
         let span = telemetry::child_of(lease.next.traceparent.as_deref().unwrap_or_default(), span);
         let _entered = span.enter();
+        let lane = lease.next.lane;
         let (running, assignment) = hand_over(&snapshot, agent, lease);
         self.inner.live.begin(turn);
+        self.show(turn, lane);
         if !self.inner.fleet.assign(worker, slot, running, Box::new(assignment)) {
             self.inner.live.forget(turn);
             self.inner.fleet.suspect();
             tracing::info!(%turn, worker, "the worker did not take its turn");
+        }
+    }
+
+    /// Its chat may see the turn's text while it grows.
+    fn show(&self, turn: TurnId, lane: Option<i64>) {
+        if let Some(lane) = lane {
+            self.inner.outbox.show(turn, lane, || self.inner.live.texts(turn));
         }
     }
 
@@ -299,7 +322,9 @@ impl Dispatcher {
             .into_iter()
             .map(|lease| {
                 let (slot, turn) = (lease.slot, lease.turn);
-                let (running, assignment) = hand_over(&snapshot, agent, lease);
+                let (mut running, assignment) = hand_over(&snapshot, agent, lease);
+                // Where it ran before, a model's reply may be on its way into the journal under the same fence.
+                running.replies = Replies::new(true);
                 (slot, turn, running, assignment)
             })
             .collect();
@@ -318,8 +343,9 @@ impl Dispatcher {
         };
         let running = kept.iter().map(|(slot, _, running, _)| (*slot, running.clone())).collect();
         self.inner.fleet.join(about, arrival.slots, running);
-        for (_, turn, _, assignment) in kept {
+        for (_, turn, running, assignment) in kept {
             self.inner.live.begin(turn);
+            self.show(turn, running.lane);
             self.inner.fleet.remind(worker_id, Box::new(assignment));
         }
         tracing::info!(worker = worker_id, agent = %arrival.agent, pid = arrival.pid, "worker registered");
@@ -419,11 +445,29 @@ impl Dispatcher {
     pub fn nudge(&self) {
         self.inner.poll.notify_one();
     }
+
+    /// [`Dispatcher::waits`] for a session that no slot here was free for: other replicas look for one, too.
+    pub fn waits_anywhere(&self, agent_no: i32) {
+        self.waits(agent_no);
+        self.inner.registry.bell().ring(Word::Ready(agent_no));
+    }
+
+    /// Another replica rang.
+    pub fn rung(&self, words: &[Word]) {
+        for word in words {
+            match word {
+                Word::Ready(agent_no) if self.inner.fleet.has_worker(*agent_no) => self.waits(*agent_no),
+                Word::Ready(_) => {}
+                Word::Outbox => self.inner.outbox.nudge(),
+                Word::Look => self.nudge(),
+            }
+        }
+    }
 }
 
 /// A lease as this replica remembers it and as its worker is told.
 fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running, Assignment) {
-    let Leased { turn, epoch, crashes, left, session_key, next, .. } = lease;
+    let Leased { turn, epoch, crashes, journaled, left, session_key, next, .. } = lease;
     let now = Instant::now();
     let assignment = Assignment {
         turn,
@@ -439,6 +483,7 @@ fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running
         disabled_toolsets: agent.spec.disabled_toolsets.clone().unwrap_or_default(),
         history_bytes: snapshot.document.limits.history_bytes,
         home_version: agent.home_version(),
+        journal_entries: u32::try_from(journaled).unwrap_or(u32::MAX),
     };
     let running = Running {
         turn,
@@ -449,6 +494,7 @@ fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running
         traceparent: next.traceparent,
         since: now,
         usage: None,
+        replies: Replies::new(journaled > 0),
         accepted: false,
         deadline: now.checked_add(left),
         progressed: now,

@@ -3,7 +3,7 @@
 //! Always true: each tick may run at any time, twice, or after a crash; a nudge only makes it earlier.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -11,6 +11,8 @@ use super::{DEAD_NOTICE, Dispatcher, LEASE, MAX_CRASHES, REMOVED_NOTICE, STICKY}
 use crate::store::{self, BATCH_ROWS};
 
 const PERIOD: Duration = Duration::from_secs(1);
+/// Older transactions are worth a warning.
+const OLD_TRANSACTION: Duration = Duration::from_secs(60);
 
 /// What a claim found.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -105,7 +107,9 @@ pub(super) async fn run_poller(dispatcher: Dispatcher, stop: CancellationToken) 
         tokio::select! {
             () = stop.cancelled() => return,
             () = inner.poll.notified() => {}
-            () = tokio::time::sleep(PERIOD) => {}
+            () = inner.outbox.adapters().leases().changed() => {}
+            // Never in step with other replicas for long, and never more than one a second.
+            () = tokio::time::sleep(PERIOD + Duration::from_millis(rand::random_range(0..50))) => {}
         }
         if let Err(error) = poll_once(&dispatcher).await {
             tracing::warn!(%error, "the poll failed");
@@ -115,11 +119,26 @@ pub(super) async fn run_poller(dispatcher: Dispatcher, stop: CancellationToken) 
             repair(&dispatcher).await;
         }
         ticks += 1;
-        if ticks.is_multiple_of(300)
-            && let Err(error) = inner.store.workers_forget().await
-        {
-            tracing::debug!(%error, "could not forget old workers");
+        if ticks.is_multiple_of(60) {
+            look_for_old_transactions(&dispatcher).await;
         }
+    }
+}
+
+/// Once a minute: a transaction that stays open keeps everybody's dead rows alive, and the hot tables swell.
+async fn look_for_old_transactions(dispatcher: &Dispatcher) {
+    let inner = &dispatcher.inner;
+    match inner.store.oldest_transaction().await {
+        Ok(age) => {
+            inner.metrics.oldest_transaction(age);
+            if age > OLD_TRANSACTION {
+                tracing::warn!(
+                    seconds = age.as_secs(),
+                    "a transaction of this database is old: tables swell while it is open"
+                );
+            }
+        }
+        Err(error) => tracing::debug!(%error, "could not look for old transactions"),
     }
 }
 
@@ -138,7 +157,10 @@ async fn repair(dispatcher: &Dispatcher) {
 async fn poll_once(dispatcher: &Dispatcher) -> store::Result<()> {
     let inner = &dispatcher.inner;
     let heard = inner.fleet.take_heard();
-    let answer = inner.store.poll(inner.replica, &heard, LEASE).await?;
+    let leases = inner.outbox.adapters().leases();
+    let (claims, asked) = (leases.claims(), Instant::now());
+    let answer = inner.store.poll_for(inner.replica, &heard, &claims, LEASE).await?;
+    leases.told(&claims, asked, &answer.accounts, answer.live, LEASE);
     if let Some(back) = inner.clock.set(answer.now) {
         inner.metrics.database_clock_went_back();
         tracing::error!(
@@ -147,6 +169,9 @@ async fn poll_once(dispatcher: &Dispatcher) -> store::Result<()> {
         );
     }
     inner.registry.set_database(Ok(()));
+    inner.registry.bell().replicas(answer.live);
+    inner.outbox.adapters().share(u32::try_from(answer.live).unwrap_or(1));
+    inner.metrics.accounts_deaf(leases.deaf().len() as u64);
     let lapsed: Vec<i64> = heard.into_iter().filter(|worker| !answer.alive.contains(worker)).collect();
     if !lapsed.is_empty() {
         tracing::warn!(?lapsed, "the leases of connected workers have lapsed");

@@ -6,6 +6,8 @@
 
 pub mod agent_api;
 mod convert;
+pub mod delivery_api;
+mod generation;
 pub mod identity_api;
 pub mod layers;
 pub mod message_api;
@@ -13,5 +15,6 @@ pub mod model_api;
 pub mod route_api;
 pub mod session_api;
 pub mod status;
+mod steps;
 pub mod system_api;
 pub mod worker_api;

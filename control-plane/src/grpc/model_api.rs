@@ -1,27 +1,34 @@
 //! ModelService: model calls of turns that run, through the broker.
 //!
 //! Always true: only the worker that runs a turn under its fence gets a call; model, provider and key come from the document
-//! and the agent's spec, never from the request; what a call used is noted with the running turn by this side.
+//! and the agent's spec, never from the request; a step whose reply is in the journal is answered from there, and no provider
+//! is asked again.
 
-use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use hermes_core::config::{Resolved, resolve_model};
 use hermes_core::turn::Role;
 use hermes_proto::v1;
-use hermes_proto::v1::generate_event::Event;
 use hermes_proto::v1::model_service_server::{ModelService, ModelServiceServer};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::convert::usage_to;
+use super::convert::store_status;
+use super::generation::{self, Asked};
 use super::status::{Reason, invalid, refuse};
+use super::steps::step_number;
 use super::worker_api::{Caller, caller, turn_ref};
 use crate::dispatch::Dispatcher;
-use crate::models::{Broker, Message, ModelEvent, ModelTarget, ProviderTarget};
+use crate::models::{self, Broker, MAX_CALL_ID, Message, ModelTarget, ProviderTarget, ToolCall};
 use crate::registry::{AgentEntry, Registry, Snapshot};
 use crate::telemetry::{self, Metrics, TRACE};
 
-/// Most input of one call, bytes of text.
+/// Most input of one call, bytes.
 const MAX_INPUT: usize = 32 << 20;
+/// What a message or call takes of it beside its content.
+const OVERHEAD: usize = 64;
+/// Most tools of one call.
+const MAX_TOOLS: usize = 128;
+/// Names, descriptions and schemas of all tools of one call, bytes.
+const MAX_TOOL_BYTES: usize = 1 << 20;
 
 /// The service.
 #[derive(Clone)]
@@ -71,48 +78,93 @@ fn target_of(snapshot: &Snapshot, entry: &AgentEntry) -> (&'static str, ModelTar
     }
 }
 
-async fn read(parts: &mut Streaming<v1::GenerateRequest>) -> Result<Vec<Message>, Status> {
+/// Reads the input: tools, then messages, long ones in pieces.
+async fn read(parts: &mut Streaming<v1::GenerateRequest>) -> Result<models::Request, Status> {
     use v1::generate_request::Part;
     let mut input = Input::default();
     while let Some(part) = parts.message().await? {
         match part.part {
-            Some(Part::Messages(part)) => part.messages.into_iter().try_for_each(|message| input.push(message))?,
-            // A worker of protocol 1 sends them one by one.
-            Some(Part::Message(message)) => input.push(message)?,
-            _ => return Err(invalid("part", "only messages follow the header")),
+            Some(Part::Tool(tool)) => input.tool(tool)?,
+            Some(Part::Message(message)) => input.message(message)?,
+            Some(Part::Messages(batch)) => batch.messages.into_iter().try_for_each(|message| input.message(message))?,
+            Some(Part::Header(_)) | None => {
+                return Err(invalid("part", "only tools and messages follow the header"));
+            }
         }
     }
-    Ok(input.messages)
+    Ok(input.request)
 }
 
-/// The model's input as it comes in.
+/// Input as it comes in, with what it takes of its limits.
 #[derive(Default)]
 struct Input {
-    messages: Vec<Message>,
-    /// Of text, so far.
-    bytes: usize,
-    /// The next message goes on with the last one's text.
+    request: models::Request,
+    /// The next message continues the last one.
     continued: bool,
+    bytes: usize,
+    tool_bytes: usize,
 }
 
 impl Input {
-    fn push(&mut self, message: v1::ModelMessage) -> Result<(), Status> {
-        // An empty one takes room too.
-        self.bytes += message.text.len() + size_of::<Message>();
+    fn tool(&mut self, tool: v1::ToolSpec) -> Result<(), Status> {
+        let tools = &mut self.request.tools;
+        if !self.request.messages.is_empty() {
+            return Err(invalid("tool", "tools come before messages"));
+        }
+        if tools.len() >= MAX_TOOLS {
+            return Err(refuse(Reason::TooLarge, format!("a model is offered at most {MAX_TOOLS} tools")));
+        }
+        self.tool_bytes += tool.name.len() + tool.description.len() + tool.parameters.len();
+        if self.tool_bytes > MAX_TOOL_BYTES {
+            return Err(refuse(Reason::TooLarge, format!("the tools are larger than {MAX_TOOL_BYTES} bytes")));
+        }
+        if !models::is_name(&tool.name) || tools.iter().any(|known| known.name == tool.name) {
+            return Err(invalid("tool.name", "it is 1 to 64 letters, digits, _ and -, unlike the others"));
+        }
+        let parameters: serde_json::Value = serde_json::from_str(&tool.parameters)
+            .map_err(|error| invalid("tool.parameters", format!("{}: {error}", tool.name)))?;
+        if !parameters.is_object() {
+            return Err(invalid("tool.parameters", format!("{}: it is no JSON Schema of an object", tool.name)));
+        }
+        tools.push(models::Tool { name: tool.name, description: tool.description, parameters });
+        Ok(())
+    }
+
+    fn message(&mut self, message: v1::ModelMessage) -> Result<(), Status> {
+        let calls =
+            message.tool_calls.iter().map(|call| call.id.len() + call.name.len() + call.arguments.len() + OVERHEAD);
+        self.bytes += message.text.len() + message.tool_call_id.len() + calls.sum::<usize>() + OVERHEAD;
         if self.bytes > MAX_INPUT {
             return Err(refuse(Reason::TooLarge, format!("the model's input is larger than {MAX_INPUT} bytes")));
         }
-        let role = match message.role() {
-            v1::ModelRole::System => Role::System,
-            v1::ModelRole::User => Role::User,
-            v1::ModelRole::Assistant => Role::Assistant,
-            v1::ModelRole::Tool | v1::ModelRole::Unspecified => return Err(invalid("message.role", "it is missing")),
-        };
-        match self.messages.last_mut() {
-            Some(last) if self.continued => last.text.push_str(&message.text),
-            _ => self.messages.push(Message { role, text: message.text }),
+        let role = message.role();
+        if role != v1::ModelRole::Assistant && !message.tool_calls.is_empty() {
+            return Err(invalid("message.tool_calls", "only the assistant asks for tools"));
         }
-        self.continued = message.more;
+        let mut calls = Vec::with_capacity(message.tool_calls.len());
+        for call in message.tool_calls {
+            if call.id.is_empty() || call.id.len() > MAX_CALL_ID || !models::is_name(&call.name) {
+                return Err(invalid("message.tool_calls", "a call has its id and a tool's name"));
+            }
+            calls.push(ToolCall { id: call.id, name: call.name, arguments: call.arguments });
+        }
+        let continued = std::mem::replace(&mut self.continued, message.more);
+        if let Some(last) = self.request.messages.last_mut().filter(|_| continued) {
+            last.extend(&message.text, calls);
+            return Ok(());
+        }
+        let said = |role| Message::Said { role, text: message.text.clone() };
+        self.request.messages.push(match role {
+            v1::ModelRole::System => said(Role::System),
+            v1::ModelRole::User => said(Role::User),
+            v1::ModelRole::Assistant if calls.is_empty() => said(Role::Assistant),
+            v1::ModelRole::Assistant => Message::Asked { text: message.text, calls },
+            v1::ModelRole::Tool if message.tool_call_id.is_empty() => {
+                return Err(invalid("message.tool_call_id", "a result names its call"));
+            }
+            v1::ModelRole::Tool => Message::Answered { call: message.tool_call_id, text: message.text },
+            v1::ModelRole::Unspecified => return Err(invalid("message.role", "it is missing")),
+        });
         Ok(())
     }
 }
@@ -135,7 +187,8 @@ impl ModelService for ModelApi {
         if self.dispatcher.fleet().running_by(worker, turn, epoch).is_none() {
             return Err(refuse(Reason::NotAllowed, "this worker does not run that turn"));
         }
-        let messages = read(&mut parts).await?;
+        let step = step_number(header.step)?;
+        let request = read(&mut parts).await?;
         let snapshot = self.registry.current();
         let entry = snapshot
             .agent_or_removed(&agent)
@@ -143,28 +196,26 @@ impl ModelService for ModelApi {
         let (kind, target) = target_of(&snapshot, entry);
         let span = tracing::info_span!(target: TRACE, "model", %turn, %agent, kind);
         let span = telemetry::child_of(&header.traceparent, span);
-        let started = std::time::Instant::now();
-        let (dispatcher, metrics) = (self.dispatcher.clone(), self.metrics.clone());
-        let events = self.broker.generate(target, &agent, messages).map(move |event| {
-            let _ = &span; // the span lasts as long as the stream
-            dispatcher.fleet().progressed(worker, turn, epoch);
-            let event = match event {
-                ModelEvent::Delta(text) => Event::TextDelta(text),
-                ModelEvent::Done { usage, finish_reason } => {
-                    metrics.model_call(kind, "done", started.elapsed());
-                    metrics.model_tokens("input", usage.input_tokens);
-                    metrics.model_tokens("output", usage.output_tokens);
-                    dispatcher.fleet().note_usage(worker, turn, epoch, &usage);
-                    Event::Done(v1::GenerateDone { usage: Some(usage_to(usage)), finish_reason, replayed: false })
-                }
-                ModelEvent::Failed(failure) => {
-                    metrics.model_call(kind, failure.reason.as_str(), started.elapsed());
-                    tracing::warn!(%turn, %agent, reason = failure.reason.as_str(), cause = failure.cause, "a model call failed");
-                    Event::Failed(v1::GenerateFailed { message: failure.message, reason: failure.reason.as_str().to_owned() })
-                }
-            };
-            Ok(v1::GenerateEvent { event: Some(event) })
-        });
-        Ok(Response::new(events.boxed()))
+        let asked = Asked {
+            dispatcher: self.dispatcher.clone(),
+            metrics: self.metrics.clone(),
+            agent: agent.clone(),
+            worker,
+            turn,
+            epoch,
+            step,
+            kind,
+            tools: !request.tools.is_empty(),
+            span,
+        };
+        self.dispatcher.recall(turn, epoch).await.map_err(store_status)?;
+        // The first call of a step in a turn that began here finds nothing, so it does not look.
+        if self.dispatcher.fleet().asked(turn, epoch, header.step)
+            && let Some(journaled) = self.dispatcher.journaled_reply(turn, step).await.map_err(store_status)?
+        {
+            return Ok(Response::new(generation::replayed(&asked, &journaled)));
+        }
+        let events = self.broker.generate(target, &agent, request);
+        Ok(Response::new(generation::live(asked, events)))
     }
 }

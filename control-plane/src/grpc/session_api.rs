@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::convert::{self, agent_id, store_status, unsigned};
 use super::status::invalid;
 use crate::registry::Registry;
-use crate::store::{SessionId, SessionRow, TurnRow};
+use crate::store::{JOURNAL_BEGIN, SessionId, SessionRow, StepRecord, TurnId, TurnRow};
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -27,6 +27,8 @@ impl SessionApi {
 
 /// Bytes of turns in one answer; longer pages end early.
 const PAGE_BYTES: usize = 2 << 20;
+/// Steps in one answer when their content is asked for: all of them are read before the page is cut.
+const BODIES_PAGE: u32 = 16;
 
 #[tonic::async_trait]
 impl SessionService for SessionApi {
@@ -80,6 +82,37 @@ impl SessionService for SessionApi {
         let next_page_token = last.filter(|_| cut).map(|seq| seq.to_string()).unwrap_or_default();
         Ok(Response::new(v1::GetSessionResponse { session: Some(session_to(&session)), turns, next_page_token }))
     }
+
+    async fn get_turn_steps(
+        &self,
+        request: Request<v1::GetTurnStepsRequest>,
+    ) -> Result<Response<v1::GetTurnStepsResponse>, Status> {
+        let request = request.into_inner();
+        let id: TurnId =
+            request.turn.parse().map_err(|error: crate::store::Error| invalid("turn", error.to_string()))?;
+        let (size, token) = convert::page(request.page)?;
+        // The last row seen: its step, and whether that was the result.
+        let after = match convert::number_token(&token, -1)? {
+            -1 => JOURNAL_BEGIN,
+            seen => (i32::try_from(seen >> 1).unwrap_or(i32::MAX), i16::from(seen & 1 == 1)),
+        };
+        let store = self.registry.store();
+        let turn = store.turn_get(id).await.map_err(store_status)?;
+        let size = if request.bodies { size.min(BODIES_PAGE) } else { size };
+        let rows = store.journal_rows(id, after, i64::from(size), request.bodies).await.map_err(store_status)?;
+        let mut bytes = 0;
+        let fits = rows.iter().take_while(|row| {
+            bytes += row.body.len();
+            bytes <= PAGE_BYTES
+        });
+        let count = fits.count().max(1).min(rows.len());
+        let more = count < rows.len() || rows.len() == size as usize;
+        let last = rows.get(count.saturating_sub(1)).filter(|_| more).map(StepRecord::cursor);
+        let token = |(step, phase): (i32, i16)| (i64::from(step) * 2 + i64::from(phase)).to_string();
+        let next_page_token = last.map(token).unwrap_or_default();
+        let steps = rows.into_iter().take(count).map(step_to).collect();
+        Ok(Response::new(v1::GetTurnStepsResponse { turn: Some(turn_to(&turn)), steps, next_page_token }))
+    }
 }
 
 fn session_to(row: &SessionRow) -> v1::Session {
@@ -100,6 +133,21 @@ fn session_to(row: &SessionRow) -> v1::Session {
         updated_at_ms: row.updated_at.as_millisecond(),
         ended_at_ms: row.ended_at.map(|at| at.as_millisecond()),
         end_reason: row.end_reason.clone().unwrap_or_default(),
+    }
+}
+
+fn step_to(row: StepRecord) -> v1::TurnStep {
+    v1::TurnStep {
+        step: u32::try_from(row.step).unwrap_or(u32::MAX),
+        phase: row.phase.as_str().to_owned(),
+        kind: row.kind.as_str().to_owned(),
+        effect: row.effect.map_or("", |effect| effect.as_str()).to_owned(),
+        idempotency_key: row.idempotency_key.unwrap_or_default(),
+        unknown: row.unknown,
+        epoch: unsigned(row.epoch),
+        at_ms: row.at.as_millisecond(),
+        bytes: unsigned(row.bytes),
+        body: row.body,
     }
 }
 

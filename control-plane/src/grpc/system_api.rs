@@ -14,9 +14,11 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::convert::{self, change_to, edit_status, fault_to, store_status, unsigned, warning_to};
 use super::status::{Reason, refuse};
+use crate::accounts::{DEAF, DEAF_DETAIL};
 use crate::dispatch::Dispatcher;
 use crate::outbox::Adapters;
 use crate::registry::{Edit, EditError, Edited, Registry, Snapshot};
+use crate::store::AccountRow;
 
 /// Largest document, bytes.
 const MAX_DOCUMENT: usize = 64 << 20;
@@ -104,6 +106,39 @@ async fn gather<T>(mut parts: Streaming<T>, part: impl Fn(T) -> (String, bool)) 
     Ok((text, prune))
 }
 
+/// How the document's accounts stand: a polled one as the replica that receives for it says, wherever that is; the others as they
+/// stand here.
+fn account_statuses(snapshot: &Snapshot, polled: &[AccountRow], adapters: &Adapters) -> Vec<v1::AccountStatus> {
+    let platforms = &snapshot.document.platforms;
+    let telegram = platforms.telegram.keys().map(|account| ("telegram", account));
+    let webhook = platforms.webhook.keys().map(|account| ("webhook", account));
+    let local = adapters.states();
+    let mut all = Vec::new();
+    for (platform, account) in telegram.chain(webhook) {
+        let here = local.iter().find(|(p, a, _)| p == platform && a == account).map(|(_, _, state)| state);
+        let row = polled.iter().find(|row| row.platform == platform && row.account == *account);
+        let (state, detail) = match (row, here) {
+            (Some(row), _) if row.replica.is_some() && row.state == "up" && row.silent > DEAF => {
+                ("down", DEAF_DETAIL.to_owned())
+            }
+            (Some(row), _) if row.replica.is_some() => (row.state.as_str(), row.detail.clone()),
+            (_, Some(AccountState::Failed(why))) => ("failed", why.clone()),
+            (Some(_), _) => ("down", "no replica receives for it".to_owned()),
+            (None, Some(AccountState::Up)) => ("up", String::new()),
+            (None, Some(AccountState::Down(why))) => ("down", why.clone()),
+            (None, None) => ("down", "starting".to_owned()),
+        };
+        all.push(v1::AccountStatus {
+            platform: platform.to_owned(),
+            account: account.clone(),
+            state: state.to_owned(),
+            detail,
+            replica: row.and_then(|row| row.replica).map_or(0, unsigned),
+        });
+    }
+    all
+}
+
 #[tonic::async_trait]
 impl SystemService for SystemApi {
     async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Result<Response<v1::GetStatusResponse>, Status> {
@@ -111,13 +146,14 @@ impl SystemService for SystemApi {
         let counts = parts.registry.store().counts().await.map_err(store_status)?;
         let snapshot = parts.registry.current();
         let views = parts.dispatcher.fleet().views();
-        let accounts = parts.adapters.states().into_iter().map(|(platform, account, state)| {
-            let (state, detail) = match state {
-                AccountState::Up => ("up", String::new()),
-                AccountState::Down(why) => ("down", why),
-                AccountState::Failed(why) => ("failed", why),
-            };
-            v1::AccountStatus { platform, account, state: state.to_owned(), detail }
+        let store = parts.registry.store();
+        let (polled, runs) = (store.accounts().await, store.retention_runs().await);
+        let accounts = account_statuses(&snapshot, &polled.map_err(store_status)?, &parts.adapters);
+        let retention = runs.map_err(store_status)?.into_iter().map(|run| v1::RetentionStatus {
+            what: run.what,
+            finished_at_ms: run.finished_at.map_or(0, jiff::Timestamp::as_millisecond),
+            removed: unsigned(run.removed),
+            total: unsigned(run.total),
         });
         let warnings = snapshot.warnings().iter().take(20).map(|w| format!("{}: {}", w.path, w.message));
         Ok(Response::new(v1::GetStatusResponse {
@@ -131,12 +167,15 @@ impl SystemService for SystemApi {
             running_turns: views.iter().map(|view| u64::from(view.running)).sum(),
             pending_deliveries: unsigned(counts.deliveries),
             database: parts.database.clone(),
-            accounts: accounts.collect(),
+            accounts,
             warnings: warnings.collect(),
             uptime_ms: u64::try_from(parts.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             grpc_addr: parts.addresses.grpc.to_string(),
             http_addr: parts.addresses.http.to_string(),
             worker_addr: parts.addresses.worker.to_string(),
+            replica: unsigned(parts.dispatcher.replica()),
+            replicas: unsigned(counts.replicas),
+            retention: retention.collect(),
         }))
     }
 

@@ -22,6 +22,7 @@ use uuid::Uuid;
 use super::convert::{self, signed, store_status, unsigned};
 use super::layers::principal;
 use super::status::{Reason, invalid, refuse};
+use super::steps::{self, Recording};
 use crate::dispatch::{
     Arrival, Assignment, CancelKind, DRAIN_GRACE, Dispatcher, HEARTBEAT, LEASE, Report, Running, ToWorker,
 };
@@ -68,7 +69,7 @@ pub(super) fn turn_ref(turn: Option<&v1::TurnRef>) -> Result<(TurnId, i64), Stat
     Ok((id, signed("turn.epoch", turn.epoch)?))
 }
 
-fn turn_to(turn: TurnId, epoch: i64) -> Option<v1::TurnRef> {
+pub(super) fn turn_to(turn: TurnId, epoch: i64) -> Option<v1::TurnRef> {
     Some(v1::TurnRef { session_id: unsigned(turn.session.0), seq: unsigned(turn.seq), epoch: unsigned(epoch) })
 }
 
@@ -185,8 +186,8 @@ impl WorkerService for WorkerApi {
         request: Request<v1::FetchJournalRequest>,
     ) -> Result<Response<Self::FetchJournalStream>, Status> {
         let caller = caller(&request)?;
-        self.running(&caller, request.into_inner().turn.as_ref())?;
-        Ok(Response::new(futures_util::stream::empty().boxed()))
+        let (turn, _) = self.running(&caller, request.into_inner().turn.as_ref())?;
+        Ok(Response::new(steps::journal(self.registry.store().clone(), turn)))
     }
 
     type FetchHomeStream = BoxStream<'static, Result<v1::HomeChunk, Status>>;
@@ -291,6 +292,7 @@ impl Link {
     ) {
         let mut leaving = false;
         let mut storing: FuturesUnordered<BoxFuture<'static, ToWorker>> = FuturesUnordered::new();
+        let mut recording = Recording::default();
         loop {
             tokio::select! {
                 // Once all stops, a report that is not stored must not be told to be fenced: the worker sends it elsewhere.
@@ -300,9 +302,14 @@ impl Link {
                 Some(ack) = storing.next() => {
                     self.dispatcher.fleet().send(self.worker_id, ack);
                 }
+                Some(ack) = recording.next() => {
+                    if let Some(ack) = ack {
+                        self.dispatcher.fleet().send(self.worker_id, ack);
+                    }
+                }
                 // A worker that reports more than it can have run is read no further until that is stored.
-                message = incoming.message(), if storing.len() < MAX_STORING => match message {
-                    Ok(Some(message)) => match self.handle(message, &mut storing) {
+                message = incoming.message(), if storing.len() < MAX_STORING && recording.has_room() => match message {
+                    Ok(Some(message)) => match self.handle(message, &mut storing, &mut recording) {
                         Ok(went) => leaving |= went,
                         Err(status) => {
                             tracing::warn!(worker = self.worker_id, reason = status.message(), "a worker broke the protocol");
@@ -320,6 +327,7 @@ impl Link {
         }
         // What was reported is stored even though nobody waits for the answer.
         while storing.next().await.is_some() {}
+        while recording.next().await.is_some() {}
         self.dispatcher.detach(self.worker_id, leaving).await;
     }
 
@@ -328,6 +336,7 @@ impl Link {
         &self,
         message: v1::WorkerMessage,
         storing: &mut FuturesUnordered<BoxFuture<'static, ToWorker>>,
+        recording: &mut Recording,
     ) -> Result<bool, Status> {
         match message.message {
             Some(FromWire::Heartbeat(heartbeat)) => {
@@ -366,8 +375,10 @@ impl Link {
                     ToWorker::CompletedAck { turn, epoch, stored }
                 }));
             }
-            Some(FromWire::Step(_)) => {
-                return Err(invalid("message", "it is of a kind this build does not take"));
+            Some(FromWire::Step(report)) => {
+                let row = steps::read(report)?;
+                self.dispatcher.fleet().progressed(self.identity, row.turn, row.epoch);
+                recording.push(&self.dispatcher, self.worker_id, row);
             }
             Some(FromWire::Register(_)) => return Err(invalid("message", "Register comes once")),
             None => return Err(invalid("message", "it is empty or of a kind this build does not know")),
@@ -426,6 +437,9 @@ fn message_to(message: ToWorker) -> ToWire {
         ToWorker::CompletedAck { turn, epoch, stored } => {
             ToWire::CompletedAck(v1::CompletedAck { turn: turn_to(turn, epoch), stored })
         }
+        ToWorker::StepAck { turn, epoch, step, phase, answer } => {
+            ToWire::StepAck(steps::ack_to(turn, epoch, step, phase, answer))
+        }
         ToWorker::HeartbeatAck { sequence, lease_lost } => {
             ToWire::HeartbeatAck(v1::HeartbeatAck { sequence, lease_lost })
         }
@@ -462,7 +476,7 @@ fn assignment_to(assignment: Assignment) -> v1::Assignment {
         attempt: assignment.attempt,
         history_bytes: u32::try_from(assignment.history_bytes).unwrap_or(u32::MAX),
         home_version: unsigned(assignment.home_version),
-        journal_entries: 0,
+        journal_entries: assignment.journal_entries,
     }
 }
 

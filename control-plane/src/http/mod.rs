@@ -173,8 +173,8 @@ impl Default for Settings {
 pub struct Parts {
     /// Intake.
     pub turns: Arc<dyn Turns>,
-    /// Whether this replica can take messages; if not, why.
-    pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// Whether this replica can take messages, and lines of what else a person should know; if not, why.
+    pub ready: Arc<dyn Fn() -> Result<Vec<String>, String> + Send + Sync>,
     /// The metrics in Prometheus' text format.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// The platform adapters' door.
@@ -208,7 +208,10 @@ pub fn router(parts: Parts) -> Router {
 
 async fn readyz(State(parts): State<Arc<Parts>>) -> Response {
     match (parts.ready)() {
-        Ok(()) => "ready\n".into_response(),
+        Ok(notes) => {
+            let lines: Vec<String> = std::iter::once("ready".to_owned()).chain(notes).collect();
+            format!("{}\n", lines.join("\n")).into_response()
+        }
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")).into_response(),
     }
 }

@@ -115,12 +115,12 @@ fn begin(dispatcher: &Dispatcher, clock: &DatabaseClock, row: Ingest, ingested: 
             };
             let (turn, session_key) = (ingested.turn, row.session_key);
             let left = dispatcher.turn_limit();
-            dispatcher.begin(Leased { worker, slot, turn, epoch, crashes: 0, left, session_key, next });
+            dispatcher.begin(Leased { worker, slot, turn, epoch, crashes: 0, journaled: 0, left, session_key, next });
         }
         (Some((worker, slot)), None) => dispatcher.fleet().release(worker, slot),
         (None, _) => {}
     }
     if ingested.waits {
-        dispatcher.waits(row.agent_no);
+        dispatcher.waits_anywhere(row.agent_no);
     }
 }

@@ -318,7 +318,7 @@ fn check(message: &Message, snapshot: &Snapshot) -> Result<(), Error> {
 }
 
 /// 16 bytes: four of the event's own time, so that fresh keys lie together in the index, twelve of hash.
-fn dedupe_bytes(dedupe: Dedupe) -> (Vec<u8>, Option<Vec<u8>>) {
+pub(crate) fn dedupe_bytes(dedupe: Dedupe) -> (Vec<u8>, Option<Vec<u8>>) {
     match dedupe {
         Dedupe::New => (uuid::Uuid::now_v7().as_bytes().to_vec(), None),
         Dedupe::Key { key, event_time, body_hash } => {

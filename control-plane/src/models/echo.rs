@@ -6,7 +6,7 @@ use futures_util::stream::{self, BoxStream};
 use hermes_core::turn::{Role, Usage};
 
 use super::failure::CallError;
-use super::{Call, ChatModel, ECHO, Piece};
+use super::{Call, ChatModel, ECHO, Message, Piece};
 
 /// Most pieces in which an answer is streamed.
 const PIECES: usize = 4;
@@ -17,17 +17,17 @@ pub(super) struct Echo;
 
 impl ChatModel for Echo {
     fn open(&self, call: &Call) -> BoxStream<'static, Result<Piece, CallError>> {
-        let said = call.messages.iter().rev().find(|message| message.role == Role::User);
-        let answer = format!("[{}] {}", call.agent, said.map_or("", |message| message.text.as_str()));
+        let said = call.messages.iter().rev().find(|message| matches!(message, Message::Said { role: Role::User, .. }));
+        let answer = format!("[{}] {}", call.agent, said.map_or("", Message::text));
         let words = |text: &str| u64::try_from(text.split_whitespace().count()).unwrap_or(u64::MAX);
         let usage = Usage {
-            input_tokens: call.messages.iter().map(|message| words(&message.text)).sum(),
+            input_tokens: call.messages.iter().map(|message| words(message.text())).sum(),
             output_tokens: words(&answer),
             model: ECHO.to_owned(),
             ..Usage::default()
         };
         let mut pieces: Vec<Piece> = pieces(&answer).into_iter().map(Piece::Text).collect();
-        pieces.push(Piece::End { usage, finish_reason: "stop".to_owned() });
+        pieces.push(Piece::End { usage, finish_reason: "stop".to_owned(), calls: Vec::new() });
         stream::iter(pieces)
             .then(|piece| async {
                 // Hands over piece by piece, as a real model does, instead of letting the broker join them.

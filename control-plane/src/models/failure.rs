@@ -90,6 +90,12 @@ impl ModelFailure {
         Self::new(FailureReason::BrokenStream, message, "the answer exceeds the limit of one answer")
     }
 
+    pub(super) fn calls_too_long() -> CallError {
+        let cause = "the calls exceed the limits of one reply";
+        let sentence = "the model asked for more tools at once, or with longer arguments, than one reply may hold";
+        CallError { sentence: Some(sentence.to_owned()), ..CallError::new(FailureReason::BrokenStream, false, cause) }
+    }
+
     pub(super) fn empty(finish_reason: &str) -> Self {
         let message = format!("the model gave an empty answer ({finish_reason})");
         Self::new(FailureReason::BrokenStream, message, "the answer ended properly but holds no text")

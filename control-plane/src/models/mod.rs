@@ -15,6 +15,7 @@ mod failure;
 mod provider;
 mod retry;
 mod run;
+mod tools;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +27,7 @@ use hermes_core::turn::{Role, Usage};
 use secrecy::{ExposeSecret as _, SecretString};
 
 pub use failure::{FailureReason, ModelFailure};
+pub use tools::{MAX_ARGUMENTS, MAX_CALL_ID, MAX_CALLS, Reply, Tool, ToolCall, is_name};
 
 use failure::CallError;
 use run::Run;
@@ -74,11 +76,73 @@ pub struct ProviderTarget {
 
 /// One message of the model's input.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// Who says it.
-    pub role: Role,
-    /// What is said.
-    pub text: String,
+pub enum Message {
+    /// Something said.
+    Said {
+        /// Who says it.
+        role: Role,
+        /// What is said.
+        text: String,
+    },
+    /// A reply of the model that asked for tools.
+    Asked {
+        /// What it said before; may be empty.
+        text: String,
+        /// What it asked for.
+        calls: Vec<ToolCall>,
+    },
+    /// What a call gave.
+    Answered {
+        /// Id of the call.
+        call: String,
+        /// What the model is shown of it; may be empty.
+        text: String,
+    },
+}
+
+impl Message {
+    /// Its text.
+    pub fn text(&self) -> &str {
+        let (Self::Said { text, .. } | Self::Asked { text, .. } | Self::Answered { text, .. }) = self;
+        text
+    }
+
+    /// Continues it.
+    pub fn extend(&mut self, more: &str, more_calls: Vec<ToolCall>) {
+        if let Self::Said { role: Role::Assistant, text } = self
+            && !more_calls.is_empty()
+        {
+            *self = Self::Asked { text: std::mem::take(text), calls: Vec::new() };
+        }
+        let (Self::Said { text, .. } | Self::Asked { text, .. } | Self::Answered { text, .. }) = self;
+        text.push_str(more);
+        if let Self::Asked { calls, .. } = self {
+            calls.extend(more_calls);
+        }
+    }
+
+    /// The calls that it asks for.
+    pub fn calls(&self) -> &[ToolCall] {
+        match self {
+            Self::Asked { calls, .. } => calls,
+            Self::Said { .. } | Self::Answered { .. } => &[],
+        }
+    }
+}
+
+/// The model's input.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Request {
+    /// What was said and done until now.
+    pub messages: Vec<Message>,
+    /// What the model may ask for.
+    pub tools: Vec<Tool>,
+}
+
+impl From<Vec<Message>> for Request {
+    fn from(messages: Vec<Message>) -> Self {
+        Self { messages, tools: Vec::new() }
+    }
 }
 
 /// What a call answers.
@@ -92,6 +156,8 @@ pub enum ModelEvent {
         usage: Usage,
         /// The provider's own word: `stop`, `end_turn`, `length` …
         finish_reason: String,
+        /// What the model asks for; empty without tools.
+        calls: Vec<ToolCall>,
     },
     /// There is no complete answer. Last event.
     Failed(ModelFailure),
@@ -138,6 +204,7 @@ impl Default for Settings {
 struct Call {
     agent: AgentId,
     messages: Arc<[Message]>,
+    tools: Arc<[Tool]>,
     /// `None` for the built-in model.
     provider: Option<Arc<ProviderTarget>>,
     key: Option<SecretString>,
@@ -153,6 +220,7 @@ enum Piece {
     End {
         usage: Usage,
         finish_reason: String,
+        calls: Vec<ToolCall>,
     },
 }
 
@@ -192,15 +260,17 @@ impl Broker {
         Ok(Self { settings: Arc::new(settings), secrets, echo: Arc::new(echo::Echo), remote: Arc::new(remote) })
     }
 
-    /// Asks `target` to answer `messages` for `agent`. Nothing happens before the stream is polled; dropping it cancels
+    /// Asks `target` to answer `request` for `agent`. Nothing happens before the stream is polled; dropping it cancels
     /// the provider call.
     pub fn generate(
         &self,
         target: ModelTarget,
         agent: &AgentId,
-        messages: Vec<Message>,
+        request: impl Into<Request>,
     ) -> BoxStream<'static, ModelEvent> {
-        let mut call = Call { agent: agent.clone(), messages: messages.into(), provider: None, key: None };
+        let Request { messages, tools } = request.into();
+        let mut call =
+            Call { agent: agent.clone(), messages: messages.into(), tools: tools.into(), provider: None, key: None };
         let settings = Arc::clone(&self.settings);
         let run = match target {
             ModelTarget::Echo => Run::new(Arc::clone(&self.echo), call, settings),

@@ -2,8 +2,8 @@
 //!
 //! What `genai` leaves to us, and is done here: it needs a key even where a local server wants none (the request is then
 //! given to it ready addressed); it cuts suffixes such as `-high` or `-max` off model names of OpenAI-compatible servers
-//! (the name is put back); it ends without a word when such a server sends its finish reason but no `[DONE]`, and drops
-//! the price that OpenRouter reports (both are read from the raw frames); it makes a proper end out of a Gemini stream
+//! (the name is put back); it loses the numbers of the pieces in which such servers send calls of tools; it ends without a word when such a server sends its finish reason but no `[DONE]`, and drops
+//! the price that OpenRouter reports (all three are read from the raw frames); it makes a proper end out of a Gemini stream
 //! that broke off (an end without a finish reason is none). Redirects are not followed, since keys in provider-specific
 //! headers would go along.
 
@@ -14,8 +14,8 @@ use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use genai::adapter::AdapterKind;
 use genai::chat::{
-    ChatFrameSink, ChatMessage, ChatOptions, ChatRequest, ChatStream, ChatStreamEvent, FrameCtx, RawFrameRef,
-    ReasoningEffort, StreamEnd,
+    ChatFrameSink, ChatMessage, ChatOptions, ChatRequest, ChatRole, ChatStream, ChatStreamEvent, ContentPart, FrameCtx,
+    RawFrameRef, ReasoningEffort, StreamEnd, ToolResponse,
 };
 use genai::resolver::{AuthData, Endpoint};
 use genai::{Headers, ModelIden, ServiceTarget};
@@ -25,8 +25,9 @@ use reqwest::Url;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
-use super::failure::{CallError, FailureReason};
-use super::{Call, ChatModel, Piece, ProviderTarget, Settings, SetupError, retry};
+use super::failure::{CallError, FailureReason, ModelFailure};
+use super::tools::{Assembly, Fragment};
+use super::{Call, ChatModel, Message, Piece, ProviderTarget, Settings, SetupError, ToolCall, retry, tools};
 
 /// Most characters of a provider's words that reach the log.
 const CAUSE_CHARS: usize = 600;
@@ -52,7 +53,13 @@ impl GenaiModel {
 
 impl ChatModel for GenaiModel {
     fn open(&self, call: &Call) -> BoxStream<'static, Result<Piece, CallError>> {
-        let attempt = Attempt { client: self.client.clone(), call: call.clone(), frames: Arc::default(), stream: None };
+        let attempt = Attempt {
+            client: self.client.clone(),
+            call: call.clone(),
+            frames: Arc::default(),
+            stream: None,
+            calls: Assembly::default(),
+        };
         stream::unfold(attempt, |mut attempt| async move {
             let piece = attempt.next().await?;
             Some((piece.map_err(|error| attempt.masked(error)), attempt))
@@ -66,6 +73,8 @@ struct Attempt {
     call: Call,
     frames: Arc<Frames>,
     stream: Option<ChatStream>,
+    /// Of the wires whose calls are read from `genai`'s events.
+    calls: Assembly,
 }
 
 impl Attempt {
@@ -82,18 +91,45 @@ impl Attempt {
         loop {
             match stream.next().await {
                 Some(Ok(ChatStreamEvent::Chunk(chunk))) => return Some(Ok(Piece::Text(chunk.content))),
-                Some(Ok(
-                    ChatStreamEvent::ReasoningChunk(_)
-                    | ChatStreamEvent::ThoughtSignatureChunk(_)
-                    | ChatStreamEvent::ToolCallChunk(_),
-                )) => return Some(Ok(Piece::Alive)),
+                Some(Ok(ChatStreamEvent::ReasoningChunk(_) | ChatStreamEvent::ThoughtSignatureChunk(_))) => {
+                    return Some(Ok(Piece::Alive));
+                }
+                Some(Ok(ChatStreamEvent::ToolCallChunk(chunk))) => {
+                    self.take_call(target.kind, &chunk.tool_call);
+                    return Some(Ok(Piece::Alive));
+                }
                 // Neither says that the model works: the first comes before the request is sent, the second while it hangs.
                 Some(Ok(ChatStreamEvent::Start | ChatStreamEvent::Heartbeat)) => {}
-                Some(Ok(ChatStreamEvent::End(end))) => return Some(self.frames.end(&target, end)),
+                Some(Ok(ChatStreamEvent::End(end))) => {
+                    return Some(self.frames.end(&target, end).and_then(|end| self.with_calls(end)));
+                }
                 Some(Err(error)) => return Some(Err(call_error(&error))),
-                None => return self.frames.end_without_mark(&target).map(Ok),
+                None => return self.frames.end_without_mark(&target).map(|end| self.with_calls(end)),
             }
         }
+    }
+
+    /// OpenAI's wire numbers the pieces of calls, and the number is only in the raw frames.
+    fn take_call(&mut self, kind: ProviderKind, call: &genai::chat::ToolCall) {
+        let arguments = match &call.fn_arguments {
+            serde_json::Value::String(text) => text.clone(),
+            serde_json::Value::Null => String::new(),
+            other => other.to_string(),
+        };
+        match kind {
+            ProviderKind::Openai => {}
+            ProviderKind::Anthropic => self.calls.replace(&call.call_id, &call.fn_name, &arguments),
+            ProviderKind::Gemini => self.calls.push(&call.call_id, &call.fn_name, &arguments),
+        }
+    }
+
+    /// The end with the calls that came before it.
+    fn with_calls(&mut self, end: Piece) -> Result<Piece, CallError> {
+        let Piece::End { usage, finish_reason, .. } = end else { return Ok(end) };
+        let taken = self.calls.take().zip(self.frames.take_calls());
+        let (mut calls, numbered) = taken.ok_or_else(ModelFailure::calls_too_long)?;
+        calls.extend(numbered);
+        Ok(Piece::End { usage, finish_reason, calls })
     }
 
     /// Shortens the cause and makes sure that the key is not in it, should the other side have repeated it.
@@ -116,14 +152,14 @@ async fn send(
     frames: &Arc<Frames>,
     target: &ProviderTarget,
 ) -> Result<ChatStream, CallError> {
-    // A turn without an answer leaves an empty message in a history; some providers refuse those.
-    let said = call.messages.iter().filter(|message| !message.text.is_empty());
-    let messages = said.map(|message| match message.role {
-        Role::System => ChatMessage::system(message.text.as_str()),
-        Role::User => ChatMessage::user(message.text.as_str()),
-        Role::Assistant => ChatMessage::assistant(message.text.as_str()),
-    });
-    let request = ChatRequest::new(messages.collect());
+    let mut request = ChatRequest::new(chat_messages(&call.messages));
+    if !call.tools.is_empty() {
+        let tools = call.tools.iter().map(|tool| {
+            let made = genai::chat::Tool::new(tool.name.as_str()).with_schema(tool.parameters.clone());
+            if tool.description.is_empty() { made } else { made.with_description(tool.description.as_str()) }
+        });
+        request = request.with_tools(tools.collect::<Vec<_>>());
+    }
     let mut options = ChatOptions::default().with_capture_usage(true);
     if target.kind == ProviderKind::Openai {
         // A budget means nothing on this wire and is left out of the request, but it keeps the model's name whole.
@@ -135,6 +171,40 @@ async fn send(
     let address = service_target(target, call.key.as_ref())?;
     let response = client.exec_chat_stream(address, request, Some(&options)).await;
     response.map(|response| response.stream).map_err(|error| call_error(&error))
+}
+
+/// The input as `genai` takes it. What several calls of one reply gave is one message: Anthropic's wire wants it so.
+fn chat_messages(messages: &[Message]) -> Vec<ChatMessage> {
+    let mut made: Vec<ChatMessage> = Vec::with_capacity(messages.len());
+    for message in messages {
+        match message {
+            // A turn without an answer leaves an empty message in a history; some providers refuse those.
+            Message::Said { text, .. } if text.is_empty() => {}
+            Message::Said { role: Role::System, text } => made.push(ChatMessage::system(text.as_str())),
+            Message::Said { role: Role::User, text } => made.push(ChatMessage::user(text.as_str())),
+            Message::Said { role: Role::Assistant, text } => made.push(ChatMessage::assistant(text.as_str())),
+            Message::Asked { text, calls } => {
+                let text = (!text.is_empty()).then(|| ContentPart::Text(text.clone()));
+                let calls = calls.iter().map(|call| {
+                    ContentPart::ToolCall(genai::chat::ToolCall {
+                        call_id: call.id.clone(),
+                        fn_name: call.name.clone(),
+                        fn_arguments: tools::arguments_object(&call.arguments),
+                        thought_signatures: None,
+                    })
+                });
+                made.push(ChatMessage::assistant(text.into_iter().chain(calls).collect::<Vec<_>>()));
+            }
+            Message::Answered { call, text } => {
+                let answer = ContentPart::ToolResponse(ToolResponse::new(call.as_str(), text.as_str()));
+                match made.last_mut() {
+                    Some(last) if last.role == ChatRole::Tool => last.content.push(answer),
+                    _ => made.push(ChatMessage::tool(vec![answer])),
+                }
+            }
+        }
+    }
+    made
 }
 
 /// Where a call goes and with which key.
@@ -253,6 +323,40 @@ struct Frames(Mutex<Tail>);
 struct Tail {
     finish_reason: Option<String>,
     usage: Option<WireUsage>,
+    calls: Assembly,
+}
+
+/// A frame that holds pieces of calls.
+#[derive(Deserialize)]
+struct WireChunk {
+    #[serde(default)]
+    choices: Vec<WireChoice>,
+}
+
+#[derive(Deserialize)]
+struct WireChoice {
+    #[serde(default)]
+    delta: WireDelta,
+}
+
+#[derive(Default, Deserialize)]
+struct WireDelta {
+    #[serde(default)]
+    tool_calls: Option<Vec<WireCall>>,
+}
+
+#[derive(Deserialize)]
+struct WireCall {
+    index: Option<u64>,
+    id: Option<String>,
+    function: Option<WireFunction>,
+}
+
+#[derive(Default, Deserialize)]
+struct WireFunction {
+    name: Option<String>,
+    /// Text; some servers send the object itself.
+    arguments: Option<serde_json::Value>,
 }
 
 /// `usage` of the OpenAI wire; `cost` is OpenRouter's, in US dollars.
@@ -275,18 +379,50 @@ impl ChatFrameSink for Frames {
     fn on_frame(&self, _: &FrameCtx, frame: RawFrameRef<'_>) {
         let finish_reason = value_of(frame.data, "\"finish_reason\"").and_then(first_of::<String>);
         let usage = value_of(frame.data, "\"usage\"").and_then(first_of::<WireUsage>);
-        if finish_reason.is_none() && usage.is_none() {
+        let calls = if frame.data.contains("\"tool_calls\"") { calls_of(frame.data) } else { Vec::new() };
+        if finish_reason.is_none() && usage.is_none() && calls.is_empty() {
             return;
         }
         let mut tail = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         tail.finish_reason = finish_reason.or(tail.finish_reason.take());
         tail.usage = usage.or(tail.usage);
+        for call in calls {
+            let WireFunction { name, arguments } = call.function.unwrap_or_default();
+            let arguments = match arguments {
+                Some(serde_json::Value::String(text)) => text,
+                Some(serde_json::Value::Null) | None => String::new(),
+                Some(other) => other.to_string(),
+            };
+            tail.calls.add(&Fragment {
+                index: call.index,
+                id: call.id.as_deref().unwrap_or_default(),
+                name: name.as_deref().unwrap_or_default(),
+                arguments: &arguments,
+            });
+        }
     }
 }
 
+/// The pieces of calls in a frame of the OpenAI wire; of the first choice, the only one that is asked for.
+fn calls_of(data: &str) -> Vec<WireCall> {
+    let chunk = serde_json::from_str::<WireChunk>(data).ok();
+    chunk.and_then(|chunk| chunk.choices.into_iter().next()?.delta.tool_calls).unwrap_or_default()
+}
+
 impl Frames {
+    /// What was said beside text and calls.
+    fn tail(&self) -> Tail {
+        let mut tail = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let calls = std::mem::take(&mut tail.calls);
+        std::mem::replace(&mut *tail, Tail { calls, ..Tail::default() })
+    }
+
+    fn take_calls(&self) -> Option<Vec<ToolCall>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).calls.take()
+    }
+
     fn end(&self, target: &ProviderTarget, end: StreamEnd) -> Result<Piece, CallError> {
-        let tail = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let tail = self.tail();
         let said = end.captured_stop_reason.map(|reason| reason.raw().to_owned()).or(tail.finish_reason);
         let finish_reason = match said {
             Some(reason) => reason,
@@ -299,14 +435,15 @@ impl Frames {
             Some(usage) => usage_from_wire(usage, target),
             None => usage_from_genai(end.captured_usage.unwrap_or_default(), target),
         };
-        Ok(Piece::End { usage, finish_reason })
+        Ok(Piece::End { usage, finish_reason, calls: Vec::new() })
     }
 
     /// The end of a stream whose server says why it finished but leaves the last mark out.
     fn end_without_mark(&self, target: &ProviderTarget) -> Option<Piece> {
-        let tail = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let tail = self.tail();
         let finish_reason = tail.finish_reason?;
-        Some(Piece::End { usage: usage_from_wire(tail.usage.unwrap_or_default(), target), finish_reason })
+        let usage = usage_from_wire(tail.usage.unwrap_or_default(), target);
+        Some(Piece::End { usage, finish_reason, calls: Vec::new() })
     }
 }
 

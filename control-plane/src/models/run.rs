@@ -9,7 +9,7 @@ use rand::Rng as _;
 use tokio::time::Instant;
 
 use super::failure::{CallError, ModelFailure};
-use super::{Call, ChatModel, ModelEvent, Piece, Settings, retry};
+use super::{Call, ChatModel, ModelEvent, Piece, Settings, retry, tools};
 
 /// Tokens that are ready together are joined up to this many bytes.
 const JOINED_BYTES: usize = 16 * 1024;
@@ -94,11 +94,16 @@ impl Run {
                 Ok(Piece::Alive) => self.token(),
                 Ok(Piece::Text(text)) if text.is_empty() => {}
                 Ok(Piece::Text(text)) => return Some(self.passed_on(text)),
-                Ok(Piece::End { finish_reason, .. }) if self.passed == 0 => {
-                    return Some(self.end(ModelEvent::Failed(ModelFailure::empty(&finish_reason))));
-                }
-                Ok(Piece::End { usage, finish_reason }) => {
-                    return Some(self.end(ModelEvent::Done { usage, finish_reason }));
+                Ok(Piece::End { usage, finish_reason, mut calls }) => {
+                    // What nobody offered cannot be called.
+                    if self.call.tools.is_empty() {
+                        calls.clear();
+                    }
+                    if self.passed == 0 && calls.is_empty() {
+                        return Some(self.end(ModelEvent::Failed(ModelFailure::empty(&finish_reason))));
+                    }
+                    tools::settle(&mut calls, &self.call.messages);
+                    return Some(self.end(ModelEvent::Done { usage, finish_reason, calls }));
                 }
                 Err(error) => match self.pause_for(&error) {
                     Some(pause) => self.wait(pause, &error).await,
@@ -224,12 +229,13 @@ mod tests {
     }
 
     async fn events(pieces: fn() -> Vec<Piece>) -> Vec<ModelEvent> {
-        let call = Call { agent: AgentId::main(), messages: Arc::from([]), provider: None, key: None };
+        let call =
+            Call { agent: AgentId::main(), messages: Arc::from([]), tools: Arc::from([]), provider: None, key: None };
         Run::new(Arc::new(Says(pieces)), call, Arc::new(Settings::default())).into_stream().collect().await
     }
 
     fn end() -> Piece {
-        Piece::End { usage: Usage::default(), finish_reason: "stop".to_owned() }
+        Piece::End { usage: Usage::default(), finish_reason: "stop".to_owned(), calls: Vec::new() }
     }
 
     #[tokio::test]

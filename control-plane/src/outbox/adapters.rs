@@ -3,9 +3,13 @@
 //! Filled by the composition root from the document and its secrets; read by deliveries and the HTTP surface.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use hermes_platforms::{AccountState, Adapter};
+use tokio::sync::Notify;
+
+use crate::accounts::Leases;
 
 type Key = (String, String);
 
@@ -14,6 +18,10 @@ type Key = (String, String);
 pub struct Adapters {
     accounts: Arc<RwLock<HashMap<Key, Arc<dyn Adapter>>>>,
     states: Arc<RwLock<HashMap<Key, AccountState>>>,
+    /// Replicas that send besides this one.
+    others: Arc<AtomicU32>,
+    leases: Leases,
+    arrived: Arc<Notify>,
 }
 
 impl Adapters {
@@ -26,7 +34,40 @@ impl Adapters {
     /// Adds or replaces an account.
     pub fn insert(&self, adapter: Arc<dyn Adapter>) {
         let key = (adapter.platform().to_owned(), adapter.account().to_owned());
+        adapter.share(self.others.load(Ordering::Relaxed).saturating_add(1));
         self.accounts.write().unwrap_or_else(PoisonError::into_inner).insert(key, adapter);
+        self.arrived.notify_one();
+    }
+
+    /// Waits until an account was added.
+    pub(super) async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    /// All accounts here, each as [`parking_key`].
+    pub(super) fn keys(&self) -> Vec<String> {
+        let accounts = self.accounts.read().unwrap_or_else(PoisonError::into_inner);
+        accounts.keys().map(|(platform, account)| parking_key(platform, account)).collect()
+    }
+
+    /// Whether some account here shows answers while they are written.
+    pub(super) fn any_streams(&self) -> bool {
+        let accounts = self.accounts.read().unwrap_or_else(PoisonError::into_inner);
+        accounts.values().any(|adapter| adapter.streams())
+    }
+
+    /// Which of the polled ones this replica receives for.
+    pub fn leases(&self) -> &Leases {
+        &self.leases
+    }
+
+    /// This many replicas send for the accounts, this one included.
+    pub fn share(&self, replicas: u32) {
+        let others = replicas.saturating_sub(1);
+        if self.others.swap(others, Ordering::Relaxed) != others {
+            let accounts = self.accounts.read().unwrap_or_else(PoisonError::into_inner);
+            accounts.values().for_each(|adapter| adapter.share(replicas));
+        }
     }
 
     /// Removes an account.
@@ -57,4 +98,9 @@ impl Adapters {
         all.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
         all
     }
+}
+
+/// What a delivery without an account waits for: `platform/account`.
+pub(super) fn parking_key(platform: &str, account: &str) -> String {
+    format!("{platform}/{account}")
 }

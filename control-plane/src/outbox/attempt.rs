@@ -1,14 +1,15 @@
 //! One attempt at one delivery: its parts in order, each outcome committed.
 
 use std::panic::AssertUnwindSafe;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
-use hermes_platforms::{Adapter, OutboundMessage, SendError, Sent};
+use hermes_platforms::{Adapter, ChatRef, Edit, EditError, OutboundMessage, SendError, Sent};
 use tracing::Instrument as _;
 
-use super::Outbox;
-use crate::store::{DeliveryOutcome, DueDelivery, SendResult};
+use super::adapters::parking_key;
+use super::{Astray, Outbox};
+use crate::store::{self, DeliveryOutcome, DueDelivery, PreviewEnd, SendResult};
 use crate::telemetry::{self, TRACE};
 
 /// Waits before the second, third … attempt (the schedule of a well-known webhook sender, with two quick tries in front);
@@ -25,6 +26,13 @@ const SCHEDULE: [Duration; 9] = [
     Duration::from_secs(10 * 3600),
 ];
 
+/// How long a delivery waits that the store could not be asked about.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// How long it waits for another replica to let go of the message that showed it.
+const HELD_PAUSE: Duration = Duration::from_millis(250);
+/// What becomes of a message that showed a turn which ended without a word.
+const ENDED_EMPTY: &str = "(ended without an answer)";
+
 /// What is said of a message on which the adapter panicked.
 const ADAPTER_FAILED: &str = "the adapter failed on this message";
 
@@ -35,55 +43,192 @@ pub(super) async fn run(outbox: &Outbox, delivery: DueDelivery) {
 }
 
 async fn send(outbox: &Outbox, mut delivery: DueDelivery) {
+    let begun = Instant::now();
     let (adapter, chat) = match outbox.route(delivery.lane).await {
         Ok(found) => found,
-        Err(cause) => return settle(outbox, "none", &delivery, retry(&delivery, false, &cause)).await,
+        Err(astray) => {
+            settle(outbox, "none", &delivery, astray_result(&delivery, astray)).await;
+            return;
+        }
     };
+    let adapter = adapter.as_ref();
+    let (platform, suspected) = (adapter.platform(), outbox.is_suspected(delivery.lane));
+    match ask(outbox, &delivery).await {
+        Ok(None) => {}
+        Ok(Some(gone)) => {
+            let reason = format!("not sent, the chat is gone: {gone}");
+            let result = SendResult::Dead { reason, maybe_duplicate: delivery.maybe_duplicate };
+            settle(outbox, platform, &delivery, result).await;
+            return;
+        }
+        Err(error) => {
+            settle(outbox, platform, &delivery, wait(&delivery, STORE_PAUSE, &error.to_string())).await;
+            return;
+        }
+    }
     // An attempt that took its process along counts as failed: what does so again and again is not tried for ever.
     if usize::try_from(delivery.failures).unwrap_or(0) > SCHEDULE.len() {
         let outcome = retry(&delivery, false, "its sender ended during the attempt");
-        return settle(outbox, adapter.platform(), &delivery, outcome).await;
+        settle(outbox, platform, &delivery, outcome).await;
+        return;
     }
-    let Some(parts) = split(adapter.as_ref(), &String::from_utf8_lossy(&delivery.body)) else {
-        return settle(outbox, adapter.platform(), &delivery, retry(&delivery, false, ADAPTER_FAILED)).await;
+    let result = match prepare(outbox, adapter, &mut delivery).await {
+        Err(result) => result,
+        Ok((parts, shown)) => match send_parts(outbox, adapter, &chat, &mut delivery, &parts, shown).await {
+            Ok(message_id) => SendResult::Delivered { message_id, revived: suspected },
+            Err(Ended::Elsewhere) => return,
+            Err(Ended::Failed(error)) => match error {
+                SendError::RetryAfter { after, ref cause } => wait(&delivery, after, cause),
+                SendError::Retry(ref cause) => retry(&delivery, false, cause),
+                SendError::Ambiguous(ref cause) => retry(&delivery, true, cause),
+                SendError::Refused(reason) => SendResult::Dead { reason, maybe_duplicate: delivery.maybe_duplicate },
+                SendError::ChatGone(reason) => {
+                    outbox.suspect(delivery.lane, true);
+                    SendResult::Gone { reason, age: begun.elapsed(), maybe_duplicate: delivery.maybe_duplicate }
+                }
+            },
+        },
     };
+    let over = matches!(result, SendResult::Delivered { .. } | SendResult::Dead { .. } | SendResult::Gone { .. });
+    if suspected && matches!(result, SendResult::Delivered { .. }) {
+        outbox.suspect(delivery.lane, false);
+    }
+    let stored = settle(outbox, platform, &delivery, result).await;
+    if stored && over && outbox.has_previews(adapter) {
+        // What fails here is swept up later.
+        let _ = outbox.inner.store.preview_forget(delivery.turn).await;
+    }
+}
+
+/// Why the chat is gone, if the store says so.
+async fn ask(outbox: &Outbox, delivery: &DueDelivery) -> store::Result<Option<String>> {
+    if delivery.gone.is_some() || !delivery.ask {
+        return Ok(delivery.gone.clone());
+    }
+    outbox.inner.store.lane_gone(delivery.lane, delivery.turn).await
+}
+
+/// The parts to send and the message that the first one must become; or how the attempt ends without a call.
+async fn prepare(
+    outbox: &Outbox,
+    adapter: &dyn Adapter,
+    delivery: &mut DueDelivery,
+) -> Result<(Vec<String>, Option<String>), SendResult> {
+    let mut shown = None;
+    if delivery.part == 0 {
+        match outbox.preview_of(delivery, adapter).await {
+            Ok(PreviewEnd::None) => {}
+            Ok(PreviewEnd::Edit(message)) => shown = Some(message),
+            Ok(PreviewEnd::Unknown) => delivery.maybe_duplicate = true,
+            Ok(PreviewEnd::Held) => return Err(wait(delivery, HELD_PAUSE, "another replica still shows the answer")),
+            Err(error) => return Err(wait(delivery, STORE_PAUSE, &error.to_string())),
+        }
+    }
+    let text = String::from_utf8_lossy(&delivery.body);
+    let text = match (text.trim().is_empty(), &shown) {
+        (false, _) => text.as_ref(),
+        (true, Some(_)) => ENDED_EMPTY,
+        // Nothing to say and nothing shown: done without a word.
+        (true, None) => return Err(SendResult::Delivered { message_id: None, revived: false }),
+    };
+    let parts = split(adapter, text).ok_or_else(|| retry(delivery, false, ADAPTER_FAILED))?;
+    Ok((parts, shown))
+}
+
+/// How sending ended before the last part.
+enum Ended {
+    /// Another replica has the delivery now.
+    Elsewhere,
+    /// The platform, or our own pacing, said so.
+    Failed(SendError),
+}
+
+/// Sends what has not arrived yet, part by part, and answers the id of the first one.
+async fn send_parts(
+    outbox: &Outbox,
+    adapter: &dyn Adapter,
+    chat: &ChatRef,
+    delivery: &mut DueDelivery,
+    parts: &[String],
+    shown: Option<String>,
+) -> Result<Option<String>, Ended> {
     let first = usize::try_from(delivery.part).unwrap_or(0);
     let mut message_id = None;
     for (index, text) in parts.iter().enumerate().skip(first) {
-        let message = OutboundMessage {
-            chat: chat.clone(),
-            text: text.clone(),
-            maybe_duplicate: delivery.maybe_duplicate && index == first,
-            idempotency_key: format!("{}-{}-{index}", delivery.lane, delivery.pos),
-        };
-        let failpoints = outbox.inner.store.failpoints();
-        failpoints.reach("send.before").await;
-        let sent = send_part(adapter.as_ref(), message).await;
-        failpoints.reach("send.after").await;
-        match sent {
-            Ok(sent) => message_id = message_id.or(sent.message_id),
-            Err(error) => {
-                let outcome = match error {
-                    SendError::RetryAfter { after, ref cause } => wait(&delivery, after, cause),
-                    SendError::Retry(ref cause) => retry(&delivery, false, cause),
-                    SendError::Ambiguous(ref cause) => retry(&delivery, true, cause),
-                    SendError::ChatGone(reason) | SendError::Refused(reason) => SendResult::Dead { reason },
-                };
-                return settle(outbox, adapter.platform(), &delivery, outcome).await;
+        let edited = match &shown {
+            Some(message) if index == 0 => {
+                edit_part(outbox, adapter, chat, message, text).await.map_err(Ended::Failed)?
             }
+            _ => false,
+        };
+        if edited {
+            message_id.clone_from(&shown);
+        } else {
+            let message = OutboundMessage {
+                chat: chat.clone(),
+                text: text.clone(),
+                maybe_duplicate: delivery.maybe_duplicate && index == first && !adapter.deduplicates(),
+                idempotency_key: format!("{}-{}-{index}", delivery.lane, delivery.pos),
+            };
+            let failpoints = outbox.inner.store.failpoints();
+            failpoints.reach("send.before").await;
+            let sent = send_part(adapter, message).await;
+            failpoints.reach("send.after").await;
+            message_id = message_id.or(sent.map_err(Ended::Failed)?.message_id);
         }
         delivery.part = i32::try_from(index + 1).unwrap_or(i32::MAX);
         // The mark was about the part that has just arrived.
         delivery.maybe_duplicate = false;
-        if index + 1 < parts.len() && !settle_progress(outbox, &delivery).await {
-            return;
+        if index + 1 < parts.len() && !settle_progress(outbox, delivery).await {
+            return Err(Ended::Elsewhere);
         }
     }
-    settle(outbox, adapter.platform(), &delivery, SendResult::Delivered { message_id }).await;
+    Ok(message_id)
+}
+
+/// Brings the message that showed the turn to its final text. False: that message cannot show it. What is ambiguous is tried
+/// again without a mark: the same edit twice is one.
+async fn edit_part(
+    outbox: &Outbox,
+    adapter: &dyn Adapter,
+    chat: &ChatRef,
+    message: &str,
+    text: &str,
+) -> Result<bool, SendError> {
+    let edit = Edit { chat: chat.clone(), message_id: message.to_owned(), text: text.to_owned(), passing: false };
+    let failpoints = outbox.inner.store.failpoints();
+    failpoints.reach("edit.before").await;
+    let edited = AssertUnwindSafe(async { adapter.edit(edit).await }).catch_unwind().await;
+    failpoints.reach("edit.after").await;
+    match edited {
+        Ok(Ok(())) => Ok(true),
+        Ok(Err(EditError::Lost(cause))) => {
+            tracing::info!(cause, "the message that showed the answer is lost, it is sent as a new one");
+            Ok(false)
+        }
+        Ok(Err(EditError::Unsupported)) => Ok(false),
+        Ok(Err(EditError::Failed(SendError::Ambiguous(cause)))) => Err(SendError::Retry(cause)),
+        Ok(Err(EditError::Failed(error))) => Err(error),
+        Ok(Err(EditError::NotNow)) => Err(SendError::Retry("no room for an edit".to_owned())),
+        Err(_) => Err(SendError::Retry(ADAPTER_FAILED.to_owned())),
+    }
+}
+
+/// A lane that leads nowhere right now is nobody's failure.
+fn astray_result(delivery: &DueDelivery, astray: Astray) -> SendResult {
+    let maybe_duplicate = delivery.maybe_duplicate;
+    match astray {
+        Astray::NoAccount(key) => {
+            tracing::info!(platform = key.platform, account = key.account, "a delivery waits for its account");
+            SendResult::Parked { account: parking_key(&key.platform, &key.account), maybe_duplicate }
+        }
+        Astray::Unavailable(cause) => wait(delivery, STORE_PAUSE, &cause),
+        Astray::NoLane(reason) => SendResult::Dead { reason, maybe_duplicate },
+    }
 }
 
 /// The parts of a text; `None` when the adapter panicked. One message must not stop the process, again at each start.
-fn split(adapter: &dyn Adapter, text: &str) -> Option<Vec<String>> {
+pub(super) fn split(adapter: &dyn Adapter, text: &str) -> Option<Vec<String>> {
     std::panic::catch_unwind(AssertUnwindSafe(|| adapter.split(text))).ok()
 }
 
@@ -96,19 +241,23 @@ async fn send_part(adapter: &dyn Adapter, message: OutboundMessage) -> Result<Se
 fn retry(delivery: &DueDelivery, ambiguous: bool, cause: &str) -> SendResult {
     let failed = usize::try_from(delivery.failures).unwrap_or(0);
     let Some(planned) = SCHEDULE.get(failed) else {
-        return SendResult::Dead { reason: format!("given up after {} attempts: {cause}", failed + 1) };
+        return SendResult::Dead {
+            reason: format!("given up after {} attempts: {cause}", failed + 1),
+            maybe_duplicate: ambiguous || delivery.maybe_duplicate,
+        };
     };
     tracing::info!(cause, "a delivery will be tried again");
     let after = planned.mul_f64(rand::random_range(0.5..=1.0));
     // Parts of this attempt that arrived are committed already; a mark of an earlier attempt for the same part stays.
-    SendResult::Retry { after, maybe_duplicate: ambiguous || delivery.maybe_duplicate }
+    SendResult::Retry { after, maybe_duplicate: ambiguous || delivery.maybe_duplicate, cause: cause.to_owned() }
 }
 
 /// What the platform asks for is honoured to the letter, with a little room, and as often as it asks: a chat that is busy for
 /// long loses nothing.
 fn wait(delivery: &DueDelivery, after: Duration, cause: &str) -> SendResult {
     tracing::info!(cause, "a delivery waits as it was asked to");
-    SendResult::Wait { after: after + Duration::from_millis(50), maybe_duplicate: delivery.maybe_duplicate }
+    let after = after + Duration::from_millis(50);
+    SendResult::Wait { after, maybe_duplicate: delivery.maybe_duplicate, cause: cause.to_owned() }
 }
 
 async fn settle_progress(outbox: &Outbox, delivery: &DueDelivery) -> bool {
@@ -116,9 +265,12 @@ async fn settle_progress(outbox: &Outbox, delivery: &DueDelivery) -> bool {
     outbox.record(outcome).await
 }
 
-async fn settle(outbox: &Outbox, platform: &'static str, delivery: &DueDelivery, result: SendResult) {
+/// Commits how the attempt ended. False: it is not ours any more.
+async fn settle(outbox: &Outbox, platform: &'static str, delivery: &DueDelivery, result: SendResult) -> bool {
     match &result {
-        SendResult::Dead { reason } => tracing::warn!(reason, "a delivery was given up"),
+        SendResult::Dead { reason, .. } | SendResult::Gone { reason, .. } => {
+            tracing::warn!(reason, "a delivery was given up")
+        }
         SendResult::Retry { after, .. } | SendResult::Wait { after, .. } => {
             // The second is the truth; this only makes a short wait exact.
             let (outbox, after) = (outbox.clone(), *after);
@@ -132,18 +284,21 @@ async fn settle(outbox: &Outbox, platform: &'static str, delivery: &DueDelivery,
                 });
             }
         }
-        SendResult::Delivered { .. } | SendResult::Progress => {}
+        SendResult::Delivered { .. } | SendResult::Parked { .. } | SendResult::Progress => {}
     }
     let kind = match &result {
         SendResult::Delivered { .. } => "delivered",
-        SendResult::Dead { .. } => "dead",
+        SendResult::Dead { .. } | SendResult::Gone { .. } => "dead",
+        SendResult::Parked { .. } => "parked",
         SendResult::Retry { .. } | SendResult::Wait { .. } => "retry",
         SendResult::Progress => "progress",
     };
     outbox.inner.metrics.delivery(platform, kind);
-    if !outbox.record(outcome_of(delivery, result)).await {
+    let stored = outbox.record(outcome_of(delivery, result)).await;
+    if !stored {
         tracing::info!(lane = delivery.lane, pos = delivery.pos, "a delivery was taken over by another replica");
     }
+    stored
 }
 
 fn outcome_of(delivery: &DueDelivery, result: SendResult) -> DeliveryOutcome {
@@ -153,7 +308,7 @@ fn outcome_of(delivery: &DueDelivery, result: SendResult) -> DeliveryOutcome {
 #[cfg(test)]
 mod tests {
     use futures_util::future::BoxFuture;
-    use hermes_platforms::{ChatRef, InboundSink};
+    use hermes_platforms::InboundSink;
     use tokio_util::sync::CancellationToken;
 
     use super::*;
@@ -218,11 +373,13 @@ mod tests {
             traceparent: None,
             maybe_duplicate: false,
             body: Vec::new(),
+            gone: None,
+            ask: false,
         };
         let asked = Duration::from_secs(40);
         assert!(matches!(wait(&delivery(1000, 0), asked, "busy"), SendResult::Wait { after, .. } if after >= asked));
         assert!(matches!(retry(&delivery(1000, 8), false, "500"), SendResult::Retry { .. }));
-        let SendResult::Dead { reason } = retry(&delivery(10, 9), false, "500") else { panic!() };
+        let SendResult::Dead { reason, .. } = retry(&delivery(10, 9), false, "500") else { panic!() };
         assert_eq!(reason, "given up after 10 attempts: 500");
     }
 }

@@ -1,26 +1,31 @@
 //! Deliveries: what was committed for a chat is sent there, in the order of its lane, until it arrived or is given up.
 //!
-//! Called by dispatch (a delivery committed as `attempting` by the completion) and by the poll (due ones). It owns the
-//! attempts in flight. Always true: `attempting` is committed before the platform is called; one delivery of a lane is in
-//! flight at a time, because the store hands out one; parts that certainly arrived are committed before the next is sent,
-//! so a retry goes on where it stopped; a copy that may be a duplicate is marked; a delivery that was handed to this replica
-//! in an answer that got lost is found again. It knows adapters, not platforms.
+//! Called by dispatch (a delivery committed as `attempting` by the completion, a turn whose text may be shown) and by the poll
+//! (due ones). It owns the attempts in flight. Always true: `attempting` is committed before the platform is called; one
+//! delivery of a lane is in flight at a time, because the store hands out one; parts that certainly arrived are committed before
+//! the next is sent, so a retry goes on where it stopped; a copy that may be a duplicate is marked; a delivery that was handed
+//! to this replica in an answer that got lost is found as soon as the store answers again (`upkeep`); what is known here of
+//! dead chats only decides whether the store is asked. It knows adapters, not platforms.
 
 mod adapters;
 mod attempt;
+mod preview;
+mod upkeep;
 
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use hermes_platforms::{Adapter, ChatRef};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, RwLock, RwLockReadGuard, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 pub use adapters::Adapters;
+
+use preview::Previews;
 
 use crate::store::{self, BATCH_ROWS, DeliveryOutcome, DueDelivery, LaneKey, Store};
 use crate::tasks::Tasks;
@@ -28,9 +33,6 @@ use crate::telemetry::Metrics;
 
 /// Most attempts in flight on this replica; further deliveries wait in the store.
 const MAX_IN_FLIGHT: usize = 1024;
-/// How often strays are looked for: longer than any call of the store can take, so that what one look and the next one
-/// both find was not handed over in between.
-const STRAYS_EVERY: Duration = Duration::from_secs(45);
 /// Lanes remembered; beyond that the memory starts afresh.
 const MAX_LANES: usize = 50_000;
 
@@ -53,8 +55,15 @@ struct Inner {
     in_flight: AtomicUsize,
     attempts: Mutex<HashSet<Attempt>>,
     lanes: Mutex<Lanes>,
+    previews: Previews,
     outcomes: mpsc::Sender<Recorded>,
     due: Notify,
+    /// Held for reading from before a call that hands deliveries over until those are in `attempts`; held for writing, nothing is on
+    /// its way, so what the store calls ours and `attempts` does not know was lost with an answer.
+    handing_over: RwLock<()>,
+    /// Some call that may have handed over got no answer.
+    doubted: AtomicBool,
+    doubt: Notify,
     tasks: Tasks,
     metrics: Metrics,
 }
@@ -64,6 +73,18 @@ struct Lanes {
     ids: HashMap<LaneKey, i64>,
     keys: HashMap<i64, Arc<LaneKey>>,
     typed: HashMap<i64, Instant>,
+    /// Those whose chat is gone, as far as is known here.
+    dead: HashSet<i64>,
+}
+
+/// Why a lane leads nowhere right now.
+enum Astray {
+    /// Its account is not there.
+    NoAccount(Arc<LaneKey>),
+    /// The store could not be asked.
+    Unavailable(String),
+    /// It is not in the store.
+    NoLane(String),
 }
 
 /// Handle to the outbox; cheap to clone.
@@ -83,21 +104,37 @@ impl Outbox {
             in_flight: AtomicUsize::new(0),
             attempts: Mutex::default(),
             lanes: Mutex::default(),
+            previews: Previews::default(),
             outcomes,
             due: Notify::new(),
+            handing_over: RwLock::new(()),
+            doubted: AtomicBool::new(false),
+            doubt: Notify::new(),
             tasks: tasks.clone(),
             metrics,
         };
         let outbox = Self { inner: Arc::new(inner) };
         tasks.spawn("outbox recorder", run_recorder(outbox.clone(), recorded, tasks.stopping()));
         tasks.spawn("outbox", run_due(outbox.clone(), tasks.stopping()));
-        tasks.spawn("outbox strays", run_strays(outbox.clone(), tasks.stopping()));
+        tasks.spawn("outbox upkeep", upkeep::run(outbox.clone(), tasks.stopping()));
         outbox
     }
 
     /// Whether another delivery may be committed as `attempting` in this replica's name.
     pub fn has_room(&self) -> bool {
         self.inner.in_flight.load(Ordering::Relaxed) < MAX_IN_FLIGHT
+    }
+
+    /// Hold it around a call of the store that may commit deliveries as `attempting` in this replica's name, until they were given
+    /// to [`Outbox::send`] or [`Outbox::doubt`] was called.
+    pub async fn handing_over(&self) -> RwLockReadGuard<'_, ()> {
+        self.inner.handing_over.read().await
+    }
+
+    /// A call that may have handed deliveries over got no answer: the store is asked what is ours.
+    pub fn doubt(&self) {
+        self.inner.doubted.store(true, Ordering::Release);
+        self.inner.doubt.notify_one();
     }
 
     /// Sends a delivery that is `attempting` in this replica's name.
@@ -138,6 +175,15 @@ impl Outbox {
         Ok(lane)
     }
 
+    /// Whether the chat of a lane was found dead, as far as is known here. The store knows for certain.
+    pub fn is_suspected(&self, lane: i64) -> bool {
+        self.lanes(|lanes| lanes.dead.contains(&lane))
+    }
+
+    fn suspect(&self, lane: i64, dead: bool) {
+        self.lanes(|lanes| if dead { lanes.dead.insert(lane) } else { lanes.dead.remove(&lane) });
+    }
+
     /// Shows in a lane's chat that an answer is being written; at most every four seconds.
     pub fn typing(&self, lane: i64) {
         let due = self.lanes(|lanes| {
@@ -167,20 +213,24 @@ impl Outbox {
     fn remember(&self, lane: i64, key: Arc<LaneKey>) {
         self.lanes(|lanes| {
             if lanes.ids.len() >= MAX_LANES {
-                *lanes = Lanes::default();
+                let dead = std::mem::take(&mut lanes.dead);
+                *lanes = Lanes { dead, ..Lanes::default() };
             }
             lanes.ids.insert(key.as_ref().clone(), lane);
             lanes.keys.insert(lane, key);
         });
     }
 
-    /// The account and chat of a lane; the error says what is missing.
-    async fn route(&self, lane: i64) -> Result<(Arc<dyn Adapter>, ChatRef), String> {
+    /// The account and chat of a lane, or what is missing.
+    async fn route(&self, lane: i64) -> Result<(Arc<dyn Adapter>, ChatRef), Astray> {
         let known = self.lanes(|lanes| lanes.keys.get(&lane).cloned());
         let key = match known {
             Some(key) => key,
             None => {
-                let key = Arc::new(self.inner.store.lane_get(lane).await.map_err(|error| error.to_string())?);
+                let key = Arc::new(self.inner.store.lane_get(lane).await.map_err(|error| match error {
+                    store::Error::NotFound(what) => Astray::NoLane(what),
+                    error => Astray::Unavailable(error.to_string()),
+                })?);
                 self.remember(lane, key.clone());
                 key
             }
@@ -190,9 +240,7 @@ impl Outbox {
             thread_id: (!key.thread_id.is_empty()).then(|| key.thread_id.clone()),
         };
         let adapter = self.inner.adapters.get(&key.platform, &key.account);
-        adapter
-            .map(|adapter| (adapter, chat))
-            .ok_or_else(|| format!("there is no {} account {}", key.platform, key.account))
+        adapter.map(|adapter| (adapter, chat)).ok_or(Astray::NoAccount(key))
     }
 
     /// Commits how an attempt went. False: it is not ours any more.
@@ -217,7 +265,9 @@ async fn run_recorder(outbox: Outbox, mut recorded: mpsc::Receiver<Recorded>, st
         }
         let rows: Vec<DeliveryOutcome> = batch.iter().map(|recorded| recorded.outcome.clone()).collect();
         loop {
-            match outbox.inner.store.deliver(outbox.inner.replica, &rows).await {
+            let handing_over = outbox.handing_over().await;
+            let stored = outbox.inner.store.deliver(outbox.inner.replica, &rows).await;
+            match stored {
                 Ok((held, next)) => {
                     for (recorded, held) in batch.drain(..).zip(held) {
                         let _ = recorded.held.send(held);
@@ -228,6 +278,9 @@ async fn run_recorder(outbox: Outbox, mut recorded: mpsc::Receiver<Recorded>, st
                     break;
                 }
                 Err(error) => {
+                    // What it may have handed over is looked for; a repeat says nothing of it.
+                    drop(handing_over);
+                    outbox.doubt();
                     tracing::warn!(%error, "could not record how deliveries went");
                     tokio::select! {
                         () = stop.cancelled() => return,
@@ -259,6 +312,7 @@ async fn run_due(outbox: Outbox, stop: CancellationToken) {
         if room == 0 {
             continue;
         }
+        let _handing_over = outbox.handing_over().await;
         match outbox.inner.store.outbox_claim(outbox.inner.replica, i32::try_from(room).unwrap_or(1)).await {
             Ok(due) => {
                 if due.len() >= room {
@@ -268,7 +322,10 @@ async fn run_due(outbox: Outbox, stop: CancellationToken) {
                     outbox.send(delivery);
                 }
             }
-            Err(error) => tracing::warn!(%error, "could not look for due deliveries"),
+            Err(error) => {
+                outbox.doubt();
+                tracing::warn!(%error, "could not look for due deliveries");
+            }
         }
     }
 }
@@ -295,72 +352,5 @@ impl Drop for Sending {
     fn drop(&mut self) {
         self.outbox.attempts().remove(&self.attempt);
         self.outbox.inner.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Finds deliveries that the store believes to be in our hands and that are not: the answer that handed them over was lost.
-/// Without this their lanes would stand still until this replica ends.
-async fn run_strays(outbox: Outbox, stop: CancellationToken) {
-    let mut suspects = HashSet::new();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(STRAYS_EVERY) => {}
-        }
-        match outbox.inner.store.outbox_held(outbox.inner.replica).await {
-            Ok(held) => {
-                let found = strays(held, &outbox.attempts(), &mut suspects);
-                for delivery in found {
-                    tracing::warn!(turn = %delivery.turn, lane = delivery.lane, "a delivery whose hand-over was lost is taken up");
-                    outbox.send(delivery);
-                }
-            }
-            Err(error) => tracing::warn!(%error, "could not look for stray deliveries"),
-        }
-    }
-}
-
-/// Those of `held` that nobody sends and that the last look suspected already. They are marked: whoever had them may have
-/// died in the middle of sending.
-fn strays(held: Vec<DueDelivery>, sending: &HashSet<Attempt>, suspects: &mut HashSet<Attempt>) -> Vec<DueDelivery> {
-    let idle: Vec<DueDelivery> = held.into_iter().filter(|held| !sending.contains(&attempt_of(held))).collect();
-    let before = std::mem::replace(suspects, idle.iter().map(attempt_of).collect());
-    idle.into_iter()
-        .filter(|idle| before.contains(&attempt_of(idle)))
-        .map(|stray| DueDelivery { maybe_duplicate: true, ..stray })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::{SessionId, TurnId};
-
-    fn delivery(lane: i64, attempt: i32) -> DueDelivery {
-        let turn = TurnId { session: SessionId(1), seq: 1 };
-        DueDelivery {
-            lane,
-            pos: 1,
-            turn,
-            attempt,
-            failures: 0,
-            part: 0,
-            maybe_duplicate: false,
-            body: Vec::new(),
-            traceparent: None,
-        }
-    }
-
-    #[test]
-    fn a_stray_is_what_two_looks_find_and_nobody_sends() {
-        let mut suspects = HashSet::new();
-        let sending = HashSet::from([(1, 1, 1)]);
-        let held = || vec![delivery(1, 1), delivery(2, 1), delivery(3, 1)];
-        assert!(strays(held(), &sending, &mut suspects).is_empty());
-        // Lane 2 was in fact handed over and is at its next attempt by now.
-        let found = strays(vec![delivery(1, 1), delivery(2, 2), delivery(3, 1)], &sending, &mut suspects);
-        assert_eq!(found.iter().map(|stray| (stray.lane, stray.maybe_duplicate)).collect::<Vec<_>>(), [(3, true)]);
-        assert!(strays(vec![delivery(1, 1)], &HashSet::new(), &mut suspects).is_empty());
-        assert_eq!(strays(vec![delivery(1, 1)], &HashSet::new(), &mut suspects).len(), 1);
     }
 }

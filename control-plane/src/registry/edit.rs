@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::snapshot::settings_of;
 use super::{Registry, Snapshot};
+use crate::doorbell::Word;
 use crate::store::{self, RegistryChange};
 
 /// What goes along with a change of the document, in the same transaction.
@@ -88,6 +89,7 @@ impl Registry {
             };
             match self.inner.store.registry_change(snapshot.version, &change).await {
                 Ok(version) => {
+                    self.inner.bell.ring(Word::Look);
                     self.reload().await?;
                     return Ok(Edited { answer, version, changes, warnings });
                 }

@@ -13,6 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use hermes_core::AgentId;
 use hermes_core::config::{Document, Fault, Provider};
@@ -22,7 +23,11 @@ pub use edit::{Edit, EditError, Edited};
 pub use snapshot::{AgentEntry, Snapshot};
 pub(crate) use snapshot::{paths_under, soul_preview};
 
+use crate::doorbell::Doorbell;
 use crate::store::{self, Store};
+
+/// A database that is polled every second and has been silent for this long does not answer.
+const SILENT: Duration = Duration::from_secs(8);
 
 /// What the place where workers run says about homes.
 pub trait Homes: Send + Sync {
@@ -47,7 +52,9 @@ struct Inner {
     changed: watch::Sender<i64>,
     home_versions: Mutex<HashMap<i32, Arc<AtomicI64>>>,
     home_sum: AtomicI64,
-    database: Mutex<Result<(), String>>,
+    /// The database's last answer or failure, and when it answered last.
+    database: Mutex<(Result<(), String>, Instant)>,
+    bell: Doorbell,
 }
 
 /// Handle to the registry; cheap to clone.
@@ -81,7 +88,8 @@ impl Registry {
                 changed: watch::Sender::new(0),
                 home_versions: Mutex::default(),
                 home_sum: AtomicI64::new(-1),
-                database: Mutex::new(Ok(())),
+                database: Mutex::new((Ok(()), Instant::now())),
+                bell: Doorbell::default(),
             }),
         };
         registry.reload().await?;
@@ -151,14 +159,31 @@ impl Registry {
         }
     }
 
-    /// Whether the database answered last time, and why not.
+    /// Whether the database answers, and why not: it failed, or has said nothing for [`SILENT`].
+    ///
+    /// # Errors
+    /// For people.
     pub fn database(&self) -> Result<(), String> {
-        self.inner.database.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let (last, answered) = &*self.inner.database.lock().unwrap_or_else(PoisonError::into_inner);
+        last.clone()?;
+        if answered.elapsed() > SILENT {
+            return Err(format!("the database has not answered for {} s", answered.elapsed().as_secs()));
+        }
+        Ok(())
     }
 
     /// The database did or did not answer.
     pub fn set_database(&self, state: Result<(), String>) {
-        *self.inner.database.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        let mut database = self.inner.database.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.is_ok() {
+            database.1 = Instant::now();
+        }
+        database.0 = state;
+    }
+
+    /// The way to wake the loops of other replicas.
+    pub fn bell(&self) -> &Doorbell {
+        &self.inner.bell
     }
 
     /// The home of an agent where workers run.

@@ -8,14 +8,16 @@ use std::fmt::Write as _;
 
 use sha2::{Digest as _, Sha256};
 
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 9] = [
     include_str!("../../functions/accept.sql"),
     include_str!("../../functions/claim.sql"),
     include_str!("../../functions/journal.sql"),
     include_str!("../../functions/complete.sql"),
+    include_str!("../../functions/previews.sql"),
     include_str!("../../functions/deliveries.sql"),
     include_str!("../../functions/leases.sql"),
     include_str!("../../functions/giving_up.sql"),
+    include_str!("../../functions/retention.sql"),
 ];
 
 /// One set of transition functions.

@@ -7,13 +7,21 @@
 //! the epoch and an old one changes nothing; only the database's clock decides leases; the hot path never waits for a
 //! NOTIFY. It knows neither proto, platforms nor workers' streams, and it decides nothing that `hermes-core` can decide.
 
+mod accounts;
 mod agents;
 mod clock;
+mod dead_letters;
+mod deliveries;
 mod documents;
+mod doorbell;
 mod functions;
+mod gate;
 mod homes;
 mod identities;
+mod journal;
 mod migrate;
+mod previews;
+mod retention;
 mod sessions;
 mod transitions;
 mod workers;
@@ -29,18 +37,26 @@ use tokio_postgres::{NoTls, Row};
 
 use crate::failpoint::{Failpoints, Verdict};
 
+pub use accounts::{AccountClaim, AccountHeld, AccountRow};
 pub use agents::{AgentRow, RegistryChange, RegistryRows, RevisionRow};
 pub use clock::DatabaseClock;
+pub use dead_letters::{DeadTurnRow, DeliveryFilter, DeliveryId, DeliveryRow, DeliveryState, Redrive};
+pub use deliveries::{DeliveryOutcome, DueDelivery, LaneKey, SendResult};
+pub use doorbell::{Bell, Rung};
 pub use functions::Functions;
 pub use homes::{HomeDocument, HomeDocumentInfo, PushOutcome};
 pub use identities::LAUNCH_TTL;
+pub use journal::{JOURNAL_BEGIN, JournalCursor, Journaled, StepRecord, StepRow};
+pub use previews::{PreviewBegin, PreviewEnd};
+pub use retention::{RETAINED, Retained, RetentionRun};
 pub use sessions::{SessionRow, StatusCounts, TranscriptRow, TurnEnd, TurnRow};
-pub use transitions::{
-    Claimed, Completion, CompletionOutcome, DeliveryOutcome, DueDelivery, Ended, GivenUp, Ingest, Ingested, LaneKey,
-    Leased, NextTurn, SendResult,
-};
+pub use transitions::{Claimed, Completion, CompletionOutcome, Ended, GivenUp, Ingest, Ingested, Leased, NextTurn};
 pub use workers::{Leaving, Parting, PollAnswer, WorkerRegistration};
 
+/// Longest wait for the answer to a poll: longer is no database.
+pub const POLL_LIMIT: Duration = Duration::from_secs(5);
+/// Longest wait for any answer: the server ends a statement after 30 s, so later it is the way there that is broken.
+const CALL_LIMIT: Duration = Duration::from_secs(40);
 /// Most rows one batched call carries (measured: batches pay up to 40 rows and no longer after 70).
 pub const BATCH_ROWS: usize = 256;
 
@@ -176,6 +192,9 @@ pub struct Store {
     pool: Pool,
     place: std::sync::Arc<str>,
     functions: std::sync::Arc<Functions>,
+    gate: std::sync::Arc<gate::Gate>,
+    /// For connections beside the pool.
+    direct: std::sync::Arc<doorbell::Direct>,
     failpoints: Failpoints,
 }
 
@@ -204,7 +223,11 @@ impl Store {
         })?;
         let place = place_of(&config);
         config.connect_timeout(Duration::from_secs(3));
+        // A way that is gone without a word is noticed in 25 s.
         config.keepalives_idle(Duration::from_secs(10));
+        config.keepalives_interval(Duration::from_secs(5));
+        config.keepalives_retries(3);
+        config.tcp_user_timeout(Duration::from_secs(25));
         config.application_name("hermes-control-plane");
         let own = format!(
             "-c search_path={},hermes -c plan_cache_mode=force_generic_plan -c jit=off -c statement_timeout=30s \
@@ -214,13 +237,10 @@ impl Store {
         let options = config.get_options().map_or_else(|| own.clone(), |given| format!("{own} {given}"));
         config.options(options);
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = if config.get_ssl_mode() == tokio_postgres::config::SslMode::Require {
-            let mut roots = rustls::RootCertStore::empty();
-            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-            let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-            Manager::from_config(config, tokio_postgres_rustls::MakeRustlsConnect::new(tls), recycling)
-        } else {
-            Manager::from_config(config, NoTls, recycling)
+        let direct = doorbell::Direct::new(config.clone());
+        let manager = match direct.tls() {
+            Some(tls) => Manager::from_config(config, tls, recycling),
+            None => Manager::from_config(config, NoTls, recycling),
         };
         let limit = Some(Duration::from_secs(4));
         let pool = Pool::builder(manager)
@@ -229,7 +249,14 @@ impl Store {
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|error| Error::Schema(error.to_string()))?;
-        Ok(Self { pool, place: place.into(), functions: functions.into(), failpoints: Failpoints::default() })
+        Ok(Self {
+            pool,
+            place: place.into(),
+            functions: functions.into(),
+            gate: std::sync::Arc::default(),
+            direct: direct.into(),
+            failpoints: Failpoints::default(),
+        })
     }
 
     /// With points around each transition.
@@ -254,13 +281,24 @@ impl Store {
     }
 
     async fn client(&self) -> Result<deadpool_postgres::Object> {
-        Ok(self.pool.get().await?)
+        self.gate.wait().await;
+        let client = self.pool.get().await;
+        // A pool that is busy says nothing about the database.
+        self.gate.note(!matches!(client, Err(deadpool_postgres::PoolError::Backend(_))));
+        Ok(client?)
     }
 
     async fn query(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+        self.query_within(CALL_LIMIT, sql, params).await
+    }
+
+    async fn query_within(&self, limit: Duration, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
         let client = self.client().await?;
-        let statement = client.prepare_cached(sql).await?;
-        Ok(client.query(&statement, params).await?)
+        gate::within(limit, client, async |client| {
+            let statement = client.prepare_cached(sql).await?;
+            client.query(&statement, params).await
+        })
+        .await
     }
 
     async fn query_opt(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>> {
@@ -269,14 +307,17 @@ impl Store {
 
     async fn execute(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<u64> {
         let client = self.client().await?;
-        let statement = client.prepare_cached(sql).await?;
-        Ok(client.execute(&statement, params).await?)
+        gate::within(CALL_LIMIT, client, async |client| {
+            let statement = client.prepare_cached(sql).await?;
+            client.execute(&statement, params).await
+        })
+        .await
     }
 
     /// A transition with its points; those are named after the function that the statement calls.
-    async fn drilled(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+    async fn drilled(&self, limit: Duration, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
         if !self.failpoints.are_set() {
-            return self.query(sql, params).await;
+            return self.query_within(limit, sql, params).await;
         }
         let head = sql.split('(').next().unwrap_or_default();
         let function = head.split_whitespace().next_back().unwrap_or_default();
@@ -284,7 +325,7 @@ impl Store {
         if self.failpoints.reach(&format!("{function}.before")).await == Verdict::Fail {
             return Err(cut());
         }
-        let rows = self.query(sql, params).await?;
+        let rows = self.query_within(limit, sql, params).await?;
         match self.failpoints.reach(&format!("{function}.after")).await {
             Verdict::GoOn => Ok(rows),
             Verdict::Fail => Err(cut()),
@@ -293,9 +334,18 @@ impl Store {
 
     /// Repeats a whole batch that met a concurrent writer, a few times with jitter.
     async fn query_retrying(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+        self.query_retrying_within(CALL_LIMIT, sql, params).await
+    }
+
+    async fn query_retrying_within(
+        &self,
+        limit: Duration,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>> {
         let mut attempt = 0_u32;
         loop {
-            match self.drilled(sql, params).await {
+            match self.drilled(limit, sql, params).await {
                 Err(error) if error.is_retryable() && attempt < 6 => {
                     attempt += 1;
                     let jitter = rand::random_range(1..=(4_u64 << attempt));

@@ -114,6 +114,8 @@ pub struct StatusCounts {
     pub waiting: i64,
     /// Deliveries not yet ended.
     pub deliveries: i64,
+    /// Replicas that live.
+    pub replicas: i64,
 }
 
 const SESSION: &str = "s.session_id, a.agent_id, s.session_key, s.state, s.tail_seq, s.tail_seq - s.head_seq + 1 AS open, \
@@ -200,13 +202,14 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn counts(&self) -> Result<StatusCounts> {
-        let sql =
-            "SELECT (SELECT count(*) FROM session_keys), (SELECT count(*) FROM ready), (SELECT count(*) FROM outbox)";
+        let sql = "SELECT (SELECT count(*) FROM session_keys), (SELECT count(*) FROM ready), (SELECT count(*) FROM outbox), \
+             (SELECT count(*) FROM replicas WHERE lost_at IS NULL AND lease_until > clock_timestamp())";
         let row = self.query_opt(sql, &[]).await?;
         Ok(row.map_or_else(StatusCounts::default, |row| StatusCounts {
             sessions: row.get(0),
             waiting: row.get(1),
             deliveries: row.get(2),
+            replicas: row.get(3),
         }))
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Error, Result, SessionId, Store, TurnId, millis};
+use super::{AccountClaim, AccountHeld, Error, Result, SessionId, Store, TurnId, millis};
 
 /// A worker process that asks to be given turns.
 #[derive(Clone, Debug)]
@@ -68,6 +68,10 @@ pub struct PollAnswer {
     pub homes: i64,
     /// Workers of this replica that somebody wants to part with, and how long their turns may still go on.
     pub draining: Vec<(i64, Duration)>,
+    /// Replicas that live, this one included.
+    pub live: i64,
+    /// The accounts this replica receives for.
+    pub accounts: Vec<AccountHeld>,
 }
 
 impl Store {
@@ -80,14 +84,48 @@ impl Store {
         row.map(|row| row.get(0)).ok_or_else(|| Error::Unavailable("no number".to_owned()))
     }
 
-    /// Renews this replica's lease and those of `workers` that were heard of, and answers for all loops.
+    /// [`Store::poll_for`] of a replica that receives for no account.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn poll(&self, replica: i64, workers: &[i64], ttl: Duration) -> Result<PollAnswer> {
-        let rows = self.query_retrying("SELECT * FROM poll($1,$2,$3)", &[&replica, &workers, &millis(ttl)]).await?;
+        self.poll_for(replica, workers, &[], ttl).await
+    }
+
+    /// Renews this replica's lease, those of `workers` that were heard of and those of `accounts`, takes its share of the accounts
+    /// that nobody has, and answers for all loops. Gives up after [`super::POLL_LIMIT`].
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn poll_for(
+        &self,
+        replica: i64,
+        workers: &[i64],
+        accounts: &[AccountClaim],
+        ttl: Duration,
+    ) -> Result<PollAnswer> {
+        let platforms: Vec<&str> = accounts.iter().map(|claim| claim.platform.as_str()).collect();
+        let names: Vec<&str> = accounts.iter().map(|claim| claim.account.as_str()).collect();
+        let leave: Vec<bool> = accounts.iter().map(|claim| claim.leave).collect();
+        let states: Vec<&str> = accounts.iter().map(|claim| claim.state).collect();
+        let details: Vec<&str> = accounts.iter().map(|claim| claim.detail.as_str()).collect();
+        let silent: Vec<i64> = accounts.iter().map(|claim| claim.silent.map_or(-1, millis)).collect();
+        let rows = self
+            .query_retrying_within(
+                super::POLL_LIMIT,
+                "SELECT * FROM poll($1,$2,$3,$4,$5,$6,$7,$8,$9)",
+                &[&replica, &workers, &millis(ttl), &platforms, &names, &leave, &states, &details, &silent],
+            )
+            .await?;
         let row = rows.first().ok_or_else(|| Error::Unavailable("no answer".to_owned()))?;
         let grace = row.get::<_, Vec<i64>>("o_grace_ms").into_iter().map(|ms| Duration::from_millis(ms.unsigned_abs()));
+        let (places, epochs, lefts): (Vec<i32>, Vec<i64>, Vec<i64>) =
+            (row.get("o_have"), row.get("o_epoch"), row.get("o_left_ms"));
+        let held = places.into_iter().zip(epochs).zip(lefts).filter_map(|((place, epoch), left)| {
+            let claim = accounts.get(usize::try_from(place).ok()?.checked_sub(1)?)?;
+            let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
+            Some(AccountHeld { platform: claim.platform.clone(), account: claim.account.clone(), epoch, left })
+        });
         Ok(PollAnswer {
             now: row.get("o_now"),
             version: row.get("o_version"),
@@ -98,16 +136,21 @@ impl Store {
             removed: row.get("o_removed"),
             homes: row.get("o_homes"),
             draining: row.get::<_, Vec<i64>>("o_draining").into_iter().zip(grace).collect(),
+            live: row.get("o_live"),
+            accounts: held.collect(),
         })
     }
 
-    /// This replica leaves in order: nothing of it is in doubt any more.
+    /// This replica leaves in order: nothing of it is in doubt any more, and others may receive for its accounts.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn replica_leave(&self, replica: i64) -> Result<()> {
-        let sql = "UPDATE replicas SET lost_at = clock_timestamp() WHERE replica_id = $1";
-        self.execute(sql, &[&replica]).await.map(|_| ())
+        let sql = "WITH a AS (UPDATE account_leases SET lease_until = clock_timestamp() \
+                     WHERE replica_id = $1 AND lease_until > clock_timestamp()) \
+                   UPDATE replicas SET lost_at = clock_timestamp() WHERE replica_id = $1";
+        self.execute(sql, &[&replica]).await?;
+        self.execute("SELECT pg_notify($1, 'look outbox')", &[&super::doorbell::CHANNEL]).await.map(|_| ())
     }
 
     /// Registers a worker under a new number, with its slots.
@@ -213,7 +256,9 @@ impl Store {
     pub async fn everybody_else_lose(&self, replica: i64) -> Result<()> {
         let sql = "UPDATE workers SET lost = true, lost_at = clock_timestamp() WHERE NOT lost AND replica_id <> $1";
         self.execute(sql, &[&replica]).await?;
-        let sql = "UPDATE replicas SET lost_at = clock_timestamp() WHERE lost_at IS NULL AND replica_id <> $1";
+        let sql = "WITH a AS (UPDATE account_leases SET lease_until = clock_timestamp() \
+                     WHERE replica_id <> $1 AND lease_until > clock_timestamp()) \
+                   UPDATE replicas SET lost_at = clock_timestamp() WHERE lost_at IS NULL AND replica_id <> $1";
         self.execute(sql, &[&replica]).await.map(|_| ())
     }
 
@@ -257,13 +302,15 @@ impl Store {
         }
     }
 
-    /// Forgets workers that were lost more than ten minutes ago, with their slots.
+    /// Age of the oldest transaction that runs in this database, or of the oldest snapshot that somebody holds; of other
+    /// roles' only as far as ours may see them.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn workers_forget(&self) -> Result<u64> {
-        let sql = "WITH w AS (DELETE FROM workers WHERE lost AND lost_at < clock_timestamp() - interval '15 minutes' RETURNING worker_id) \
-                   DELETE FROM slots s USING w WHERE s.worker_id = w.worker_id";
-        self.execute(sql, &[]).await
+    pub async fn oldest_transaction(&self) -> Result<Duration> {
+        let sql = "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float8 FROM pg_stat_activity \
+                   WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'";
+        let age = self.query_opt(sql, &[]).await?.map_or(0.0, |row| row.get::<_, f64>(0));
+        Ok(Duration::try_from_secs_f64(age.max(0.0)).unwrap_or_default())
     }
 }

@@ -101,6 +101,7 @@ impl Bot {
             "getMe" => Answer::ok(&self.me().to_string()),
             "getUpdates" => self.get_updates(call).await,
             "sendMessage" => self.send_message(call),
+            "editMessageText" => self.edit_message(call),
             "sendChatAction" => match call.text("chat_id") {
                 Some(_) if call.text("action").is_some() => Answer::ok("true"),
                 Some(_) => error(400, "Bad Request: wrong parameter action in request", None),
@@ -199,15 +200,8 @@ impl Bot {
             let text = "Bad Request: group chat was upgraded to a supergroup chat";
             return envelope(400, text, Some(json!({ "migrate_to_chat_id": new })));
         }
-        if let Some(limit) = state.chat_limit {
-            let (start, used) = state.chat_windows.entry(chat_id.clone()).or_insert((now, 0));
-            if now.duration_since(*start) >= Duration::from_secs(1) {
-                (*start, *used) = (now, 0);
-            }
-            if *used >= limit {
-                return error(429, "Too Many Requests: retry after 1", Some(1));
-            }
-            *used += 1;
+        if state.is_flooded(&chat_id, now) {
+            return error(429, "Too Many Requests: retry after 1", Some(1));
         }
         state.last_message += 1;
         let message_id = state.last_message;
@@ -217,7 +211,14 @@ impl Bot {
             result["message_thread_id"] = json!(thread);
         }
         let index = state.deliveries.len();
-        state.deliveries.push(Delivery { at: now, chat_id: chat_id.clone(), thread_id, text, message_id });
+        state.deliveries.push(Delivery {
+            at: now,
+            chat_id: chat_id.clone(),
+            thread_id,
+            text,
+            earlier: Vec::new(),
+            message_id,
+        });
         state.by_chat.entry(chat_id.clone()).or_default().push(index);
         let waiting = state.chat_notify.get(&chat_id).cloned();
         drop(state);
@@ -226,6 +227,61 @@ impl Bot {
         }
         self.0.happened.notify_waiters();
         Answer::ok(&result.to_string())
+    }
+}
+
+impl Bot {
+    /// As Telegram does it: the message keeps its place, a text that it has already is refused, and what is not there cannot be edited.
+    fn edit_message(&self, call: &Call) -> Answer {
+        let Some(chat_id) = call.get("chat_id").filter(|chat| !chat.is_empty()) else {
+            return error(400, "Bad Request: chat_id is empty", None);
+        };
+        let text = call.get("text").unwrap_or_default();
+        if text.trim().is_empty() {
+            return error(400, "Bad Request: message text is empty", None);
+        }
+        if text.encode_utf16().count() > TEXT_LIMIT {
+            return error(400, "Bad Request: MESSAGE_TOO_LONG", None);
+        }
+        let Some(message_id) = call.number::<i64>("message_id") else {
+            return error(400, "Bad Request: message identifier is not specified", None);
+        };
+        let mut state = self.locked();
+        if state.is_flooded(&chat_id, Instant::now()) {
+            return error(429, "Too Many Requests: retry after 1", Some(1));
+        }
+        let is_deleted = state.deleted.contains(&message_id);
+        let found = state.deliveries.iter_mut().find(|sent| sent.chat_id == chat_id && sent.message_id == message_id);
+        let Some(sent) = found.filter(|_| !is_deleted) else {
+            return error(400, "Bad Request: message to edit not found", None);
+        };
+        if sent.text.trim() == text.trim() {
+            let same = "Bad Request: message is not modified: specified new message content and reply markup are exactly the \
+                        same as a current content and reply markup of the message";
+            return error(400, same, None);
+        }
+        let before = std::mem::replace(&mut sent.text, text.clone());
+        sent.earlier.push(before);
+        let now = jiff::Timestamp::now().as_second();
+        let result = json!({"message_id": message_id, "from": self.me(), "text": text.trim(), "date": now,
+            "edit_date": now, "chat": chat(&chat_id)});
+        drop(state);
+        self.0.happened.notify_waiters();
+        Answer::ok(&result.to_string())
+    }
+}
+
+impl super::State {
+    /// Counts a call of the chat; whether that is one too many.
+    fn is_flooded(&mut self, chat_id: &str, now: Instant) -> bool {
+        let Some(limit) = self.chat_limit else { return false };
+        let (start, used) = self.chat_windows.entry(chat_id.to_owned()).or_insert((now, 0));
+        if now.duration_since(*start) >= Duration::from_secs(1) {
+            (*start, *used) = (now, 0);
+        }
+        let flooded = *used >= limit;
+        *used += u32::from(!flooded);
+        flooded
     }
 }
 

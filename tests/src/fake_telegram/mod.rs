@@ -2,7 +2,8 @@
 //!
 //! Used by adapter and system tests and by the benchmark (thousands of calls a second). Owns its listener and tasks: they end
 //! when [`FakeTelegram`] is dropped. Always true: an update stays until a poll's offset confirms it, one poll at a time
-//! (the older gets 409), a call that gets an error had no effect, and the log of deliveries only grows. It has no users:
+//! (the older gets 409), a call that gets an error had no effect, the log of deliveries only grows, and an edit changes the text of
+//! a message where it stands. It has no users:
 //! the test plays them.
 
 mod answer;
@@ -69,8 +70,10 @@ pub struct Delivery {
     pub chat_id: String,
     /// Into which topic.
     pub thread_id: Option<i64>,
-    /// Its text, as sent.
+    /// Its text, as sent or as last edited.
     pub text: String,
+    /// What it said before each edit.
+    pub earlier: Vec<String>,
     /// The id it got; ids increase.
     pub message_id: i64,
 }
@@ -170,6 +173,8 @@ struct State {
     chat_limit: Option<u32>,
     chat_windows: HashMap<String, (Instant, u32)>,
     dead_topics: HashSet<(String, i64)>,
+    /// Messages that their readers deleted.
+    deleted: HashSet<i64>,
     /// Groups that became supergroups, and their new ids.
     migrated: HashMap<String, i64>,
 }
@@ -291,6 +296,11 @@ impl Bot {
     /// Closes a topic for good: sends to it get `message thread not found`.
     pub fn remove_topic(&self, chat_id: i64, thread_id: i64) {
         self.locked().dead_topics.insert((chat_id.to_string(), thread_id));
+    }
+
+    /// Somebody in the chat deletes a message: it cannot be edited any more. It stays in the log.
+    pub fn delete(&self, message_id: i64) {
+        self.locked().deleted.insert(message_id);
     }
 
     /// Group `old` becomes supergroup `new`: sends to the old id are told the new one.

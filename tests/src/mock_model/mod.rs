@@ -64,7 +64,30 @@ pub enum Behaviour {
     Persona,
     /// Answers when [`MockModel::release`] lets it.
     Held,
+    /// Says this (nothing when it is empty) and asks for tools, in pieces as the wire sends them.
+    Ask(String, Vec<Call>),
 }
+
+/// A tool that the model asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Call {
+    /// Its id; empty: the wire sends none (Anthropic's always does). Gemini's has none anyway.
+    pub id: String,
+    /// The tool.
+    pub name: String,
+    /// JSON; on Gemini's wire it must be an object.
+    pub arguments: String,
+}
+
+impl Call {
+    /// A call with an id.
+    pub fn new(id: &str, name: &str, arguments: &str) -> Self {
+        Self { id: id.to_owned(), name: name.to_owned(), arguments: arguments.to_owned() }
+    }
+}
+
+/// Decides by the request's body (JSON as sent) how it is answered.
+type Responder = Arc<dyn Fn(&serde_json::Value) -> Behaviour + Send + Sync>;
 
 /// The running server.
 #[derive(Debug)]
@@ -86,10 +109,16 @@ struct Shared {
     held: Semaphore,
 }
 
-#[derive(Debug)]
 struct Script {
     next: VecDeque<Behaviour>,
     then: Behaviour,
+    responder: Option<Responder>,
+}
+
+impl std::fmt::Debug for Script {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Script").field("next", &self.next).field("then", &self.then).finish_non_exhaustive()
+    }
 }
 
 /// The last request for an answer.
@@ -114,7 +143,7 @@ impl MockModel {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let addr = listener.local_addr()?;
         let shared = Arc::new(Shared {
-            script: Mutex::new(Script { next: VecDeque::new(), then: Behaviour::Answer }),
+            script: Mutex::new(Script { next: VecDeque::new(), then: Behaviour::Answer, responder: None }),
             requests: AtomicU64::new(0),
             models_requests: AtomicU64::new(0),
             gone: AtomicU64::new(0),
@@ -150,6 +179,11 @@ impl MockModel {
     /// Requests without a script behave like this.
     pub fn otherwise(&self, behaviour: Behaviour) {
         self.shared.script.lock().unwrap_or_else(PoisonError::into_inner).then = behaviour;
+    }
+
+    /// Requests without a script behave as `responder` says; it sees the body as JSON. It wins over [`MockModel::otherwise`].
+    pub fn respond(&self, responder: impl Fn(&serde_json::Value) -> Behaviour + Send + Sync + 'static) {
+        self.shared.script.lock().unwrap_or_else(PoisonError::into_inner).responder = Some(Arc::new(responder));
     }
 
     /// Lets this many held answers go, those to come included.
@@ -237,8 +271,12 @@ async fn answer(request: Request<Incoming>, shared: &Arc<Shared>) -> Response<Bo
     };
     let behaviour = {
         let mut script = shared.script.lock().unwrap_or_else(PoisonError::into_inner);
-        let then = script.then.clone();
-        script.next.pop_front().unwrap_or(then)
+        let (next, responder, then) = (script.next.pop_front(), script.responder.clone(), script.then.clone());
+        drop(script);
+        next.unwrap_or_else(|| match responder {
+            Some(responder) => responder(&serde_json::from_slice(&body).unwrap_or_default()),
+            None => then,
+        })
     };
     behave(behaviour, answer, shared).await
 }
@@ -255,6 +293,7 @@ async fn behave(behaviour: Behaviour, answer: Answer, shared: &Arc<Shared>) -> R
             Some(body) => full(StatusCode::OK, "application/json", body),
             None => full(StatusCode::OK, events, answer.whole_of(&text)),
         },
+        Behaviour::Ask(text, calls) => full(StatusCode::OK, events, answer.asking(&text, &calls)),
         Behaviour::HangBeforeHeaders => {
             let _gone = Gone(Arc::clone(shared));
             std::future::pending().await

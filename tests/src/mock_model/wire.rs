@@ -8,6 +8,8 @@ use http::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::Call;
+
 /// Tokens of every answer, the tag counted as one.
 pub const TOKENS: usize = 50;
 /// So much of the last user message is repeated.
@@ -97,6 +99,48 @@ impl Wire {
                     )
             }
             Self::Gemini => "data: {\"candidates\":[{\"content\":{\"parts\":[{\"text\":\"\"}],\"role\":\"model\"},\"finishReason\":\"STOP\",\"index\":0}],\"usageMetadata\":{\"promptTokenCount\":100,\"candidatesTokenCount\":50,\"totalTokenCount\":150,\"cachedContentTokenCount\":40},\"modelVersion\":\"mock-1\"}\r\n\r\n".to_owned(),
+        }
+    }
+
+    /// A call in pieces; `place` is its number in the reply.
+    fn call(self, place: usize, call: &Call) -> String {
+        let name = Value::from(call.name.as_str());
+        let middle = call.arguments.floor_char_boundary(call.arguments.len() / 2);
+        let pieces = [&call.arguments[..middle], &call.arguments[middle..]].map(Value::from);
+        match self {
+            Self::OpenAi => {
+                let id = if call.id.is_empty() {
+                    String::new()
+                } else {
+                    format!(r#""id":{},"#, Value::from(call.id.as_str()))
+                };
+                let first = format!(
+                    r#"{{"tool_calls":[{{"index":{place},{id}"type":"function","function":{{"name":{name},"arguments":""}}}}]}}"#
+                );
+                let rest = pieces.map(|piece| {
+                    let delta = format!(r#"{{"tool_calls":[{{"index":{place},"function":{{"arguments":{piece}}}}}]}}"#);
+                    openai_chunk(&delta, "null")
+                });
+                openai_chunk(&first, "null") + &rest.concat()
+            }
+            Self::Anthropic => {
+                let (id, index) = (Value::from(call.id.as_str()), place + 1);
+                let begin = format!(
+                    r#","index":{index},"content_block":{{"type":"tool_use","id":{id},"name":{name},"input":{{}}}}"#
+                );
+                let rest = pieces.map(|piece| {
+                    let delta =
+                        format!(r#","index":{index},"delta":{{"type":"input_json_delta","partial_json":{piece}}}"#);
+                    anthropic("content_block_delta", &delta)
+                });
+                anthropic("content_block_start", &begin)
+                    + &rest.concat()
+                    + &anthropic("content_block_stop", &format!(r#","index":{index}"#))
+            }
+            Self::Gemini => format!(
+                "data: {{\"candidates\":[{{\"content\":{{\"parts\":[{{\"functionCall\":{{\"name\":{name},\"args\":{}}}}}],\"role\":\"model\"}},\"index\":0}}],\"modelVersion\":\"mock-1\"}}\r\n\r\n",
+                call.arguments
+            ),
         }
     }
 
@@ -290,6 +334,32 @@ impl Answer {
             body.push_str(&self.wire.token(word));
         }
         body.push_str(&self.wire.tail());
+        body.push_str(&self.wire.end_mark());
+        Bytes::from(body)
+    }
+
+    /// The complete stream of `text` and then the calls.
+    pub(super) fn asking(&self, text: &str, calls: &[Call]) -> Bytes {
+        let mut body = self.wire.head();
+        for word in text.split_inclusive(' ') {
+            body.push_str(&self.wire.token(word));
+        }
+        // Anthropic's text block ends before the first call's begins, and the tail would end it once more.
+        if self.wire == Wire::Anthropic {
+            body.push_str(&anthropic("content_block_stop", r#","index":0"#));
+        }
+        for (place, call) in calls.iter().enumerate() {
+            body.push_str(&self.wire.call(place, call));
+        }
+        let tail = self.wire.tail();
+        let tail = match self.wire {
+            Wire::OpenAi => tail.replace("\"stop\"", "\"tool_calls\""),
+            Wire::Anthropic => {
+                tail.replace("end_turn", "tool_use").replace(&anthropic("content_block_stop", r#","index":0"#), "")
+            }
+            Wire::Gemini => tail,
+        };
+        body.push_str(&tail);
         body.push_str(&self.wire.end_mark());
         Bytes::from(body)
     }

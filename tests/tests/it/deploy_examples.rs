@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use hermes_core::config::{
-    AgentSpec, Document, Limits, Platforms, Provider, Rate, SecretRef, TelegramAccount, WebhookAccount, WebhookReply,
-    load_offline,
+    AgentSpec, Document, Limits, Platforms, Provider, Rate, Retention, SecretRef, Streaming, TelegramAccount,
+    WebhookAccount, WebhookReply, load_offline,
 };
 use hermes_core::reset::{ResetMode, ResetPolicy};
 
@@ -54,6 +54,7 @@ fn the_example_sets_every_key() {
         reset_by_type,
         reset_by_platform,
         limits: Limits { message_bytes: _, history_bytes: _, turn_seconds: _, stall_seconds: _ },
+        retention: Retention { dedupe_days: _, steps_days: _, deliveries_days: _, dead_days: _, turns_days },
         providers,
         default_provider,
         platforms: Platforms { telegram, webhook },
@@ -62,7 +63,7 @@ fn the_example_sets_every_key() {
     } = document;
     assert!(model != "builtin/echo" && timezone != "UTC" && mode != ResetMode::None);
     assert!(!reset_by_type.is_empty() && !reset_by_platform.is_empty() && !routes.is_empty());
-    assert!(default_provider.is_some());
+    assert!(default_provider.is_some() && turns_days.is_some());
     // Keys whose value may be their default are looked for in the text.
     for key in [
         "default_agent",
@@ -74,6 +75,10 @@ fn the_example_sets_every_key() {
         "history_bytes",
         "turn_seconds",
         "stall_seconds",
+        "dedupe_days",
+        "steps_days",
+        "deliveries_days",
+        "dead_days",
         "kind",
     ] {
         let written = |line: &str| line.trim_start().starts_with(&format!("{key}:"));
@@ -99,7 +104,9 @@ fn the_example_sets_every_key() {
     assert!(field(|agent| agent.home_dir.is_some()));
     assert!(field(|agent| agent.enabled_toolsets.is_some()) && field(|agent| agent.disabled_toolsets.is_some()));
     let bot = |get: fn(&TelegramAccount) -> bool| telegram.values().any(get);
-    let TelegramAccount { token: _, api_base: _, allow_users: _, allow_chats: _, allow_all: _, rate: _ } = &telegram[0];
+    let TelegramAccount { token: _, api_base: _, allow_users: _, allow_chats: _, allow_all: _, rate: _, streaming: _ } =
+        &telegram[0];
+    assert!(bot(|bot| bot.streaming == Streaming::Off) && bot(|bot| bot.streaming == Streaming::Edit));
     assert!(bot(|bot| matches!(bot.token, SecretRef::Env(_))) && bot(|bot| matches!(bot.token, SecretRef::File(_))));
     assert!(bot(|bot| bot.api_base.is_some()) && bot(|bot| bot.allow_all));
     assert!(bot(|bot| !bot.allow_users.is_empty()) && bot(|bot| !bot.allow_chats.is_empty()));

@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use hermes_control_plane::models::{
-    Broker, FailureReason, Message, ModelEvent, ModelFailure, ModelTarget, ProviderTarget, Settings,
+    Broker, FailureReason, MAX_CALLS, Message, ModelEvent, ModelFailure, ModelTarget, ProviderTarget, Request,
+    Settings, Tool, ToolCall,
 };
 use hermes_core::AgentId;
 use hermes_core::config::ProviderKind;
 use hermes_core::turn::{Role, Usage};
-use hermes_tests::mock_model::{Behaviour, LAST_WORD, MockModel};
+use hermes_tests::mock_model::{Behaviour, Call, LAST_WORD, MockModel};
+use serde_json::json;
 
 const KEY: &str = "sk-test-0123456789";
 const KINDS: [ProviderKind; 3] = [ProviderKind::Openai, ProviderKind::Anthropic, ProviderKind::Gemini];
@@ -49,7 +51,7 @@ fn target(kind: ProviderKind, mock: &MockModel) -> ProviderTarget {
 }
 
 fn said(role: Role, text: &str) -> Message {
-    Message { role, text: text.to_owned() }
+    Message::Said { role, text: text.to_owned() }
 }
 
 struct Heard {
@@ -76,7 +78,7 @@ async fn ask(broker: &Broker, target: ModelTarget, messages: Vec<Message>) -> He
                 assert!(!text.is_empty());
                 deltas.push(text);
             }
-            ModelEvent::Done { usage, finish_reason } => break Ok((usage, finish_reason)),
+            ModelEvent::Done { usage, finish_reason, .. } => break Ok((usage, finish_reason)),
             ModelEvent::Failed(failure) => break Err(failure),
         }
     };
@@ -440,4 +442,96 @@ async fn a_key_that_the_provider_repeats_does_not_reach_the_cause() {
     let heard = hello(&broker(settings()), ProviderTarget { base_url, ..target(ProviderKind::Openai, &mock) }).await;
     let cause = &heard.failure().cause;
     assert!(cause.contains("Bearer [key]") && !cause.contains(KEY), "{cause}");
+}
+
+fn act() -> Tool {
+    Tool {
+        name: "act".to_owned(),
+        description: "Acts.".to_owned(),
+        parameters: json!({"type": "object", "properties": {"n": {"type": "integer"}}}),
+    }
+}
+
+/// The calls of a reply that ends well.
+async fn calls(broker: &Broker, target: ProviderTarget, request: Request) -> (String, Vec<ToolCall>, String) {
+    let events = broker.generate(ModelTarget::Provider(target), &AgentId::main(), request);
+    let events: Vec<ModelEvent> = tokio::time::timeout(Duration::from_secs(20), events.collect()).await.unwrap();
+    let mut text = String::new();
+    for event in events {
+        match event {
+            ModelEvent::Delta(delta) => text.push_str(&delta),
+            ModelEvent::Done { calls, finish_reason, .. } => return (text, calls, finish_reason),
+            ModelEvent::Failed(failure) => panic!("{failure:?}"),
+        }
+    }
+    panic!("no end");
+}
+
+#[tokio::test]
+async fn every_kind_asks_for_tools_and_is_told_what_they_gave() {
+    let broker = broker(settings());
+    for (kind, finish) in KINDS.into_iter().zip(["tool_calls", "tool_use", "STOP"]) {
+        let mock = MockModel::start().await.unwrap();
+        let given = [Call::new("call_a", "act", "{\"n\":1}"), Call::new("call_b", "act", "{\"n\":2}")];
+        for said in ["", "one moment please"] {
+            mock.script([Behaviour::Ask(said.to_owned(), given.to_vec())]);
+            let hello = Request { messages: vec![self::said(Role::User, "hello")], tools: vec![act()] };
+            let (text, mut calls, reason) = calls(&broker, target(kind, &mock), hello).await;
+            assert_eq!((text.as_str(), reason.as_str()), (said, finish), "{kind:?}");
+            let asked: Vec<_> = calls.iter().map(|call| (call.name.as_str(), call.arguments.as_str())).collect();
+            assert_eq!(asked, [("act", "{\"n\":1}"), ("act", "{\"n\":2}")], "{kind:?}");
+            assert_ne!(calls[0].id, calls[1].id, "{kind:?}");
+            if kind != ProviderKind::Gemini {
+                assert_eq!((calls[0].id.as_str(), calls[1].id.as_str()), ("call_a", "call_b"));
+            }
+            assert!(String::from_utf8_lossy(&mock.last().body).contains("Acts."), "{kind:?}: the tool is offered");
+
+            // The results go back, the broken arguments of a call as an object, and the next calls have ids of their own.
+            calls[1].arguments = "{\"n\":".to_owned();
+            let first = calls[0].id.clone();
+            let results = calls.iter().enumerate().map(|(n, call)| Message::Answered {
+                call: call.id.clone(),
+                text: if n == 0 { "gave one".to_owned() } else { String::new() },
+            });
+            let results: Vec<_> = results.collect();
+            let mut messages = vec![self::said(Role::User, "hello"), Message::Asked { text: text.clone(), calls }];
+            messages.extend(results);
+            mock.script([Behaviour::Ask(String::new(), given.to_vec())]);
+            let (_, next, _) =
+                self::calls(&broker, target(kind, &mock), Request { messages, tools: vec![act()] }).await;
+            assert!(next.iter().all(|call| call.id != first), "{kind:?}: {next:?}");
+            let sent = mock.last().json().to_string();
+            assert!(sent.contains("gave one") && sent.contains("hello"), "{kind:?}: {sent}");
+            assert_eq!(sent.contains("one moment please"), !said.is_empty(), "{kind:?}: {sent}");
+            if kind == ProviderKind::Anthropic {
+                let body = mock.last().json();
+                let last = body["messages"].as_array().unwrap().last().unwrap().clone();
+                assert_eq!(last["content"].as_array().map(Vec::len), Some(2), "both results in one message: {last}");
+                assert!(body["messages"][1]["content"].to_string().contains("\"input\":{\"arguments\":"), "{body}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn calls_that_nobody_offered_are_none_and_too_many_are_no_reply() {
+    let broker = broker(settings());
+    for kind in KINDS {
+        let mock = MockModel::start().await.unwrap();
+        let call = Call::new("call_a", "act", "{}");
+        mock.script([Behaviour::Ask("words".to_owned(), vec![call.clone()])]);
+        let unasked: Request = vec![said(Role::User, "hello")].into();
+        let (text, none, _) = calls(&broker, target(kind, &mock), unasked).await;
+        assert_eq!((text.as_str(), none.len()), ("words", 0), "{kind:?}");
+        let many = (0..=MAX_CALLS).map(|n| Call { id: format!("call_{n}"), ..call.clone() }).collect();
+        mock.script([Behaviour::Ask(String::new(), many)]);
+        let request = Request { messages: vec![said(Role::User, "hello")], tools: vec![act()] };
+        let events = broker.generate(ModelTarget::Provider(target(kind, &mock)), &AgentId::main(), request);
+        let events: Vec<ModelEvent> = events.collect().await;
+        assert!(
+            matches!(events.as_slice(), [ModelEvent::Failed(failure)] if failure.reason == FailureReason::BrokenStream),
+            "{kind:?}: {events:?}"
+        );
+        assert_eq!(mock.requests(), 2, "{kind:?}: it is not asked again");
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use hermes_core::config::Rate;
+use hermes_core::config::{Rate, Streaming};
 use hermes_platforms::telegram::{Settings, Telegram};
 use hermes_platforms::{
     AccountState, Adapter as _, ChatRef, InboundMessage, InboundSink, OutboundMessage, Receipt, SendError,
@@ -148,6 +148,7 @@ fn settings(base: &str) -> Settings {
         allow_chats: vec!["-100".to_owned()],
         allow_all: false,
         rate: Rate::Off,
+        streaming: Streaming::Off,
     }
 }
 

@@ -7,10 +7,10 @@
 use super::fields::{self, Faults, Path, Section, boolean, judged, list, rate_number, text, texts};
 use super::patch::Patch;
 use super::tree::{Content, Node};
-use super::{Rate, SecretRef, TelegramAccount, WebhookAccount, WebhookReply, values};
+use super::{Rate, SecretRef, Streaming, TelegramAccount, WebhookAccount, WebhookReply, values};
 
-const TELEGRAM_KEYS: [&str; 8] =
-    ["id", "token_env", "token_file", "api_base", "allow_users", "allow_chats", "allow_all", "rate"];
+const TELEGRAM_KEYS: [&str; 9] =
+    ["id", "token_env", "token_file", "api_base", "allow_users", "allow_chats", "allow_all", "rate", "streaming"];
 const WEBHOOK_KEYS: [&str; 5] = ["id", "secret_env", "secret_file", "callback_url", "deliver"];
 
 /// Reads `platforms`.
@@ -123,6 +123,7 @@ fn telegram(account: &Section<'_, '_>, path: Path<'_>, faults: &mut Faults) -> O
         let message = "rate: off is for a Bot API server of your own; set api_base, or give rates";
         faults.add(account.get("rate").map_or(0, |node| node.line), path.key("rate"), message);
     }
+    let streaming = account.optional("streaming", faults, streaming);
     Some(TelegramAccount {
         token: token?,
         api_base,
@@ -130,7 +131,21 @@ fn telegram(account: &Section<'_, '_>, path: Path<'_>, faults: &mut Faults) -> O
         allow_chats,
         allow_all,
         rate: rate.unwrap_or_default(),
+        streaming: streaming.unwrap_or_default(),
     })
+}
+
+fn streaming(node: &Node, path: Path<'_>, faults: &mut Faults) -> Option<Streaming> {
+    match &node.content {
+        // `off` is text to some YAML readers and a boolean to others; here it means off either way.
+        Content::Bool(false) => Some(Streaming::Off),
+        Content::Odd(word) | Content::Text(word) if word.eq_ignore_ascii_case("off") => Some(Streaming::Off),
+        Content::Odd(word) | Content::Text(word) if word == "edit" => Some(Streaming::Edit),
+        _ => {
+            faults.add(node.line, path, "write off, or edit to show an answer while it is written");
+            None
+        }
+    }
 }
 
 fn rate(node: &Node, path: Path<'_>, faults: &mut Faults) -> Option<Rate> {

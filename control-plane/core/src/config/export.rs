@@ -10,7 +10,9 @@ use std::fmt::{self, Write};
 use indexmap::IndexMap;
 
 use super::tree::is_odd;
-use super::{AgentSpec, Document, Provider, Rate, SecretRef, TelegramAccount, WebhookAccount, WebhookReply};
+use super::{
+    AgentSpec, Document, Provider, Rate, Retention, SecretRef, Streaming, TelegramAccount, WebhookAccount, WebhookReply,
+};
 use crate::reset::ResetPolicy;
 use crate::routing::Route;
 
@@ -172,7 +174,7 @@ fn named<'a, K: fmt::Display + 'a, V: 'a>(
     Shape::Map(all.into_iter().map(|(key, item)| (key.to_string(), value(item))).collect())
 }
 
-/// The document's shape, every key but an unset `default_provider` and empty `platforms` written out.
+/// The document's shape, every key but an unset `default_provider` or `turns_days` and empty `platforms` written out.
 pub(super) fn shape(document: &Document) -> Shape {
     let mut top = Entries::default()
         .put("default_agent", text(document.default_agent.as_str()))
@@ -192,6 +194,7 @@ pub(super) fn shape(document: &Document) -> Shape {
                 .put("stall_seconds", literal(document.limits.stall_seconds))
                 .map(),
         )
+        .put("retention", retention(&document.retention))
         .put("providers", named(&document.providers, provider))
         .put_text("default_provider", document.default_provider.as_ref());
     let platforms = &document.platforms;
@@ -204,6 +207,18 @@ pub(super) fn shape(document: &Document) -> Shape {
     top.put("agents", named(&document.agents, agent))
         .put("routes", Shape::List(document.routes.iter().map(route).collect()))
         .map()
+}
+
+fn retention(retention: &Retention) -> Shape {
+    let entries = Entries::default()
+        .put("dedupe_days", literal(retention.dedupe_days))
+        .put("steps_days", literal(retention.steps_days))
+        .put("deliveries_days", literal(retention.deliveries_days))
+        .put("dead_days", literal(retention.dead_days));
+    match retention.turns_days {
+        Some(days) => entries.put("turns_days", literal(days)).map(),
+        None => entries.map(),
+    }
 }
 
 fn policy(policy: &ResetPolicy) -> Shape {
@@ -267,6 +282,16 @@ fn telegram(entries: Entries, account: &TelegramAccount) -> Entries {
         .put_texts("allow_chats", listed(&account.allow_chats).as_ref())
         .put("allow_all", literal(account.allow_all))
         .put("rate", rate)
+        .put(
+            "streaming",
+            Shape::Scalar(
+                match account.streaming {
+                    Streaming::Off => "off",
+                    Streaming::Edit => "edit",
+                }
+                .to_owned(),
+            ),
+        )
 }
 
 fn webhook(entries: Entries, account: &WebhookAccount) -> Entries {

@@ -30,6 +30,7 @@ impl Document {
         set(&mut merged.limits.history_bytes, patch.history_bytes);
         set(&mut merged.limits.turn_seconds, patch.turn_seconds);
         set(&mut merged.limits.stall_seconds, patch.stall_seconds);
+        merged.retention.patched(&patch.retention);
         set(&mut merged.default_provider, patch.default_provider);
         set(&mut merged.routes, patch.routes);
         merge_map(&mut merged.providers, patch.providers, prune);

@@ -16,6 +16,7 @@ mod fields;
 mod merge;
 mod models;
 mod patch;
+mod retention;
 mod tree;
 mod values;
 
@@ -33,6 +34,7 @@ pub use export::to_yaml;
 pub use merge::{Change, ChangeKind, diff};
 pub use models::{Endpoint, Resolved, resolve_model, unserved_message};
 pub use patch::{Patch, Positions, Reading, parse, read};
+pub use retention::{DEDUPE_DAYS_MIN, RETENTION_DAYS_MAX, Retention, RetentionPatch};
 
 use crate::AgentId;
 use crate::reset::{ResetPolicy, ResetRules};
@@ -70,6 +72,9 @@ pub struct Document {
     pub reset_by_platform: BTreeMap<String, ResetPolicy>,
     /// Bounds.
     pub limits: Limits,
+    /// How long what is over is kept.
+    #[serde(default)]
+    pub retention: Retention,
     /// Model providers by name.
     pub providers: BTreeMap<String, Provider>,
     /// The provider of models without a configured prefix.
@@ -95,6 +100,7 @@ impl Default for Document {
             reset_by_type: BTreeMap::new(),
             reset_by_platform: BTreeMap::new(),
             limits: Limits::default(),
+            retention: Retention::default(),
             providers: BTreeMap::new(),
             default_provider: None,
             platforms: Platforms::default(),
@@ -252,6 +258,20 @@ pub struct TelegramAccount {
     pub allow_all: bool,
     /// Pacing of sends.
     pub rate: Rate,
+    /// Whether chats see an answer while it is written.
+    #[serde(default)]
+    pub streaming: Streaming,
+}
+
+/// Whether the chats of an account see an answer while it is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Streaming {
+    /// They see it whole.
+    #[default]
+    Off,
+    /// One message is edited while the text grows and becomes the answer.
+    Edit,
 }
 
 /// Pacing of sends on one account, messages per second.

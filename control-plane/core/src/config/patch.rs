@@ -11,13 +11,16 @@ use indexmap::IndexMap;
 
 use super::fields::{self, Faults, Path, Section, boolean, entries, integer, judged, list, text, texts};
 use super::tree::{self, Node};
-use super::{AgentSpec, Document, Fault, Provider, ProviderKind, TelegramAccount, WebhookAccount, accounts, values};
+use super::{
+    AgentSpec, Document, Fault, Provider, ProviderKind, RetentionPatch, TelegramAccount, WebhookAccount, accounts,
+    retention, values,
+};
 use crate::AgentId;
 use crate::reset::{ResetMode, ResetPolicy};
 use crate::routing::{InvalidRoute, MatchKey, Route};
 
 /// Top-level keys.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "default_agent",
     "model",
     "timezone",
@@ -27,6 +30,7 @@ const KEYS: [&str; 14] = [
     "reset_by_type",
     "reset_by_platform",
     "limits",
+    "retention",
     "providers",
     "default_provider",
     "platforms",
@@ -63,6 +67,8 @@ pub struct Patch {
     pub turn_seconds: Option<u64>,
     /// `limits.stall_seconds`.
     pub stall_seconds: Option<u64>,
+    /// `retention`, key by key.
+    pub retention: RetentionPatch,
     /// Providers the text names.
     pub providers: BTreeMap<String, Provider>,
     /// `Some(None)` when the text says `default_provider: null`, which unsets it.
@@ -168,6 +174,9 @@ pub fn read(text: &str) -> Reading {
     read_reset(&top, &mut patch, &mut faults);
     if let Some(node) = top.get("limits") {
         read_limits(node, &mut patch, &mut faults);
+    }
+    if let Some(node) = top.get("retention") {
+        retention::read(node, &mut patch, &mut faults);
     }
     if let Some(node) = top.get("providers") {
         read_providers(node, &mut patch, &mut faults);

@@ -10,14 +10,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
-use hermes_core::config::Rate;
+use hermes_core::config::{Rate, Streaming};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use self::platform::{Platform, Reaction};
 use crate::telegram::{self, Telegram};
 use crate::webhook::{self, Reply, Webhook};
-use crate::{AccountState, Adapter, ChatRef, InboundMessage, InboundSink, OutboundMessage, Receipt, SendError, Sent};
+use crate::{
+    AccountState, Adapter, ChatRef, Edit, EditError, InboundMessage, InboundSink, OutboundMessage, Receipt, SendError,
+    Sent,
+};
 
 const SECRET: &str = "700:canary-of-the-contract";
 const NOW: u64 = 1_800_000_000;
@@ -92,6 +95,7 @@ impl Kind {
                     allow_chats: Vec::new(),
                     allow_all: false,
                     rate: Rate::Off,
+                    streaming: Streaming::Edit,
                 })
                 .unwrap(),
             ),
@@ -239,6 +243,60 @@ async fn every_outcome_of_a_send_has_its_meaning_and_leaks_no_secret() {
         let sent = kind.adapter(&base).send(message()).await;
         assert!(matches!(sent, Err(SendError::Retry(_))), "{kind:?}: nobody listens, but {sent:?}");
         assert!(!format!("{sent:?}").contains("canary"), "{sent:?}");
+    }
+}
+
+#[tokio::test]
+async fn every_outcome_of_an_edit_has_its_meaning_and_leaks_no_secret() {
+    type Expected = fn(&Result<(), EditError>) -> bool;
+    let same = r#"{"ok":false,"error_code":400,"description":"Bad Request: message is not modified: same"}"#;
+    let deleted = r#"{"ok":false,"error_code":400,"description":"Bad Request: message to edit not found"}"#;
+    let outcomes: [(Reaction, Expected); 7] = [
+        (Reaction::json(200, r#"{"ok":true,"result":{"message_id":3}}"#), Result::is_ok),
+        (Reaction::json(400, same), Result::is_ok),
+        (Reaction::json(400, deleted), |edited| matches!(edited, Err(EditError::Lost(_)))),
+        (Reaction::json(500, SECRET), |edited| matches!(edited, Err(EditError::Failed(SendError::Retry(_))))),
+        (Reaction::json(504, SECRET), |edited| matches!(edited, Err(EditError::Failed(SendError::Ambiguous(_))))),
+        (Reaction::Close, |edited| matches!(edited, Err(EditError::Failed(SendError::Ambiguous(_))))),
+        (
+            Reaction::RetryAfter(7),
+            |edited| matches!(edited, Err(EditError::Failed(SendError::RetryAfter { after, .. })) if *after == Duration::from_secs(7)),
+        ),
+    ];
+    for subject in Subject::all().await {
+        for (number, (reaction, expected)) in outcomes.iter().enumerate() {
+            subject.platform.react("editMessageText", reaction.clone());
+            let before = subject.platform.requests();
+            // A chat of its own: what one reaction asks for must not hold up the next edit.
+            let chat = ChatRef { chat_id: (50 + number).to_string(), thread_id: Some("7".to_owned()) };
+            let text = format!("text {number}");
+            let edit = Edit { chat, message_id: "3".to_owned(), text, passing: false };
+            let edited = subject.adapter.edit(edit).await;
+            assert!(!format!("{edited:?}").contains("canary"), "{edited:?}");
+            if !subject.adapter.streams() {
+                assert_eq!(edited, Err(EditError::Unsupported), "{:?} says that it does not edit", subject.kind);
+                assert_eq!(subject.platform.requests(), before);
+                continue;
+            }
+            assert!(expected(&edited), "{:?}: {reaction:?} became {edited:?}", subject.kind);
+            assert_eq!(subject.platform.requests(), before + 1, "{:?}: {reaction:?} was sent again", subject.kind);
+            let (_, body) = subject.platform.last();
+            assert!(body.contains("\"message_id\":3") && body.contains(&format!("text {number}")), "{body}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_copy_is_marked_unless_the_other_side_knows_it_by_its_key() {
+    for subject in Subject::all().await {
+        let ok = Reaction::json(200, r#"{"ok":true,"result":{"message_id":3}}"#);
+        subject.platform.react("sendMessage", ok.clone());
+        subject.platform.react("/callback", ok);
+        subject.adapter.send(OutboundMessage { maybe_duplicate: true, ..message() }).await.unwrap();
+        let (head, body) = subject.platform.last();
+        let keyed = head.to_ascii_lowercase().contains("idempotency-key: part-1");
+        assert_eq!(keyed, subject.adapter.deduplicates(), "{:?}: {head}", subject.kind);
+        assert_eq!(body.contains("may be a duplicate"), !keyed, "{:?}: {body}", subject.kind);
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod api;
 mod convert;
+mod edit;
 mod pacing;
 mod receive;
 mod send;
@@ -15,7 +16,7 @@ mod wire;
 use std::fmt;
 
 use futures_util::future::BoxFuture;
-use hermes_core::config::Rate;
+use hermes_core::config::{Rate, Streaming};
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +25,7 @@ use self::convert::{AllowRule, PLATFORM};
 use self::pacing::Pacing;
 use self::send::TEXT_LIMIT;
 use crate::split::{self, Unit};
-use crate::{Adapter, ChatRef, InboundSink, OutboundMessage, SendError, Sent, SettingsError};
+use crate::{Adapter, ChatRef, Edit, EditError, InboundSink, OutboundMessage, SendError, Sent, SettingsError};
 
 /// What an account needs.
 #[derive(Clone, Debug)]
@@ -43,6 +44,8 @@ pub struct Settings {
     pub allow_all: bool,
     /// Pacing of sends; [`Rate::Off`] only with `api_base`.
     pub rate: Rate,
+    /// Whether chats see an answer while it is written.
+    pub streaming: Streaming,
 }
 
 /// Telegram's published limits: one message a second in one chat, 30 on the account (and 20 a minute in one group, which
@@ -55,6 +58,7 @@ pub struct Telegram {
     api: Api,
     allow: AllowRule,
     pacing: Pacing,
+    streaming: Streaming,
 }
 
 impl fmt::Debug for Telegram {
@@ -89,7 +93,8 @@ impl Telegram {
         }
         let base = settings.api_base.as_deref().unwrap_or(api::PUBLIC_BASE);
         let api = Api::new(settings.token.clone(), base).map_err(refuse)?;
-        Ok(Self { account: settings.account, api, allow, pacing: Pacing::new(settings.rate) })
+        let (pacing, streaming) = (Pacing::new(settings.rate), settings.streaming);
+        Ok(Self { account: settings.account, api, allow, pacing, streaming })
     }
 
     fn cut(&self, text: &str) -> Vec<String> {
@@ -106,6 +111,14 @@ impl Adapter for Telegram {
         &self.account
     }
 
+    fn polls(&self) -> bool {
+        true
+    }
+
+    fn share(&self, senders: u32) {
+        self.pacing.share(senders);
+    }
+
     fn receive<'a>(&'a self, sink: &'a dyn InboundSink, stop: CancellationToken) -> BoxFuture<'a, ()> {
         Box::pin(self.run(sink, stop))
     }
@@ -116,6 +129,14 @@ impl Adapter for Telegram {
 
     fn send(&self, message: OutboundMessage) -> BoxFuture<'_, Result<Sent, SendError>> {
         Box::pin(self.send_part(message))
+    }
+
+    fn streams(&self) -> bool {
+        self.streaming == Streaming::Edit
+    }
+
+    fn edit(&self, edit: Edit) -> BoxFuture<'_, Result<(), EditError>> {
+        Box::pin(self.edit_text(edit))
     }
 
     fn typing(&self, chat: ChatRef) -> BoxFuture<'_, ()> {

@@ -1,8 +1,11 @@
 //! When the next call may go out: Telegram's published limits and its `retry_after`.
 //!
-//! Used by this adapter's sends and typing signs; one per account. Always true: a pause that Telegram asked for holds for
+//! Used by this adapter's sends, edits and typing signs; one per account. Chats wait for themselves alone: the account's bound is asked
+//! for after the chat's turn has come, so a chat that is slow or paused holds up nobody. Always true: a pause that Telegram asked for holds for
 //! the chat whatever the rate says, and for the whole account once a second chat is paused at the same time (Telegram does
-//! not say which limit was hit). Time is a parameter. It keeps nothing across a restart: Telegram will say 429 again.
+//! not say which limit was hit). With several processes sending for one account each takes an even part of the account's rate; a
+//! chat's is not divided, because one process at a time has a chat's deliveries in its hands. Time is a parameter. It keeps nothing
+//! across a restart: Telegram will say 429 again.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,6 +18,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// Telegram takes 20 messages a minute in one group.
 const GROUP_MESSAGES: usize = 20;
 const GROUP_WINDOW: Duration = Duration::from_secs(60);
+/// Of these, passing edits leave the rest to messages.
+const GROUP_EDITS: usize = 12;
 /// Telegram shows the sign for 5 s.
 const TYPING_EVERY: Duration = Duration::from_secs(4);
 /// Idle chats are forgotten beyond this many.
@@ -29,7 +34,12 @@ pub(super) struct Pacing {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Other processes that send for the account.
+    others: u32,
     account: Gate,
+    /// The place of the last call that was sent back because the account has no room for long: the next one comes after it, so that
+    /// a backlog comes back at the account's rate and not all at once.
+    sent_back: Option<Instant>,
     chats: HashMap<String, Chat>,
 }
 
@@ -39,6 +49,19 @@ struct Chat {
     /// Times of the newest sends to a group, at most [`GROUP_MESSAGES`].
     sent: VecDeque<Instant>,
     typing_again: Option<Instant>,
+}
+
+impl Chat {
+    /// Something goes out at `at`.
+    fn take(&mut self, at: Instant, per_second: f64, is_group: bool) {
+        self.gate.free = Some(at + gap(per_second));
+        if is_group {
+            if self.sent.len() == GROUP_MESSAGES {
+                self.sent.pop_front();
+            }
+            self.sent.push_back(at);
+        }
+    }
 }
 
 /// `None` means at once.
@@ -67,6 +90,11 @@ impl Pacing {
         Self { rate, state: Mutex::default() }
     }
 
+    /// This many processes send for the account.
+    pub(super) fn share(&self, senders: u32) {
+        self.locked().others = senders.saturating_sub(1);
+    }
+
     /// Takes the next place in the chat; answers how long to wait for it, or, as an error, how long it would take when
     /// that is too long to wait here.
     pub(super) fn chat_turn(&self, chat_id: &str, now: Instant) -> Result<Duration, Duration> {
@@ -83,13 +111,7 @@ impl Pacing {
             at = at.max(*oldest + GROUP_WINDOW);
         }
         let waiting = wait(at, now)?;
-        chat.gate.free = Some(at + gap(per_chat_per_s));
-        if is_group {
-            if chat.sent.len() == GROUP_MESSAGES {
-                chat.sent.pop_front();
-            }
-            chat.sent.push_back(at);
-        }
+        chat.take(at, per_chat_per_s, is_group);
         Ok(waiting)
     }
 
@@ -98,11 +120,37 @@ impl Pacing {
         let mut state = self.locked();
         let paused = state.chats.get(chat_id).and_then(|chat| chat.gate.paused);
         let at = state.account.opens(now).max(paused.unwrap_or(now));
-        let waiting = wait(at, now)?;
-        if let Rate::Limited { per_account_per_s, .. } = self.rate {
-            state.account.free = Some(at + gap(per_account_per_s));
+        let Rate::Limited { per_account_per_s, .. } = self.rate else { return wait(at, now) };
+        let share = gap(per_account_per_s / f64::from(state.others.saturating_add(1)));
+        let waiting = wait(at, now);
+        if waiting.is_err() {
+            let back = state.sent_back.map_or(at, |last| at.max(last + share));
+            state.sent_back = Some(back);
+            return Err(back.saturating_duration_since(now));
         }
-        Ok(waiting)
+        state.account.free = Some(at + share);
+        waiting
+    }
+
+    /// Takes a place for a passing edit if there is one right now that no message needs.
+    pub(super) fn edit_turn(&self, chat_id: &str, now: Instant) -> bool {
+        let mut state = self.locked();
+        state.forget_idle(now);
+        if state.account.opens(now) > now {
+            return false;
+        }
+        let others = state.others;
+        let chat = state.chats.entry(chat_id.to_owned()).or_default();
+        let is_group = chat_id.starts_with('-');
+        let lately = chat.sent.iter().filter(|sent| **sent + GROUP_WINDOW > now).count();
+        if chat.gate.opens(now) > now || (is_group && lately >= GROUP_EDITS && self.rate != Rate::Off) {
+            return false;
+        }
+        if let Rate::Limited { per_chat_per_s, per_account_per_s } = self.rate {
+            chat.take(now, per_chat_per_s, is_group);
+            state.account.free = Some(now + gap(per_account_per_s / f64::from(others.saturating_add(1))));
+        }
+        true
     }
 
     /// Telegram asked to leave the chat alone for `after`.
@@ -183,6 +231,17 @@ mod tests {
     }
 
     #[test]
+    fn two_senders_take_half_of_the_accounts_rate_each() {
+        let (pacing, now) = (limited(), Instant::now());
+        pacing.share(2);
+        assert_eq!(pacing.account_turn("1", now), Ok(Duration::ZERO));
+        assert_eq!(pacing.account_turn("2", now), Ok(S / 2));
+        pacing.share(1);
+        assert_eq!(pacing.account_turn("3", now), Ok(S));
+        assert_eq!(pacing.account_turn("4", now), Ok(S + S / 4));
+    }
+
+    #[test]
     fn a_group_takes_twenty_a_minute() {
         let (pacing, mut now) = (limited(), Instant::now());
         let start = now;
@@ -208,6 +267,46 @@ mod tests {
         pacing.pause("2", S * 3, now);
         assert_eq!(pacing.account_turn("3", now), Ok(S * 3));
         assert_eq!(pacing.chat_turn("1", now + S * 30), Ok(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_passing_edit_takes_only_what_no_message_needs() {
+        let (pacing, mut now) = (limited(), Instant::now());
+        assert!(pacing.edit_turn("1", now));
+        assert!(!pacing.edit_turn("1", now), "the chat's second");
+        assert!(!pacing.edit_turn("2", now), "the account's quarter of a second");
+        assert!(pacing.edit_turn("2", now + S / 4));
+        assert_eq!(pacing.chat_turn("1", now), Ok(S), "a message waits for the edit before it, no longer");
+        pacing.pause("1", S * 30, now);
+        assert!(!pacing.edit_turn("1", now + S * 10));
+        for _ in 0..12 {
+            now += S * 2;
+            assert!(pacing.edit_turn("-1", now));
+        }
+        assert!(!pacing.edit_turn("-1", now + S * 2), "the rest of the group's minute is for messages");
+        assert_eq!(pacing.chat_turn("-1", now + S * 2), Ok(Duration::ZERO));
+        let unpaced = Pacing::new(Rate::Off);
+        assert!(unpaced.edit_turn("-1", now) && unpaced.edit_turn("-1", now));
+    }
+
+    #[test]
+    fn one_slow_chat_holds_up_nobody_and_a_backlog_comes_back_at_the_accounts_rate() {
+        let (pacing, now) = (limited(), Instant::now());
+        pacing.pause("1", S * 30, now);
+        assert_eq!(pacing.chat_turn("1", now), Err(S * 30));
+        assert_eq!(
+            (pacing.chat_turn("2", now), pacing.account_turn("2", now)),
+            (Ok(Duration::ZERO), Ok(Duration::ZERO))
+        );
+        let (mut waits, mut back) = (0, Vec::new());
+        for chat in 3..103 {
+            match pacing.account_turn(&chat.to_string(), now) {
+                Ok(_) => waits += 1,
+                Err(after) => back.push(after),
+            }
+        }
+        assert_eq!(waits, 20, "five seconds of them wait here");
+        assert!(back.windows(2).all(|two| two[1] == two[0] + S / 4), "{back:?}");
     }
 
     #[test]

@@ -24,6 +24,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Telegram is asked again, and the sink offered again, after at most this long.
 const PLATFORM_BACKOFF: Duration = Duration::from_secs(30);
 const SINK_BACKOFF: Duration = Duration::from_secs(3);
+/// How long Telegram may hold the last poll of a receiver that is gone. Until then a 409 is waited out.
+const HANDOVER: Duration = Duration::from_secs(40);
+const HANDOVER_BACKOFF: Duration = Duration::from_secs(1);
 const POLL_LIMIT: usize = 100;
 /// A long poll that ends empty sooner than this did not wait as asked.
 const SHORT_POLL: Duration = Duration::from_millis(500);
@@ -91,8 +94,9 @@ impl Telegram {
         let mut reporter = Reporter { sink, account: &self.account, last: None };
         let mut backoff = Backoff::up_to(PLATFORM_BACKOFF);
         let mut sink_backoff = Backoff::up_to(SINK_BACKOFF);
+        let (begun, mut handover) = (Instant::now(), Backoff::up_to(HANDOVER_BACKOFF));
         let Some(bot_id) = self.bot_id(&mut reporter, &mut backoff).await else { return };
-        let mut offset = 0;
+        let (mut offset, mut heard) = (0, false);
         // The first poll after a fault does not wait, so that the account's state is known soon.
         let mut timeout = 0;
         loop {
@@ -101,6 +105,14 @@ impl Telegram {
             let limit = CALL_TIMEOUT + Duration::from_secs(timeout);
             let updates = match self.api.poll::<Vec<Value>>("getUpdates", &body, limit).await {
                 Ok(updates) => updates,
+                Err(CallError::Refused(Refusal { code: 409, .. })) if !heard && begun.elapsed() < HANDOVER => {
+                    tracing::info!(
+                        account = self.account,
+                        "the bot's former receiver has not ended yet, waiting for it"
+                    );
+                    handover.wait(None).await;
+                    continue;
+                }
                 Err(error) => {
                     timeout = 0;
                     match self.judge(error, &mut reporter) {
@@ -111,6 +123,8 @@ impl Telegram {
                 }
             };
             backoff.reset();
+            heard = true;
+            sink.heard(PLATFORM, &self.account);
             if updates.is_empty() {
                 reporter.say(AccountState::Up);
                 if timeout > 0 && started.elapsed() < SHORT_POLL {

@@ -17,13 +17,13 @@ use crate::{ChatRef, OutboundMessage, SendError, Sent};
 
 /// Longest text of one message, UTF-16 units.
 pub(super) const TEXT_LIMIT: usize = 4_096;
-const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 const TYPING_TIMEOUT: Duration = Duration::from_millis(1_500);
 const DUPLICATE_MARK: &str = "(may be a duplicate)";
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum ChatId<'a> {
+pub(super) enum ChatId<'a> {
     Number(i64),
     /// `@name` of a public channel.
     Name(&'a str),
@@ -98,7 +98,7 @@ impl Telegram {
     }
 
     /// Waits for the chat's turn, then for the account's.
-    async fn wait_for_turn(&self, chat_id: &str) -> Result<(), SendError> {
+    pub(super) async fn wait_for_turn(&self, chat_id: &str) -> Result<(), SendError> {
         let too_long = |after| SendError::RetryAfter { after, cause: "the account's own pacing".to_owned() };
         for turn in [Pacing::chat_turn, Pacing::account_turn] {
             let waiting = turn(&self.pacing, chat_id, Instant::now()).map_err(too_long)?;
@@ -128,13 +128,13 @@ impl Telegram {
 
 impl Refusal {
     /// Telegram's sentences are its only finer codes; their case has changed over time.
-    fn says(&self, words: &str) -> bool {
+    pub(super) fn says(&self, words: &str) -> bool {
         self.description.to_ascii_lowercase().contains(words)
     }
 }
 
 /// What an error answer means for the message. All of them say that it was not sent.
-fn send_error(refusal: Refusal) -> SendError {
+pub(super) fn send_error(refusal: Refusal) -> SendError {
     const GONE: [&str; 10] = [
         "chat not found",
         "user not found",
@@ -159,7 +159,7 @@ fn send_error(refusal: Refusal) -> SendError {
     }
 }
 
-fn chat_id_of(chat_id: &str) -> ChatId<'_> {
+pub(super) fn chat_id_of(chat_id: &str) -> ChatId<'_> {
     chat_id.parse().map_or(ChatId::Name(chat_id), ChatId::Number)
 }
 

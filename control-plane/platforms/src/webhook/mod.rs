@@ -155,6 +155,11 @@ impl Adapter for Webhook {
         })
     }
 
+    /// Every callback carries its key.
+    fn deduplicates(&self) -> bool {
+        true
+    }
+
     /// A callback has no such sign.
     fn typing(&self, _chat: ChatRef) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))

@@ -5,13 +5,15 @@
 use std::time::{Duration, Instant};
 
 use hermes_core::AgentId;
+use hermes_core::step::Phase;
 use hermes_core::turn::Usage;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::dispatch::Assignment;
+use super::Replies;
+use crate::dispatch::{Assignment, StepAnswer};
 use crate::store::TurnId;
 
 /// What the control plane tells a worker.
@@ -27,6 +29,19 @@ pub enum ToWorker {
         epoch: i64,
         /// False: fenced.
         stored: bool,
+    },
+    /// What became of a reported step.
+    StepAck {
+        /// The turn.
+        turn: TurnId,
+        /// Its fence.
+        epoch: i64,
+        /// The step.
+        step: i32,
+        /// Before or after it.
+        phase: Phase,
+        /// Forget the turn unless it is stored or refused.
+        answer: StepAnswer,
     },
     /// Answer to a heartbeat.
     HeartbeatAck {
@@ -109,6 +124,8 @@ pub struct Running {
     pub since: Instant,
     /// What its model calls used so far, as the broker counted.
     pub usage: Option<Usage>,
+    /// What is known of its journaled model replies.
+    pub replies: Replies,
     /// The worker said that it has it.
     pub accepted: bool,
     /// When it must have ended; nothing: no limit is known.

@@ -68,6 +68,10 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::RouteExplainRoute
         | Rpc::SessionListSessions
         | Rpc::SessionGetSession
+        | Rpc::SessionGetTurnSteps
+        | Rpc::DeliveryListDeliveries
+        | Rpc::DeliveryGetDelivery
+        | Rpc::DeliveryListDeadTurns
         | Rpc::SystemGetStatus
         | Rpc::SystemDiff
         | Rpc::SystemExport
@@ -79,6 +83,9 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::AgentRollbackAgent
         | Rpc::RouteAddRoute
         | Rpc::RouteRemoveRoute
+        | Rpc::DeliveryRedriveDeliveries
+        | Rpc::DeliveryRedriveTurns
+        | Rpc::DeliveryDropTurns
         | Rpc::SystemApply
         | Rpc::IdentityCreateToken
         | Rpc::IdentityListTokens

@@ -83,6 +83,13 @@ fn pace(called: Called) -> Pace {
         | Rpc::RouteExplainRoute
         | Rpc::SessionListSessions
         | Rpc::SessionGetSession
+        | Rpc::SessionGetTurnSteps
+        | Rpc::DeliveryListDeliveries
+        | Rpc::DeliveryGetDelivery
+        | Rpc::DeliveryRedriveDeliveries
+        | Rpc::DeliveryListDeadTurns
+        | Rpc::DeliveryRedriveTurns
+        | Rpc::DeliveryDropTurns
         | Rpc::SystemGetStatus
         | Rpc::SystemListWorkers
         | Rpc::IdentityJoin

@@ -130,12 +130,12 @@ pub(super) fn sent(lane: i64, pos: i64, attempt: i32, result: SendResult) -> Del
 
 /// [`sent`] with all parts there.
 pub(super) fn delivered(lane: i64, pos: i64, attempt: i32) -> DeliveryOutcome {
-    sent(lane, pos, attempt, SendResult::Delivered { message_id: Some("m".to_owned()) })
+    sent(lane, pos, attempt, SendResult::Delivered { message_id: Some("m".to_owned()), revived: false })
 }
 
 /// A retry that is due at once.
 pub(super) fn again() -> SendResult {
-    SendResult::Retry { after: Duration::ZERO, maybe_duplicate: false }
+    SendResult::Retry { after: Duration::ZERO, maybe_duplicate: false, cause: "again".to_owned() }
 }
 
 fn flag(value: bool) -> &'static str {
@@ -203,8 +203,8 @@ impl Db {
     /// Back to how it began.
     pub(super) fn reset(&self) -> Result<()> {
         self.run(
-            "TRUNCATE agents, agent_revisions, routes, home_documents, tokens, workers, replicas, slots, sessions, session_keys,
-               ready, inbound, turns, turn_steps, dead_turns, outbox, deliveries, lanes RESTART IDENTITY;
+            "TRUNCATE agents, agent_revisions, routes, home_documents, tokens, workers, replicas, account_leases, slots, sessions, session_keys,
+               ready, inbound, turns, turn_steps, dead_turns, outbox, deliveries, previews, lanes RESTART IDENTITY;
              ALTER SEQUENCE session_ids RESTART; ALTER SEQUENCE registrations RESTART;
              ALTER SEQUENCE replica_ids RESTART; ALTER SEQUENCE outbox_positions RESTART;
              UPDATE documents SET version = 0, settings = '{}', file_hash = NULL",
@@ -487,6 +487,7 @@ pub(super) fn journal_sql(rows: &[(i64, i64, i64, i32, &str)]) -> String {
         small(2),
         array(rows.iter().map(|_| None::<i32>), "text"),
         array(rows.iter().map(|row| Some(row.4)), "bytea"),
+        array(rows.iter().map(|_| Some(false)), "boolean"),
     ];
     format!("SELECT o_result FROM journal_batch({}) ORDER BY o_ord", columns.join(","))
 }

@@ -73,7 +73,7 @@ pub(super) fn parts_that_arrived_survive_a_retry_and_a_dead_sender(db: &mut Db) 
     same!(db.deliver(1, &[at(2, 1, SendResult::Progress)])?, "t");
     same!(db.deliver(1, &[at(2, 1, again())])?, "t");
     same!(db.due(1)?, format!("{p}/2/2/f/r1.1"));
-    let ambiguous = SendResult::Retry { after: Duration::ZERO, maybe_duplicate: true };
+    let ambiguous = SendResult::Retry { after: Duration::ZERO, maybe_duplicate: true, cause: "cut".to_owned() };
     same!(db.deliver(1, &[at(2, 2, ambiguous)])?, "t");
     same!(db.due(1)?, format!("{p}/3/2/t/r1.1"));
     // The doubtful part arrived for certain: the next one is not in doubt.
@@ -81,14 +81,15 @@ pub(super) fn parts_that_arrived_survive_a_retry_and_a_dead_sender(db: &mut Db) 
     same!(db.look("SELECT part, maybe_dup FROM outbox")?, "3|f");
     db.wait(db.store.replica_leave(1))?;
     same!(db.due(2)?, format!("{p}/4/3/t/r1.1"));
-    same!(db.deliver(2, &[at(4, 4, SendResult::Delivered { message_id: None })])?, "t");
+    same!(db.deliver(2, &[at(4, 4, SendResult::Delivered { message_id: None, revived: false })])?, "t");
     same!(db.look("SELECT state, attempts FROM deliveries")?, "2|4");
     Ok(())
 }
 
 pub(super) fn a_retry_is_not_due_before_its_time(db: &mut Db) -> Result<()> {
     let p = replies(db, 1)?[0];
-    let later = SendResult::Retry { after: Duration::from_secs(600), maybe_duplicate: false };
+    let later =
+        SendResult::Retry { after: Duration::from_secs(600), maybe_duplicate: false, cause: "later".to_owned() };
     same!(db.deliver(1, &[sent(9, p, 1, later)])?, "t");
     same!(db.due(1)?, "");
     same!(db.wait(db.store.poll(1, &[], TTL))?.outbox_due, false);
@@ -104,7 +105,7 @@ pub(super) fn a_retry_is_not_due_before_its_time(db: &mut Db) -> Result<()> {
 
 pub(super) fn a_dead_delivery_lets_the_next_one_go(db: &mut Db) -> Result<()> {
     let p = replies(db, 2)?;
-    let dead = SendResult::Dead { reason: "chat gone".to_owned() };
+    let dead = SendResult::Dead { reason: "chat gone".to_owned(), maybe_duplicate: false };
     same!(db.deliver(1, &[sent(9, p[0], 1, dead)])?, format!("t {}/r2.1", p[1]));
     same!(db.look("SELECT state || ':' || replace(reason, ' ', '_') FROM deliveries")?, "4:chat_gone");
     Ok(())
@@ -168,7 +169,7 @@ pub(super) fn a_chat_has_one_lane_whoever_asks_first(db: &mut Db) -> Result<()> 
 pub(super) fn being_asked_to_wait_is_no_failure(db: &mut Db) -> Result<()> {
     db.wait(db.store.poll(1, &[], TTL))?;
     let p = replies(db, 1)?[0];
-    let wait = || SendResult::Wait { after: Duration::ZERO, maybe_duplicate: false };
+    let wait = || SendResult::Wait { after: Duration::ZERO, maybe_duplicate: false, cause: "busy".to_owned() };
     same!(db.deliver(1, &[sent(9, p, 1, wait())])?, "t");
     same!(db.look("SELECT state, attempt, failures FROM outbox")?, "3|2|0");
     same!(db.due(1)?, format!("{p}/2/0/f/r1.1"));
@@ -176,7 +177,10 @@ pub(super) fn being_asked_to_wait_is_no_failure(db: &mut Db) -> Result<()> {
     same!(db.look("SELECT state, attempt, failures FROM outbox")?, "3|3|1");
     same!(db.due(1)?, format!("{p}/3/0/f/r1.1"));
     // Words of a platform never keep an outcome from being stored.
-    same!(db.deliver(1, &[sent(9, p, 3, SendResult::Dead { reason: "a\0b".to_owned() })])?, "t");
+    same!(
+        db.deliver(1, &[sent(9, p, 3, SendResult::Dead { reason: "a\0b".to_owned(), maybe_duplicate: false })])?,
+        "t"
+    );
     same!(db.look("SELECT reason FROM deliveries")?, "a\u{fffd}b");
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! Leases of workers and replicas.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
+use hermes_core::config::Retention;
 
 use super::db::{Db, TTL, msg, same};
 
@@ -119,7 +122,8 @@ pub(super) fn long_lost_workers_are_forgotten_with_their_slots(db: &mut Db) -> R
     let (old, recent, live) = (db.worker(1)?, db.worker(1)?, db.worker(1)?);
     db.wait(db.store.workers_lose(&[old, recent], false))?;
     db.run(&format!("UPDATE workers SET lost_at = lost_at - interval '16 min' WHERE worker_id = {old}"))?;
-    same!(db.wait(db.store.workers_forget())?, 8);
+    let day = Duration::from_secs(86_400);
+    same!(db.wait(db.store.retain("leases", &Retention::default(), 9, day))?.removed, 1);
     let left = format!("{recent} {live}");
     same!(db.look("SELECT worker_id FROM workers ORDER BY 1")?, left);
     same!(db.look("SELECT DISTINCT worker_id FROM slots ORDER BY 1")?, left);

@@ -4,8 +4,10 @@
 //! deliberate defect ([`mutations`]), where it must go red. Races are made, not hoped for: one transaction is held open
 //! until the other one waits for it.
 
+mod accounts;
 mod db;
 mod deliveries;
+mod journal;
 mod leases;
 mod migrations;
 mod mutations;
@@ -54,6 +56,12 @@ drills! {
         the_third_crash_is_a_dead_letter_and_the_next_turn_runs,
         a_turn_is_given_up_under_its_own_fence_only,
         a_turn_without_a_lane_has_no_delivery,
+    }
+    journal::{
+        a_call_that_may_act_once_is_stored_for_one_epoch_only,
+        a_row_is_the_same_only_in_all_its_parts,
+        whoever_gets_a_turn_is_told_how_much_of_it_is_journaled,
+        a_journal_is_read_in_the_order_of_steps_page_by_page,
     }
     races::{
         a_duplicate_accepted_at_the_same_time_is_seen,
@@ -124,6 +132,13 @@ drills! {
         a_turn_with_steps_is_left_to_workers_that_can_go_on_with_it,
         a_worker_to_part_with_is_told_wherever_it_is_and_stays_so,
         what_is_left_of_a_turns_time_survives_an_adoption,
+    }
+    accounts::{
+        one_replica_at_a_time_receives_for_an_account,
+        an_account_lease_is_renewed_and_says_what_is_left,
+        an_account_that_is_given_up_is_free_at_once,
+        a_replica_takes_its_share_of_the_accounts_and_the_rest_only_when_nobody_else_does,
+        two_replicas_that_want_one_account_do_not_wait_for_each_other,
     }
     registry::{
         two_writers_of_one_version_are_one_winner,

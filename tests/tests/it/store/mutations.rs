@@ -188,6 +188,39 @@ const MUTATIONS: &[Mutation] = &[
         caught_by: &["replicas_that_were_all_late_do_not_wait_for_each_other"],
     },
     Mutation {
+        name: "an account is taken while another has it",
+        edits: &[("WHERE l.lease_until <= t ORDER BY random()", "ORDER BY random()"), ("(n.rn <= room OR", "(true OR")],
+        caught_by: &["one_replica_at_a_time_receives_for_an_account"],
+    },
+    Mutation {
+        name: "anybody gives up an account",
+        edits: &[(
+            "AND l.account = i.account AND l.replica_id = p_replica AND l.lease_until > t",
+            "AND l.account = i.account AND l.lease_until > t",
+        )],
+        caught_by: &["one_replica_at_a_time_receives_for_an_account"],
+    },
+    Mutation {
+        name: "an account's lease is not renewed",
+        edits: &[("l.lease_until < t + ttl * 2 / 3 OR", "false OR")],
+        caught_by: &["an_account_lease_is_renewed_and_says_what_is_left"],
+    },
+    Mutation {
+        name: "a replica takes every account it can",
+        edits: &[("(n.rn <= room OR", "(true OR")],
+        caught_by: &["a_replica_takes_its_share_of_the_accounts_and_the_rest_only_when_nobody_else_does"],
+    },
+    Mutation {
+        name: "a replica never takes more than its share",
+        edits: &[("OR n.lease_until < t - ttl / 3)", ")")],
+        caught_by: &["a_replica_takes_its_share_of_the_accounts_and_the_rest_only_when_nobody_else_does"],
+    },
+    Mutation {
+        name: "takers of an account wait for each other",
+        edits: &[("FOR UPDATE OF l SKIP LOCKED", "FOR UPDATE OF l")],
+        caught_by: &["two_replicas_that_want_one_account_do_not_wait_for_each_other"],
+    },
+    Mutation {
         name: "the parts that arrived are not kept",
         edits: &[("part = f.part, maybe_dup", "maybe_dup")],
         caught_by: &["parts_that_arrived_survive_a_retry_and_a_dead_sender"],
@@ -286,6 +319,27 @@ const MUTATIONS: &[Mutation] = &[
         name: "a replica is not told with whom to part",
         edits: &[("WHERE replica_id = p_replica AND drain_until IS NOT NULL AND NOT lost", "WHERE false")],
         caught_by: &["a_worker_to_part_with_is_told_wherever_it_is_and_stays_so"],
+    },
+    Mutation {
+        name: "what acts once is stored again for a later epoch",
+        edits: &[("WHEN f.same AND f.again THEN 2", "WHEN f.same THEN 2")],
+        caught_by: &["a_call_that_may_act_once_is_stored_for_one_epoch_only"],
+    },
+    Mutation {
+        name: "a step is the same if its body is",
+        edits: &[(
+            "(t.kind, t.effect, t.unknown) = (i.kind, i.effect, i.unknown) AND t.idem_key IS NOT DISTINCT FROM i.idem\n               AND ",
+            "",
+        )],
+        caught_by: &["a_row_is_the_same_only_in_all_its_parts"],
+    },
+    Mutation {
+        name: "a claim does not count the journal",
+        edits: &[(
+            "(SELECT count(*) FROM turn_steps t WHERE t.session_id = u.session_id AND t.seq = u.head_seq)",
+            "0::bigint",
+        )],
+        caught_by: &["whoever_gets_a_turn_is_told_how_much_of_it_is_journaled"],
     },
     Mutation {
         name: "running turns of a removed agent are cancelled too",

@@ -157,8 +157,8 @@ pub(super) fn a_turn_taken_back_and_not_yet_claimed_is_fenced(db: &mut Db) -> Re
 pub(super) fn a_journal_can_be_replayed_but_not_changed(db: &mut Db) -> Result<()> {
     let w = db.worker(1)?;
     db.ingest(&[msg("a", "x").on(w, 1)])?;
-    same!(db.journal(&[(1, 1, 1, 1, "s"), (1, 1, 1, 1, "s"), (1, 1, 1, 2, "t"), (1, 1, 1, 2, "u")])?, "1 1 1 -1");
-    same!(db.journal(&[(1, 1, 1, 1, "s"), (1, 1, 1, 1, "z"), (1, 1, 1, i32::MAX, "end")])?, "1 -1 -1");
+    same!(db.journal(&[(1, 1, 1, 1, "s"), (1, 1, 1, 1, "s"), (1, 1, 1, 2, "t"), (1, 1, 1, 2, "u")])?, "1 2 1 -1");
+    same!(db.journal(&[(1, 1, 1, 1, "s"), (1, 1, 1, 1, "z"), (1, 1, 1, i32::MAX, "end")])?, "2 -1 -1");
     same!(db.look(&journal_sql(&[(1, 1, 2, 1, "not begun")]))?, "0");
     Ok(())
 }

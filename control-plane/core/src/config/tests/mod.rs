@@ -37,6 +37,7 @@ reset_by_type:
 reset_by_platform:
   slack: {mode: idle, idle_minutes: 30}
 limits: {message_bytes: 1000, history_bytes: 5000, turn_seconds: 60, stall_seconds: 30}
+retention: {dedupe_days: 9, steps_days: 3, deliveries_days: 4, dead_days: 5, turns_days: 6}
 providers:
   anthropic: {api_key_env: ANTHROPIC_API_KEY}
   local: {kind: openai, base_url: "http://127.0.0.1:8080/v1"}
@@ -140,6 +141,8 @@ fn every_key_is_read() {
     assert_eq!(document.reset_by_platform["slack"].at_hour, 4);
     let limits = Limits { message_bytes: 1000, history_bytes: 5000, turn_seconds: 60, stall_seconds: 30 };
     assert_eq!(document.limits, limits);
+    let kept = Retention { dedupe_days: 9, steps_days: 3, deliveries_days: 4, dead_days: 5, turns_days: Some(6) };
+    assert_eq!(document.retention, kept);
     assert_eq!(document.providers["anthropic"].kind, ProviderKind::Anthropic);
     assert_eq!(document.platforms.telegram["bot1"].allow_users, ["1", "2"]);
     assert_eq!(document.platforms.telegram["bot1"].rate, Rate::default());
@@ -235,11 +238,13 @@ fn fields_of_a_spec_are_judged_like_text() {
 fn merging_replaces_what_is_named_and_keeps_the_rest() {
     let stored = load(FULL);
     let patch =
-        parse("agents: {coder: {}}\nreset_by_type: {}\nlimits: {message_bytes: 7}\ndefault_provider: null").unwrap();
+        parse("agents: {coder: {}}\nreset_by_type: {}\nlimits: {message_bytes: 7}\ndefault_provider: null\nretention: {turns_days: null}")
+            .unwrap();
     let merged = stored.merged(&patch, false);
     assert_eq!(merged.agents["coder"], AgentSpec::default(), "named: becomes as written");
     assert!(merged.agents.contains_key("plain") && merged.platforms.telegram.contains_key("bot3"));
     assert_eq!((merged.limits.message_bytes, merged.limits.history_bytes), (7, 5000));
+    assert_eq!(merged.retention, Retention { turns_days: None, ..stored.retention.clone() });
     assert!(merged.reset_by_type.is_empty());
     assert_eq!(merged.default_provider, None);
     assert_eq!((&merged.routes, &merged.model), (&stored.routes, &stored.model));
