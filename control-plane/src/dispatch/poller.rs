@@ -161,6 +161,7 @@ async fn poll_once(dispatcher: &Dispatcher) -> store::Result<()> {
     let (claims, asked) = (leases.claims(), Instant::now());
     let answer = inner.store.poll_for(inner.replica, &heard, &claims, LEASE).await?;
     leases.told(&claims, asked, &answer.accounts, answer.live, LEASE);
+    inner.outbox.renewed(asked);
     if let Some(back) = inner.clock.set(answer.now) {
         inner.metrics.database_clock_went_back();
         tracing::error!(

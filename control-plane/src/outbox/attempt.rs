@@ -172,6 +172,11 @@ async fn send_parts(
             };
             let failpoints = outbox.inner.store.failpoints();
             failpoints.reach("send.before").await;
+            if !outbox.inner.hold.holds(Instant::now()) {
+                // Whoever has it by then sends it; if that is still this replica, it begins again.
+                let cause = "this replica's lease may be over".to_owned();
+                return Err(Ended::Failed(SendError::RetryAfter { after: STORE_PAUSE, cause }));
+            }
             let sent = send_part(adapter, message).await;
             failpoints.reach("send.after").await;
             message_id = message_id.or(sent.map_err(Ended::Failed)?.message_id);

@@ -3,12 +3,13 @@
 //! Called by dispatch (a delivery committed as `attempting` by the completion, a turn whose text may be shown) and by the poll
 //! (due ones). It owns the attempts in flight. Always true: `attempting` is committed before the platform is called; one
 //! delivery of a lane is in flight at a time, because the store hands out one; parts that certainly arrived are committed before
-//! the next is sent, so a retry goes on where it stopped; a copy that may be a duplicate is marked; a delivery that was handed
-//! to this replica in an answer that got lost is found as soon as the store answers again (`upkeep`); what is known here of
+//! the next is sent, so a retry goes on where it stopped; a copy that may be a duplicate is marked; with the replica's
+//! own lease over nothing is sent (`hold`); a delivery that was handed to this replica in an answer that got lost is found as soon as the store answers again (`upkeep`); what is known here of
 //! dead chats only decides whether the store is asked. It knows adapters, not platforms.
 
 mod adapters;
 mod attempt;
+mod hold;
 mod preview;
 mod upkeep;
 
@@ -27,6 +28,7 @@ pub use adapters::Adapters;
 
 use preview::Previews;
 
+use crate::dispatch::LEASE;
 use crate::store::{self, BATCH_ROWS, DeliveryOutcome, DueDelivery, LaneKey, Store};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
@@ -53,6 +55,7 @@ struct Inner {
     replica: i64,
     adapters: Adapters,
     in_flight: AtomicUsize,
+    hold: hold::Hold,
     attempts: Mutex<HashSet<Attempt>>,
     lanes: Mutex<Lanes>,
     previews: Previews,
@@ -102,6 +105,7 @@ impl Outbox {
             replica,
             adapters,
             in_flight: AtomicUsize::new(0),
+            hold: hold::Hold::new(LEASE),
             attempts: Mutex::default(),
             lanes: Mutex::default(),
             previews: Previews::default(),
@@ -149,6 +153,11 @@ impl Outbox {
 
     fn attempts(&self) -> MutexGuard<'_, HashSet<Attempt>> {
         self.inner.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This replica's lease was renewed by a call that began at `asked`.
+    pub fn renewed(&self, asked: Instant) {
+        self.inner.hold.renewed(asked, LEASE);
     }
 
     /// Look for due deliveries now.
