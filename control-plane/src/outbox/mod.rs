@@ -3,9 +3,10 @@
 //! Called by dispatch (a delivery committed as `attempting` by the completion, a turn whose text may be shown) and by the poll
 //! (due ones). It owns the attempts in flight. Always true: `attempting` is committed before the platform is called; one
 //! delivery of a lane is in flight at a time, because the store hands out one; parts that certainly arrived are committed before
-//! the next is sent, so a retry goes on where it stopped; a copy that may be a duplicate is marked; with the replica's
-//! own lease over nothing is sent (`hold`); a delivery that was handed to this replica in an answer that got lost is found as soon as the store answers again (`upkeep`); what is known here of
-//! dead chats only decides whether the store is asked. It knows adapters, not platforms.
+//! the next is sent, so a retry goes on where it stopped; a copy that may be a duplicate is marked; with the replica's own
+//! lease over nothing is sent (`hold`); a delivery that was handed to this replica in an answer that got lost is found as
+//! soon as the store answers again (`upkeep`); what is known here of dead chats only decides whether the store is asked. It
+//! knows adapters, not platforms.
 
 mod adapters;
 mod attempt;
