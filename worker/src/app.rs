@@ -1,6 +1,6 @@
 //! The composition root: builds the parts, listens to signals and to the parent's life, fixes the order of the end.
 //!
-//! Called by `main` ([`run_process`]) and by tests ([`serve`]). Always true: the home is locked before anything is asked
+//! Called by `main` ([`process`]) and by tests ([`serve`]). Always true: the home is locked before anything is asked
 //! of the control plane, the first signal drains, the second ends at once, and without its parent this process does not
 //! stay.
 
@@ -31,13 +31,32 @@ const TRANSCRIPT_BYTES: usize = 4 << 20;
 const PARENT_POLL: Duration = Duration::from_secs(1);
 const MAX_JOIN_DELAY: Duration = Duration::from_secs(5);
 
-/// Runs the worker as a process: logs, signals, exit code (0 drained, 1 failed or ended early).
-pub async fn run_process(config: Config) -> ExitCode {
-    run_process_with(config, Seams::default()).await
+/// Runs the process: settings from the command line, one single-threaded runtime, an exit code (0 drained, 1 failed or ended
+/// early, 2 wrong use).
+///
+/// A worker waits on the network nearly all the time, so one thread serves hundreds of turns a second and keeps the process
+/// small; file work that may take long goes to the runtime's blocking threads.
+pub fn process(seams: Seams) -> ExitCode {
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .expect("nothing else installs a TLS provider before main");
+    let config = match Config::from_args(std::env::args_os()) {
+        Ok(config) => config,
+        Err(error) => {
+            // Help and version are answers; everything else is a wrong use. A closed stderr leaves nobody to tell.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build();
+    let runtime = runtime.expect("the kernel gives a new process its event queue");
+    let code = runtime.block_on(run(config, seams));
+    runtime.shutdown_background();
+    code
 }
 
-/// As [`run_process`], with other tools, or with a drill looking on.
-pub async fn run_process_with(config: Config, seams: Seams) -> ExitCode {
+/// The process within its runtime: logs, signals, exit code.
+async fn run(config: Config, seams: Seams) -> ExitCode {
     let telemetry = match Telemetry::start(config.log_format, config.otlp_endpoint.as_deref()) {
         Ok(telemetry) => telemetry,
         Err(error) => {

@@ -15,7 +15,7 @@ mod call;
 #[cfg(test)]
 mod contract;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -119,6 +119,27 @@ pub struct OutboundMessage {
     pub maybe_duplicate: bool,
     /// Stable for one part of one delivery, for platforms with idempotency keys.
     pub idempotency_key: String,
+    /// From then on somebody else may have it: the adapter looks right before it writes, after its own pacing, and answers
+    /// [`SendError::Expired`].
+    pub not_after: Option<Instant>,
+}
+
+impl OutboundMessage {
+    /// Whether it may still be written.
+    ///
+    /// # Errors
+    /// [`SendError::Expired`].
+    pub fn check(&self) -> Result<(), SendError> {
+        expired(self.not_after)
+    }
+}
+
+/// [`SendError::Expired`] from `not_after` on.
+pub(crate) fn expired(not_after: Option<Instant>) -> Result<(), SendError> {
+    match not_after {
+        Some(end) if Instant::now() >= end => Err(SendError::Expired),
+        _ => Ok(()),
+    }
 }
 
 /// A part that arrived.
@@ -145,6 +166,9 @@ pub enum SendError {
     /// The connection ended after the request left: it may have been sent.
     #[error("may have been sent: {0}")]
     Ambiguous(String),
+    /// Certainly not sent: its time was over before it could be.
+    #[error("not sent: somebody else may have it by now")]
+    Expired,
     /// The whole chat is dead for this account (blocked, deleted).
     #[error("the chat is gone: {0}")]
     ChatGone(String),

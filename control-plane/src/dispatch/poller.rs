@@ -14,6 +14,10 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Older transactions are worth a warning.
 const OLD_TRANSACTION: Duration = Duration::from_secs(60);
 
+/// How long after it asked for its lease a replica may begin to send a delivery that is its own: what is left of the lease is for
+/// the way to the platform.
+const SENDER_LEASE: Duration = LEASE.saturating_sub(Duration::from_secs(2));
+
 /// What a claim found.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Found {
@@ -161,7 +165,7 @@ async fn poll_once(dispatcher: &Dispatcher) -> store::Result<()> {
     let (claims, asked) = (leases.claims(), Instant::now());
     let answer = inner.store.poll_for(inner.replica, &heard, &claims, LEASE).await?;
     leases.told(&claims, asked, &answer.accounts, answer.live, LEASE);
-    inner.outbox.renewed(asked);
+    inner.outbox.held(asked + SENDER_LEASE);
     if let Some(back) = inner.clock.set(answer.now) {
         inner.metrics.database_clock_went_back();
         tracing::error!(

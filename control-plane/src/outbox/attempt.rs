@@ -80,6 +80,8 @@ async fn send(outbox: &Outbox, mut delivery: DueDelivery) {
             Err(Ended::Failed(error)) => match error {
                 SendError::RetryAfter { after, ref cause } => wait(&delivery, after, cause),
                 SendError::Retry(ref cause) => retry(&delivery, false, cause),
+                // Looked at where it was sent.
+                SendError::Expired => return,
                 SendError::Ambiguous(ref cause) => retry(&delivery, true, cause),
                 SendError::Refused(reason) => SendResult::Dead { reason, maybe_duplicate: delivery.maybe_duplicate },
                 SendError::ChatGone(reason) => {
@@ -169,16 +171,18 @@ async fn send_parts(
                 text: text.clone(),
                 maybe_duplicate: delivery.maybe_duplicate && index == first && !adapter.deduplicates(),
                 idempotency_key: format!("{}-{}-{index}", delivery.lane, delivery.pos),
+                not_after: Some(outbox.held_until()),
             };
             let failpoints = outbox.inner.store.failpoints();
             failpoints.reach("send.before").await;
-            if !outbox.inner.hold.holds(Instant::now()) {
-                // Whoever has it by then sends it; if that is still this replica, it begins again.
-                let cause = "this replica's lease may be over".to_owned();
-                return Err(Ended::Failed(SendError::RetryAfter { after: STORE_PAUSE, cause }));
-            }
             let sent = send_part(adapter, message).await;
             failpoints.reach("send.after").await;
+            if sent == Err(SendError::Expired) {
+                // Another replica may be sending it. If none is, it is found among those that nobody sends.
+                tracing::warn!(turn = %delivery.turn, lane = delivery.lane, "this replica's lease is over, a delivery is left to others");
+                outbox.doubt();
+                return Err(Ended::Elsewhere);
+            }
             message_id = message_id.or(sent.map_err(Ended::Failed)?.message_id);
         }
         delivery.part = i32::try_from(index + 1).unwrap_or(i32::MAX);
@@ -355,6 +359,7 @@ mod tests {
             text: text.to_owned(),
             maybe_duplicate: false,
             idempotency_key: String::new(),
+            not_after: None,
         };
         assert_eq!(split(&Fragile, "uncuttable"), None);
         assert_eq!(split(&Fragile, "fine").unwrap(), ["fine"]);

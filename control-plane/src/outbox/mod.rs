@@ -3,14 +3,12 @@
 //! Called by dispatch (a delivery committed as `attempting` by the completion, a turn whose text may be shown) and by the poll
 //! (due ones). It owns the attempts in flight. Always true: `attempting` is committed before the platform is called; one
 //! delivery of a lane is in flight at a time, because the store hands out one; parts that certainly arrived are committed before
-//! the next is sent, so a retry goes on where it stopped; a copy that may be a duplicate is marked; with the replica's own
-//! lease over nothing is sent (`hold`); a delivery that was handed to this replica in an answer that got lost is found as
-//! soon as the store answers again (`upkeep`); what is known here of dead chats only decides whether the store is asked. It
-//! knows adapters, not platforms.
+//! the next is sent, so a retry goes on where it stopped; a copy that may be a duplicate is marked; a delivery that was handed
+//! to this replica in an answer that got lost is found as soon as the store answers again (`upkeep`); what is known here of
+//! dead chats only decides whether the store is asked. It knows adapters, not platforms.
 
 mod adapters;
 mod attempt;
-mod hold;
 mod preview;
 mod upkeep;
 
@@ -29,7 +27,6 @@ pub use adapters::Adapters;
 
 use preview::Previews;
 
-use crate::dispatch::LEASE;
 use crate::store::{self, BATCH_ROWS, DeliveryOutcome, DueDelivery, LaneKey, Store};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
@@ -38,6 +35,9 @@ use crate::telemetry::Metrics;
 const MAX_IN_FLIGHT: usize = 1024;
 /// Lanes remembered; beyond that the memory starts afresh.
 const MAX_LANES: usize = 50_000;
+
+/// What the first poll, which came before the outbox began, certainly leaves of this replica's lease.
+const FIRST_LEASE: Duration = Duration::from_secs(5);
 
 struct Recorded {
     outcome: DeliveryOutcome,
@@ -56,7 +56,8 @@ struct Inner {
     replica: i64,
     adapters: Adapters,
     in_flight: AtomicUsize,
-    hold: hold::Hold,
+    /// This replica's deliveries are its own until then.
+    held_until: Mutex<Instant>,
     attempts: Mutex<HashSet<Attempt>>,
     lanes: Mutex<Lanes>,
     previews: Previews,
@@ -106,7 +107,7 @@ impl Outbox {
             replica,
             adapters,
             in_flight: AtomicUsize::new(0),
-            hold: hold::Hold::new(LEASE),
+            held_until: Mutex::new(Instant::now() + FIRST_LEASE),
             attempts: Mutex::default(),
             lanes: Mutex::default(),
             previews: Previews::default(),
@@ -123,6 +124,16 @@ impl Outbox {
         tasks.spawn("outbox", run_due(outbox.clone(), tasks.stopping()));
         tasks.spawn("outbox upkeep", upkeep::run(outbox.clone(), tasks.stopping()));
         outbox
+    }
+
+    /// The lease of this replica was renewed: what it has is its own until then.
+    pub fn held(&self, until: Instant) {
+        *self.inner.held_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    }
+
+    /// From when on another replica may send what is in this one's hands.
+    fn held_until(&self) -> Instant {
+        *self.inner.held_until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether another delivery may be committed as `attempting` in this replica's name.
@@ -154,11 +165,6 @@ impl Outbox {
 
     fn attempts(&self) -> MutexGuard<'_, HashSet<Attempt>> {
         self.inner.attempts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// This replica's lease was renewed by a call that began at `asked`.
-    pub fn renewed(&self, asked: Instant) {
-        self.inner.hold.renewed(asked, LEASE);
     }
 
     /// Look for due deliveries now.

@@ -189,6 +189,7 @@ impl Showing<'_> {
             text: view,
             maybe_duplicate: false,
             idempotency_key: format!("{}-preview", self.turn),
+            not_after: Some(self.outbox.held_until()),
         };
         store.failpoints().reach("preview.before").await;
         let sent = AssertUnwindSafe(async { adapter.send(message).await }).catch_unwind().await;

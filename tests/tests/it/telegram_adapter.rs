@@ -158,6 +158,7 @@ fn outbound(chat_id: i64, text: &str) -> OutboundMessage {
         text: text.to_owned(),
         maybe_duplicate: false,
         idempotency_key: "d1:0".to_owned(),
+        not_after: None,
     }
 }
 

@@ -17,7 +17,7 @@ const OURS: &[(&str, &[&str])] = &[
     ("hermes-control-plane", &["hermes-proto", "hermes-core", "hermes-platforms"]),
     ("hermes-worker", &["hermes-proto"]),
     ("hermesctl", &["hermes-proto", "hermes-core"]),
-    ("hermes-tests", &["hermes-proto", "hermes-core", "hermes-platforms", "hermes-control-plane"]),
+    ("hermes-tests", &["hermes-proto", "hermes-core", "hermes-platforms", "hermes-control-plane", "hermes-worker"]),
 ];
 
 /// Pure decisions need these and no more; a runtime, a socket or a clock would be a new line here.

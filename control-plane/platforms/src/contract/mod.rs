@@ -7,7 +7,7 @@ mod platform;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use hermes_core::config::{Rate, Streaming};
@@ -122,6 +122,7 @@ fn message() -> OutboundMessage {
         text: "hello".to_owned(),
         maybe_duplicate: false,
         idempotency_key: "part-1".to_owned(),
+        not_after: None,
     }
 }
 
@@ -206,6 +207,16 @@ async fn parts_lose_no_text_are_never_empty_and_always_the_same() {
             };
             assert_eq!(parts.iter().map(|part| letters(part)).sum::<usize>(), letters(text) + numbers);
         }
+    }
+}
+
+#[tokio::test]
+async fn what_somebody_else_may_have_by_now_is_not_sent() {
+    for subject in Subject::all().await {
+        let before = subject.platform.requests();
+        let late = OutboundMessage { not_after: Some(Instant::now()), ..message() };
+        assert_eq!(subject.adapter.send(late).await, Err(SendError::Expired), "{:?}", subject.kind);
+        assert_eq!(subject.platform.requests(), before, "{:?}", subject.kind);
     }
 }
 

@@ -230,8 +230,13 @@ impl Telegram {
         let chat = ChatRef { chat_id: message.source.chat_id.clone(), thread_id: message.source.thread_id.clone() };
         tracing::info!(account = self.account, chat_id = chat.chat_id, reason, "message refused");
         let text = self.cut(&reason).into_iter().next().unwrap_or_default();
-        let notice =
-            OutboundMessage { chat, text, maybe_duplicate: false, idempotency_key: message.dedupe_key.clone() };
+        let notice = OutboundMessage {
+            chat,
+            text,
+            maybe_duplicate: false,
+            idempotency_key: message.dedupe_key.clone(),
+            not_after: None,
+        };
         if notices.try_send(notice).is_err() {
             tracing::warn!(account = self.account, "too many refused messages at once, a sender is not told why");
         }

@@ -13,7 +13,7 @@ use super::Telegram;
 use super::api::{CallError, Refusal};
 use super::pacing::Pacing;
 use crate::split::Unit;
-use crate::{ChatRef, OutboundMessage, SendError, Sent};
+use crate::{ChatRef, OutboundMessage, SendError, Sent, expired};
 
 /// Longest text of one message, UTF-16 units.
 pub(super) const TEXT_LIMIT: usize = 4_096;
@@ -56,14 +56,21 @@ impl Telegram {
                 text = marked;
             } else {
                 // No room for the mark: it goes ahead of the part as a message of its own.
-                self.send_text(&message.chat.chat_id, thread, DUPLICATE_MARK).await?;
+                self.send_text(&message.chat.chat_id, thread, DUPLICATE_MARK, message.not_after).await?;
             }
         }
-        self.send_text(&message.chat.chat_id, thread, &text).await
+        self.send_text(&message.chat.chat_id, thread, &text, message.not_after).await
     }
 
-    async fn send_text(&self, chat_id: &str, thread: Option<i64>, text: &str) -> Result<Sent, SendError> {
+    async fn send_text(
+        &self,
+        chat_id: &str,
+        thread: Option<i64>,
+        text: &str,
+        not_after: Option<Instant>,
+    ) -> Result<Sent, SendError> {
         self.wait_for_turn(chat_id).await?;
+        expired(not_after)?;
         let mut answer = self.call_send(chat_id_of(chat_id), thread, text).await;
         // Both answers say that nothing was sent and where the message can go instead.
         match &answer {

@@ -149,7 +149,10 @@ impl Adapter for Webhook {
     fn send(&self, message: OutboundMessage) -> BoxFuture<'_, Result<Sent, SendError>> {
         Box::pin(async move {
             match &self.callback {
-                Some(callback) => callback.post(&message, (self.clock)()).await,
+                Some(callback) => {
+                    message.check()?;
+                    callback.post(&message, (self.clock)()).await
+                }
                 None => Err(SendError::Refused("this account has no callback; its replies go into a chat".to_owned())),
             }
         })

@@ -128,6 +128,7 @@ async fn an_account_without_a_secret_or_with_an_odd_callback_does_not_start() {
         text: "hello".to_owned(),
         maybe_duplicate: false,
         idempotency_key: "k".to_owned(),
+        not_after: None,
     };
     assert!(matches!(into_chat.send(part).await, Err(SendError::Refused(_))));
     assert!(!format!("{into_chat:?}").contains(SECRET));

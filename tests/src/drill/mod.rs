@@ -14,6 +14,8 @@
 //! Used by the drill binaries and the tests that start them. It knows the texts of the functions it mutates and fails when
 //! one of them is not there any more.
 
+pub mod tools;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write as _;
@@ -26,6 +28,7 @@ use anyhow::{Context as _, bail, ensure};
 use hermes_control_plane::app::Seams;
 use hermes_control_plane::failpoint::{Failpoints, Verdict};
 use hermes_control_plane::store::Functions;
+use hermes_worker::seams::{self, Without};
 use nix::sys::signal::{Signal, raise};
 
 /// The variable that names points and actions.
@@ -161,6 +164,31 @@ impl Drill {
             worker_binary: worker.is_file().then_some(worker),
             worker_environment: variables.collect(),
         })
+    }
+}
+
+impl Drill {
+    /// The seams of a worker.
+    pub fn worker(&self) -> seams::Seams {
+        let mut seams = seams::Seams::default();
+        if self.points.are_set() {
+            let points = self.points.clone();
+            seams.failpoints = hermes_worker::failpoint::Failpoints::new(move |point| {
+                let (points, point) = (points.clone(), point.to_owned());
+                Box::pin(async move {
+                    use hermes_worker::failpoint::Verdict;
+                    if points.reach(&point).await { Verdict::GoOn } else { Verdict::Fail }
+                })
+            });
+        }
+        if let Some(file) = &self.effects {
+            seams.toolbox = Arc::new(tools::Notes::new(file.clone()));
+        }
+        seams.without = Without {
+            self_fence: self.without == Some(Mechanism::SelfFence),
+            intent_row: self.without == Some(Mechanism::Intent),
+        };
+        seams
     }
 }
 
