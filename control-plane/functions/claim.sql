@@ -1,8 +1,9 @@
 -- Claim what could not be leased at once: many workers of many agents in one call.
 
 -- One array entry per free slot. Of each agent only sessions are taken that the oldest worker offered of it can go on with, so offer
--- workers of different protocols in calls of their own. p_limit_ms: how long a turn may run. A session that prefers another worker that lives is left alone for p_sticky_ms; a last row
--- without a session says that there are such. o_journal: what an earlier attempt journaled, for whichever reason it came back.
+-- workers of different protocols in calls of their own. p_limit_ms: how long a turn may run. A session that prefers another worker
+-- that lives is left alone for p_sticky_ms; a last row without a session says that there are such. o_journal: what an earlier attempt
+-- journaled, for whichever reason it came back.
 CREATE FUNCTION claim_batch(p_worker bigint[], p_slot smallint[], p_sticky_ms bigint, p_limit_ms bigint)
 RETURNS TABLE (o_worker bigint, o_slot smallint, o_session bigint, o_seq bigint, o_epoch bigint, o_crashes smallint, o_key text,
     o_lane bigint, o_payload bytea, o_trace text, o_created timestamptz, o_journal bigint)

@@ -4,12 +4,15 @@
 CREATE FUNCTION release_successors(p_session bigint[]) RETURNS SETOF int LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE r record; t timestamptz := clock_timestamp();
 BEGIN
-  FOR r IN SELECT n.session_id, n.agent_no, n.head_seq, n.tail_seq FROM sessions o JOIN sessions n ON n.session_id = o.successor
+  FOR r IN SELECT n.session_id, n.agent_no, n.head_seq, n.tail_seq, n.successor FROM sessions o JOIN sessions n ON n.session_id = o.successor
             WHERE o.session_id = ANY(p_session) AND o.state = 0 AND n.state = 3 ORDER BY n.session_id FOR NO KEY UPDATE OF n LOOP
     UPDATE sessions SET state = CASE WHEN tail_seq >= head_seq THEN 1 ELSE 0 END WHERE session_id = r.session_id;
     IF r.tail_seq >= r.head_seq THEN
       INSERT INTO ready(session_id, agent_no, ready_at) VALUES (r.session_id, r.agent_no, t);
       RETURN NEXT r.agent_no;
+    ELSIF r.successor IS NOT NULL THEN
+      -- All it had was cancelled before it could begin.
+      RETURN QUERY SELECT release_successors(ARRAY[r.session_id]);
     END IF;
   END LOOP;
 END $$;
@@ -26,11 +29,11 @@ CREATE FUNCTION complete_batch(p_replica bigint, p_session bigint[], p_epoch big
 RETURNS TABLE (o_ord bigint, o_ok boolean, o_pos bigint, o_send boolean, o_epoch bigint, o_seq bigint, o_lane bigint, o_payload bytea,
     o_trace text, o_created timestamptz, o_ready boolean) LANGUAGE plpgsql
 SET enable_seqscan = off AS $$
-DECLARE ok boolean[]; ps bigint[]; hd bigint[]; nx boolean[]; rd boolean[]; succ boolean; t timestamptz := clock_timestamp();
+DECLARE ok boolean[]; ps bigint[]; hd bigint[]; nx bigint[]; rd boolean[]; succ boolean; t timestamptz := clock_timestamp();
   alive boolean := NOT EXISTS (SELECT 1 FROM replicas WHERE replica_id = p_replica AND lost_at IS NOT NULL);
 BEGIN
   PERFORM 1 FROM sessions WHERE session_id = ANY(p_session) ORDER BY session_id FOR NO KEY UPDATE;      -- A
-  WITH g AS (SELECT i.*, s.agent_no, s.worker_id, s.successor, s.tail_seq > s.head_seq AS again, coalesce(k.worker_id IS NOT NULL AND i.nxt, false) AS keep,
+  WITH g AS (SELECT i.*, s.agent_no, s.worker_id, s.successor, s.absorbed, s.tail_seq > s.head_seq + s.absorbed AS again, coalesce(k.worker_id IS NOT NULL AND i.nxt, false) AS keep,
              s.session_id IS NOT NULL AND row_number() OVER (PARTITION BY i.sid ORDER BY (s.session_id IS NULL), i.ord) = 1 AS ok     -- B
           FROM unnest(p_session, p_epoch, p_seq, p_ended, p_reply, p_usage, p_lane, p_send, p_next) WITH ORDINALITY
                i(sid, epoch, seq, ended, reply, usage, lane, send, nxt, ord)
@@ -41,7 +44,7 @@ BEGIN
              OR EXISTS (SELECT 1 FROM previews p WHERE p.session_id = g.sid AND p.seq = g.seq)) AS says FROM g),
    f AS MATERIALIZED (SELECT q.*, CASE WHEN q.says THEN nextval('outbox_positions') END AS pos,
              row_number() OVER (PARTITION BY q.lane, q.says ORDER BY q.ord) AS ln, count(*) OVER (PARTITION BY q.lane, q.says) AS lc FROM q),
-   u AS (UPDATE sessions s SET head_seq = s.head_seq + 1, crashes = 0, updated_at = t,
+   u AS (UPDATE sessions s SET head_seq = s.head_seq + 1 + s.absorbed, absorbed = 0, crashes = 0, updated_at = t,
              state = CASE WHEN NOT f.again THEN 0 WHEN f.keep THEN 2 ELSE 1 END,
              epoch = s.epoch + (f.again AND f.keep)::int,
              deadline = CASE WHEN f.again AND f.keep THEN t + p_ttl_ms * interval '1 millisecond' END
@@ -55,7 +58,7 @@ BEGIN
           ON CONFLICT (lane_id) WHERE head DO UPDATE SET more = true              -- busy lane: lock its head, so its end sees us
           RETURNING pos)
   SELECT array_agg(f.ok ORDER BY f.ord), array_agg(f.pos ORDER BY f.ord), (SELECT array_agg(h.pos) FROM h),
-         array_agg(f.ok AND f.again AND f.keep ORDER BY f.ord), array_agg(f.ok AND f.again AND NOT f.keep ORDER BY f.ord),
+         array_agg(CASE WHEN f.ok AND f.again AND f.keep THEN f.seq + 1 + f.absorbed END ORDER BY f.ord), array_agg(f.ok AND f.again AND NOT f.keep ORDER BY f.ord),
          bool_or(f.ok AND f.successor IS NOT NULL)
     INTO ok, ps, hd, nx, rd, succ FROM f;
   IF cardinality(array_remove(ps, NULL)) > (SELECT count(*) FROM unnest(ps) x WHERE x = ANY(hd)) THEN
@@ -65,10 +68,10 @@ BEGIN
   END IF;
   IF succ THEN PERFORM release_successors(p_session); END IF;
   RETURN QUERY SELECT i.ord, i.ok OR e.epoch IS NOT NULL, coalesce(i.pos, e.pos), coalesce(i.send AND alive AND i.pos = ANY(hd), false),
-      CASE WHEN i.nx THEN i.ep + 1 END, CASE WHEN i.nx THEN i.seq + 1 END, q.lane_id, q.payload, q.traceparent, q.created_at,
+      CASE WHEN i.nx IS NOT NULL THEN i.ep + 1 END, i.nx, q.lane_id, q.payload, q.traceparent, q.created_at,
       i.rd OR coalesce(succ, false)
     FROM unnest(ok, ps, p_send, nx, rd, p_epoch, p_seq, p_session, p_lane) WITH ORDINALITY i(ok, pos, send, nx, rd, ep, seq, sid, lane, ord)
-    LEFT JOIN turns q ON i.nx AND q.session_id = i.sid AND q.seq = i.seq + 1
+    LEFT JOIN turns q ON q.session_id = i.sid AND q.seq = i.nx
     LEFT JOIN LATERAL (SELECT d.epoch, o.pos FROM turn_steps d LEFT JOIN outbox o ON o.lane_id = i.lane AND o.head AND o.state = 1
            AND o.owner = p_replica AND o.session_id = i.sid AND o.seq = i.seq
          WHERE d.session_id = i.sid AND d.seq = i.seq AND d.step = 2147483647 AND d.phase = 1 AND d.epoch = i.ep AND d.kind = 1) e ON NOT i.ok

@@ -95,7 +95,7 @@ END $$;
 CREATE FUNCTION unpark(p_accounts text[], p_n int) RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE n bigint;
 BEGIN
-  WITH c AS MATERIALIZED (SELECT o.lane_id FROM outbox o WHERE o.parked = ANY(p_accounts) ORDER BY o.lane_id LIMIT p_n FOR UPDATE SKIP LOCKED)
+  WITH c AS MATERIALIZED (SELECT o.lane_id FROM outbox o WHERE o.parked = ANY(p_accounts) LIMIT p_n FOR UPDATE SKIP LOCKED)
   UPDATE outbox o SET parked = NULL, next_at = clock_timestamp() FROM c WHERE o.lane_id = c.lane_id AND o.head;
   GET DIAGNOSTICS n = ROW_COUNT;
   RETURN n;

@@ -9,9 +9,9 @@ BEGIN
   INSERT INTO dead_turns(session_id, seq, reason) VALUES (r.session_id, r.head_seq, p_reason);
   PERFORM enqueue(q.lane_id, q.session_id, q.seq, p_notice) FROM turns q
     WHERE q.session_id = r.session_id AND q.seq = r.head_seq AND q.lane_id IS NOT NULL;
-  UPDATE sessions SET epoch = epoch + 1, worker_id = NULL, deadline = NULL, crashes = 0, head_seq = head_seq + 1,
-         state = CASE WHEN tail_seq = head_seq THEN 0 ELSE 1 END WHERE session_id = r.session_id;
-  IF r.tail_seq > r.head_seq THEN
+  UPDATE sessions SET epoch = epoch + 1, worker_id = NULL, deadline = NULL, crashes = 0, head_seq = head_seq + 1 + absorbed, absorbed = 0,
+         state = CASE WHEN tail_seq = head_seq + absorbed THEN 0 ELSE 1 END WHERE session_id = r.session_id;
+  IF r.tail_seq > r.head_seq + r.absorbed THEN
     INSERT INTO ready(session_id, agent_no, ready_at) VALUES (r.session_id, r.agent_no, clock_timestamp());
   ELSIF r.successor IS NOT NULL THEN
     PERFORM release_successors(ARRAY[r.session_id]);
@@ -114,12 +114,32 @@ BEGIN
   DELETE FROM ready WHERE session_id = ANY(sid);
   PERFORM 1 FROM sessions WHERE session_id = ANY(sid) ORDER BY session_id FOR NO KEY UPDATE;
   FOR r IN SELECT q.session_id, q.seq, q.lane_id, s.epoch FROM sessions s JOIN turns q ON q.session_id = s.session_id AND q.seq BETWEEN s.head_seq AND s.tail_seq
-            WHERE s.session_id = ANY(sid) ORDER BY q.session_id, q.seq LOOP
+            WHERE s.session_id = ANY(sid) AND (q.seq = s.head_seq OR q.seq > s.head_seq + s.absorbed) ORDER BY q.session_id, q.seq LOOP
     INSERT INTO turn_steps(session_id, seq, step, phase, epoch, kind, ended, body) VALUES (r.session_id, r.seq, 2147483647, 1, r.epoch, 3, 5, p_notice);
     IF r.lane_id IS NOT NULL THEN PERFORM enqueue(r.lane_id, r.session_id, r.seq, p_notice); END IF;
     n := n + 1;
   END LOOP;
-  UPDATE sessions SET head_seq = tail_seq + 1, state = 0, crashes = 0, epoch = epoch + 1, worker_id = NULL WHERE session_id = ANY(sid);
+  UPDATE sessions SET head_seq = tail_seq + 1, absorbed = 0, state = 0, crashes = 0, epoch = epoch + 1, worker_id = NULL WHERE session_id = ANY(sid);
   PERFORM release_successors(sid);
   RETURN n;
+END $$;
+
+-- After a restore: what was handed out since the backup is forgotten here and must never look valid again. No lease survives, every fence
+-- and every number that is handed out jumps beyond what the lost time can have used, and what waits to be delivered may have been.
+CREATE FUNCTION fence_all() RETURNS TABLE (o_sessions bigint, o_workers bigint) LANGUAGE plpgsql AS $$
+DECLARE t timestamptz := clock_timestamp();
+BEGIN
+  UPDATE workers SET lost = true, lost_at = t WHERE NOT lost;
+  GET DIAGNOSTICS o_workers = ROW_COUNT;
+  UPDATE replicas SET lost_at = t WHERE lost_at IS NULL;
+  INSERT INTO ready(session_id, agent_no, ready_at, needs)
+    SELECT s.session_id, s.agent_no, q.created_at,
+           CASE WHEN EXISTS (SELECT 1 FROM turn_steps d WHERE d.session_id = s.session_id AND d.seq = s.head_seq) THEN 2 END
+      FROM sessions s JOIN turns q ON q.session_id = s.session_id AND q.seq = s.head_seq WHERE s.state = 2;
+  UPDATE sessions SET epoch = epoch + 4294967296, worker_id = NULL, deadline = NULL, state = CASE state WHEN 2 THEN 1 ELSE state END;
+  GET DIAGNOSTICS o_sessions = ROW_COUNT;
+  UPDATE outbox SET maybe_dup = true;
+  PERFORM setval('registrations', nextval('registrations') + 1000000), setval('replica_ids', nextval('replica_ids') + 1000000),
+          setval('session_ids', nextval('session_ids') + 1000000000), setval('outbox_positions', nextval('outbox_positions') + 1000000000);
+  RETURN NEXT;
 END $$;

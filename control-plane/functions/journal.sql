@@ -1,6 +1,6 @@
 -- The steps of a turn, written while it runs.
 
--- Phase 0 is the intent, 1 the result; kind 4 a model's reply, 5 a tool call, 6 steering; effect 1 pure, 2 idempotent, 3 at most once.
+-- Phase 0 is the intent, 1 the result; kind 4 a model's reply, 5 a tool call, 6 steering (by `absorb`); effect 1 pure, 2 idempotent, 3 at most once.
 -- Per row: 1 stored, 2 the same row was there, 0 fenced, -1 another row was there. One bad row fails alone.
 -- An intent that may act once only is never found "there" by a later epoch: whoever reads the answer 2 would act again.
 CREATE FUNCTION journal_batch(p_session bigint[], p_epoch bigint[], p_seq bigint[], p_step int[], p_phase smallint[], p_kind smallint[],

@@ -27,6 +27,7 @@ BEGIN
              AND NOT EXISTS (SELECT 1 FROM turn_steps e WHERE e.session_id = q.session_id AND e.seq = q.seq AND e.step = 2147483647 AND e.at >= over)
              AND NOT EXISTS (SELECT 1 FROM dead_turns d WHERE d.session_id = q.session_id AND d.seq = q.seq AND d.at >= dead)
              AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.session_id = q.session_id AND o.seq = q.seq)),
+     v AS (DELETE FROM previews v USING old WHERE v.session_id = old.session_id AND v.seq = old.seq),
      x AS (DELETE FROM turn_steps x USING old WHERE x.session_id = old.session_id AND x.seq = old.seq),
      d AS (DELETE FROM dead_turns d USING old WHERE d.session_id = old.session_id AND d.seq = old.seq)
     DELETE FROM turns q USING old WHERE q.session_id = old.session_id AND q.seq = old.seq;
@@ -44,11 +45,13 @@ BEGIN
     DELETE FROM deliveries d WHERE d.ctid >= a AND d.ctid < b AND d.at < CASE d.state WHEN 4 THEN dead ELSE over END;
     GET DIAGNOSTICS n = ROW_COUNT;
   WHEN 'leases' THEN
-    -- Small tables, one step: workers that are long lost (their slots were reclaimed) and accounts that nobody wants any more.
+    -- Small tables, one step: workers that are long lost (their slots were reclaimed) and accounts that nobody wants any more,
+    -- and the notes of dead turns; that a turn is dead its end says.
     WITH w AS (DELETE FROM workers WHERE lost AND lost_at < t - interval '15 minutes' RETURNING worker_id),
      x AS (DELETE FROM slots x USING w WHERE x.worker_id = w.worker_id),
-     l AS (DELETE FROM account_leases l WHERE l.lease_until < t - p_keep RETURNING 1)
-    SELECT (SELECT count(*) FROM w) + (SELECT count(*) FROM l) INTO n;
+     l AS (DELETE FROM account_leases l WHERE l.lease_until < t - p_keep RETURNING 1),
+     d AS (DELETE FROM dead_turns d WHERE d.at < dead RETURNING 1)
+    SELECT (SELECT count(*) FROM w) + (SELECT count(*) FROM l) + (SELECT count(*) FROM d) INTO n;
   END CASE;
   UPDATE retention SET page = CASE WHEN r.page + p_pages >= pages THEN 0 ELSE r.page + p_pages END,
          started_at = CASE WHEN r.page = 0 THEN t ELSE started_at END, finished_at = CASE WHEN r.page + p_pages >= pages THEN t ELSE finished_at END,

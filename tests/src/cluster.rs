@@ -250,7 +250,10 @@ pub(crate) fn directory(prefix: &str) -> Result<TempDir> {
 }
 
 /// Where `initdb` and `postgres` are.
-pub(crate) async fn programs_dir() -> Result<PathBuf> {
+///
+/// # Errors
+/// When there are none; the error says how to get them.
+pub async fn programs_dir() -> Result<PathBuf> {
     let search = Search {
         pg_bin: std::env::var_os("HERMES_PG_BIN").map(PathBuf::from),
         path: std::env::var_os("PATH").unwrap_or_default(),
@@ -259,8 +262,11 @@ pub(crate) async fn programs_dir() -> Result<PathBuf> {
     Ok(programs(&search, &Spawner::start()?).await?)
 }
 
-/// Postgres refuses to run as root: whom to become then.
-pub(crate) fn account() -> Result<Option<(u32, u32)>> {
+/// Postgres refuses to run as root: whom to become then, user and group.
+///
+/// # Errors
+/// When we are root and there is nobody to become.
+pub fn account() -> Result<Option<(u32, u32)>> {
     if !geteuid().is_root() {
         return Ok(None);
     }

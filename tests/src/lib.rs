@@ -10,4 +10,5 @@ pub mod mock_model;
 pub mod otlp;
 pub mod postgres;
 pub mod proxy;
+pub mod relay;
 pub mod system;

@@ -273,8 +273,7 @@ impl Up {
     /// gRPC with this token.
     #[track_caller]
     pub fn grpc_as(&self, token: &str) -> Grpc {
-        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", self.endpoint().grpc)).unwrap();
-        Grpc { channel: endpoint.connect_lazy(), bearer: Bearer(format!("Bearer {}", token.trim()).parse().unwrap()) }
+        Grpc::at(&self.endpoint().grpc, token)
     }
 
     /// Its database. The client must not be used inside a tokio runtime: see [`Up::sql`].
@@ -373,6 +372,13 @@ impl Interceptor for Bearer {
 }
 
 impl Grpc {
+    /// Of the control plane at this address, with this token.
+    #[track_caller]
+    pub fn at(address: &str, token: &str) -> Self {
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap();
+        Self { channel: endpoint.connect_lazy(), bearer: Bearer(format!("Bearer {}", token.trim()).parse().unwrap()) }
+    }
+
     /// What a client of any service talks through.
     pub fn transport(&self) -> Transport {
         InterceptedService::new(self.channel.clone(), self.bearer.clone())
@@ -391,6 +397,11 @@ impl Grpc {
     /// RouteService.
     pub fn routes(&self) -> v1::route_service_client::RouteServiceClient<Transport> {
         v1::route_service_client::RouteServiceClient::new(self.transport())
+    }
+
+    /// SessionService.
+    pub fn sessions(&self) -> v1::session_service_client::SessionServiceClient<Transport> {
+        v1::session_service_client::SessionServiceClient::new(self.transport())
     }
 
     /// SystemService.

@@ -251,9 +251,11 @@ impl Link {
                     Ok(None) => return lost("the control plane closed the stream"),
                     Err(status) => return broken(&status),
                 },
-                report = self.turns.next_report() => {
-                    stream.waiting.extend(report.filter(|report| stream.takes(report)));
-                }
+                report = self.turns.next_report() => match report {
+                    Some(report) if stream.takes(&report) => stream.waiting.push_back(report),
+                    Some(_) => self.turns.give_up_steps(),
+                    None => {}
+                },
                 _ = beats.tick() => if let Some(end) = stream.beat() {
                     return end;
                 },
@@ -327,7 +329,7 @@ impl Link {
     fn assigned(&mut self, stream: &mut Stream, assignment: Assignment) {
         let turn = assignment.turn;
         if let Some(turn) = turn.filter(|_| self.grace.is_some() && stream.takes_steps) {
-            stream.waiting.extend(self.turns.decline(turn));
+            stream.waiting.push_back(self.turns.decline(turn));
             return;
         }
         match self.turns.start(assignment) {
@@ -353,6 +355,9 @@ impl Link {
         if first {
             tracing::info!(reason, running = self.turns.running(), "going away");
             stream.say_going_away(reason);
+        }
+        if stream.takes_steps && self.grace_is_over() {
+            self.hand_back();
         }
     }
 

@@ -150,10 +150,10 @@ pub(crate) enum Command {
         after_help = "Example:\n  hermesctl send --platform telegram --chat-id -1001234 --chat-type group --user-id 42 --text hello --wait -o json\n\nWith --wait the exit code is 1 when the turn did not succeed."
     )]
     Send(SendArgs),
-    /// Look at sessions and compute session keys.
+    /// Look at sessions, stop what runs in them, compute session keys.
     #[command(subcommand, after_help = "Example:\n  hermesctl session list --agent coder")]
     Session(SessionCommand),
-    /// Look at what a turn did, step by step.
+    /// Look at what a turn did, step by step, and stop it.
     #[command(subcommand, after_help = "Example:\n  hermesctl turn show t1234.5")]
     Turn(TurnCommand),
     /// Look at replies on their way into chats, and send given-up ones again.
@@ -237,6 +237,13 @@ pub(crate) enum TurnCommand {
         after_help = "Example:\n  hermesctl turn show t1234.5 --full\n\nA tool call has an intent, written before it, and a result. `unknown` is the result of a call that was cut off: nobody\nknows whether it happened, and it was not repeated."
     )]
     Show(TurnShowArgs),
+    /// Stop a turn: only this one, whatever runs when the command arrives.
+    #[command(after_help = "Example:\n  hermesctl turn stop t1234.5")]
+    Stop {
+        /// The turn.
+        #[arg(value_name = "TURN")]
+        id: String,
+    },
 }
 
 /// `turn show`
@@ -259,6 +266,31 @@ pub(crate) enum WorkerCommand {
     /// List the workers that are connected.
     #[command(after_help = "Example:\n  hermesctl worker list -o json")]
     List(LimitArgs),
+    /// Part with workers: they take nothing new, end or hand back what runs, and exit. Who starts them starts new ones.
+    #[command(
+        after_help = "Examples:\n  hermesctl worker drain 7\n  hermesctl worker drain --agent coder --grace 2m --wait\n  hermesctl worker drain --all --wait"
+    )]
+    Drain(DrainArgs),
+}
+
+/// `worker drain`
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    /// Which workers, as `worker list` numbers them.
+    #[arg(value_name = "WORKER", required_unless_present_any = ["agent", "all"], conflicts_with_all = ["agent", "all"])]
+    pub workers: Vec<u64>,
+    /// Those of this agent.
+    #[arg(long, value_name = "ID", conflicts_with = "all")]
+    pub agent: Option<String>,
+    /// All of them.
+    #[arg(long)]
+    pub all: bool,
+    /// How long what runs may go on before it is handed back.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub grace: Duration,
+    /// Wait until they are gone.
+    #[arg(long)]
+    pub wait: bool,
 }
 
 /// `90`, `90s`, `10m`, `12h` or `7d`; never zero.

@@ -92,6 +92,13 @@ pub(crate) enum SessionCommand {
         #[command(flatten)]
         limit: LimitArgs,
     },
+    /// Stop the turn that runs in a session, or is next there; what waits behind it goes on.
+    #[command(after_help = "Example:\n  hermesctl session stop s1234")]
+    Stop {
+        /// The session.
+        #[arg(value_name = "SESSION")]
+        id: String,
+    },
     /// Compute the session key of a source. No control plane is asked.
     #[command(after_help = "Example:\n  hermesctl session key --platform telegram --chat-id 12345 -o json")]
     Key(Box<SessionKeyArgs>),

@@ -86,6 +86,7 @@ pub(crate) async fn run(command: Command, inv: &mut Invocation) -> anyhow::Resul
         Command::Delivery(command) => delivery::run(command, inv).await,
         Command::Dead(command) => dead::run(command, inv).await,
         Command::Worker(WorkerCommand::List(limit)) => worker::list(limit, inv).await,
+        Command::Worker(WorkerCommand::Drain(args)) => worker::drain(args, inv).await,
         Command::Token(command) => token::run(command, inv).await,
         Command::Completion { shell } => completion::run(shell, inv),
     }

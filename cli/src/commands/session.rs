@@ -1,7 +1,7 @@
-//! `session list|show`: durable dialogues and their turns. Read-only.
+//! `session list|show|stop` and `turn stop`: durable dialogues and their turns.
 
 use hermes_proto::v1::session_service_client::SessionServiceClient;
-use hermes_proto::v1::{self, GetSessionRequest, ListSessionsRequest, SessionState};
+use hermes_proto::v1::{self, GetSessionRequest, ListSessionsRequest, SessionState, StopOutcome};
 use serde::Serialize;
 
 use super::{Invocation, LINES, TEXTS, all_pages, required, unknown};
@@ -18,6 +18,7 @@ pub(crate) async fn run(command: SessionCommand, inv: &mut Invocation) -> anyhow
     match command {
         SessionCommand::List(args) => list(args, inv).await,
         SessionCommand::Show { id, limit } => show(id, limit, inv).await,
+        SessionCommand::Stop { id } => stop(String::new(), id, inv).await,
         SessionCommand::Key(args) => super::session_key::run(*args, inv),
     }
 }
@@ -42,6 +43,25 @@ async fn list(args: SessionListArgs, inv: &mut Invocation) -> anyhow::Result<Exi
     Ok(ExitStatus::Done)
 }
 
+/// Stops a turn, or what runs in a session.
+///
+/// # Errors
+/// What the control plane answered.
+pub(crate) async fn stop(turn: String, session_id: String, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
+    let connection = inv.connect().await?;
+    let request = v1::StopTurnRequest { turn, session_id };
+    let answer = connection.answer(client(&connection).stop_turn(request)).await?;
+    let outcome = match answer.outcome() {
+        StopOutcome::Nothing => "nothing",
+        StopOutcome::Asked => "asked",
+        StopOutcome::Cancelled => "cancelled",
+        StopOutcome::Ended => "ended",
+        StopOutcome::Unspecified => return Err(unknown("outcome", answer.outcome)),
+    };
+    inv.printer.show(&StopView { outcome, turn: answer.turn })?;
+    Ok(ExitStatus::Done)
+}
+
 async fn show(id: String, limit: LimitArgs, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
     let connection = inv.connect().await?;
     let session = std::cell::RefCell::new(None);
@@ -58,6 +78,23 @@ async fn show(id: String, limit: LimitArgs, inv: &mut Invocation) -> anyhow::Res
     let session = SessionView::from_proto(required(session.into_inner(), "the session")?)?;
     inv.printer.show(&DialogueView { session, turns: turns.into_iter().map(TurnLine::from_proto).collect() })?;
     Ok(ExitStatus::Done)
+}
+
+#[derive(Serialize)]
+struct StopView {
+    outcome: &'static str,
+    turn: String,
+}
+
+impl View for StopView {
+    fn table(&self, _paint: Paint) -> String {
+        match self.outcome {
+            "asked" => format!("{} is being stopped\n", plain(&self.turn)),
+            "cancelled" => format!("{} is stopped\n", plain(&self.turn)),
+            "ended" => format!("{} had ended already\n", plain(&self.turn)),
+            _ => "nothing is running\n".to_owned(),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -261,6 +298,7 @@ mod tests {
             cached_tokens: 100,
             cost_usd: Some(0.0123),
             model: "anthropic/claude-opus-4-6".into(),
+            absorbed_by: String::new(),
         };
         let view = DialogueView {
             session: SessionView::from_proto(session()).unwrap(),

@@ -1,4 +1,4 @@
-//! `turn show`: one turn with the steps of its journal. Read-only.
+//! `turn show`: one turn with the steps of its journal. (`turn stop` is with `session stop`.)
 
 use hermes_proto::v1::session_service_client::SessionServiceClient;
 use hermes_proto::v1::{self, GetTurnStepsRequest};
@@ -18,6 +18,7 @@ use crate::output::{Grid, Paint, View, or_dash, plain_lines, time};
 pub(crate) async fn run(command: TurnCommand, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
     match command {
         TurnCommand::Show(args) => show(args, inv).await,
+        TurnCommand::Stop { id } => super::session::stop(id, String::new(), inv).await,
     }
 }
 

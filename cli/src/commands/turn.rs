@@ -265,6 +265,7 @@ mod tests {
             turn: "17.3".into(),
             duplicate: false,
             state: TurnState::Queued.into(),
+            notice: String::new(),
         }
     }
 

@@ -236,6 +236,7 @@ fn accepted(request: &v1::SubmitRequest) -> v1::SubmitResponse {
         turn: request.text.clone(),
         duplicate: request.text == "again",
         state: state.into(),
+        notice: String::new(),
     }
 }
 
@@ -366,5 +367,9 @@ impl SystemService for Service {
 
     async fn list_workers(&self, _request: Request<v1::ListWorkersRequest>) -> Answer<v1::ListWorkersResponse> {
         Ok(Response::new(v1::ListWorkersResponse::default()))
+    }
+
+    async fn drain_workers(&self, _request: Request<v1::DrainWorkersRequest>) -> Answer<v1::DrainWorkersResponse> {
+        Ok(Response::new(v1::DrainWorkersResponse::default()))
     }
 }

@@ -80,6 +80,16 @@ pub enum Receipt {
         /// For the sender.
         reason: String,
     },
+    /// Too much waits already: it was not kept. A platform whose sender can repeat it says so with a time; any other acknowledges it and
+    /// tells the sender this sentence, unless it is empty (the chat was told just now).
+    Busy {
+        /// For the sender.
+        reason: String,
+        /// When it may be worth another try.
+        after: Duration,
+    },
+    /// The account brings messages faster than it may: not kept; do not acknowledge, offer it again after this time.
+    Later(Duration),
     /// Not kept; do not acknowledge, offer it again.
     Unavailable,
 }
@@ -188,6 +198,8 @@ pub struct Edit {
     pub text: String,
     /// The text still grows: the next edit makes up for this one, so it yields to messages and waits for nothing.
     pub passing: bool,
+    /// As [`OutboundMessage::not_after`].
+    pub not_after: Option<Instant>,
 }
 
 /// Why a message does not show its new text, or may not.

@@ -27,13 +27,14 @@ struct Running {
     stop: CancellationToken,
 }
 
-/// Builds the accounts the document has now, then follows it until the stop. When this answers, all of them take messages.
-pub(super) fn start(registry: Registry, adapters: Adapters, sink: Sink, tasks: &Tasks) {
+/// Builds the accounts the document has now, then follows it until `doors` close: then no message is taken any more, and what
+/// is to be sent still is. When this answers, all of them take messages.
+pub(super) fn start(registry: Registry, adapters: Adapters, sink: Sink, tasks: &Tasks, doors: &CancellationToken) {
     let mut changes = registry.changes();
     changes.borrow_and_update();
     let mut running: HashMap<(String, String), Running> = HashMap::new();
-    follow(&registry.current().document, &mut running, &adapters, &sink, tasks);
-    let (own, stop) = (tasks.clone(), tasks.stopping());
+    follow(&registry.current().document, &mut running, &adapters, &sink, tasks, doors);
+    let (own, stop) = (tasks.clone(), doors.clone());
     tasks.spawn("accounts", async move {
         loop {
             tokio::select! {
@@ -41,7 +42,7 @@ pub(super) fn start(registry: Registry, adapters: Adapters, sink: Sink, tasks: &
                 changed = changes.changed() => if changed.is_err() { return },
             }
             changes.borrow_and_update();
-            follow(&registry.current().document, &mut running, &adapters, &sink, &own);
+            follow(&registry.current().document, &mut running, &adapters, &sink, &own, &stop);
         }
     });
 }
@@ -52,6 +53,7 @@ fn follow(
     adapters: &Adapters,
     sink: &Sink,
     tasks: &Tasks,
+    doors: &CancellationToken,
 ) {
     let telegram = document
         .platforms
@@ -76,7 +78,7 @@ fn follow(
         if running.contains_key(&key) {
             continue;
         }
-        let stop = tasks.stopping().child_token();
+        let stop = doors.child_token();
         match build(&key.1, &wanted) {
             Ok(adapter) => {
                 adapters.insert(adapter.clone());

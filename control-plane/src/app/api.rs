@@ -9,7 +9,7 @@ use hermes_core::turn::{TurnState, Usage};
 use crate::dispatch::{self};
 use crate::http::{Submit, SubmitError, Submitted, TurnEvent, Turns};
 use crate::identity::{Principal, Tokens};
-use crate::intake::{self, Dedupe, Intake, Message};
+use crate::intake::{self, BusyReason, Dedupe, Intake, Message, Surface};
 use crate::registry::Registry;
 use crate::store::TurnId;
 
@@ -35,6 +35,7 @@ impl Turns for Api {
                 dedupe,
                 submitter: Some(submit.principal),
                 reply_to: None,
+                surface: Surface::Caller,
             };
             let accepted = self.intake.submit(message).await.map_err(error_of)?;
             Ok(Submitted {
@@ -87,6 +88,8 @@ fn error_of(error: intake::Error) -> SubmitError {
         intake::Error::UnknownAgent(agent) => SubmitError::UnknownAgent(agent),
         intake::Error::Conflict => SubmitError::Conflict,
         intake::Error::Overloaded => SubmitError::Overloaded,
+        intake::Error::Busy(BusyReason::Late) => SubmitError::Late(error.to_string()),
+        intake::Error::Busy(BusyReason::Session | BusyReason::Agent) => SubmitError::Full(error.to_string()),
         intake::Error::Unavailable(cause) => {
             tracing::warn!(cause, "a message could not be stored");
             SubmitError::Unavailable("the message could not be stored; send it again".to_owned())

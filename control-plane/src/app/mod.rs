@@ -57,6 +57,8 @@ use crate::telemetry::{Metrics, Telemetry};
 const CONNECTIONS: usize = 12;
 /// Longest wait for the reports that workers have sent when their streams are ended.
 const PART_GRACE: Duration = Duration::from_secs(1);
+/// Longest wait of a replica, which others stand in for, for deliveries that are being sent.
+const SEND_GRACE: Duration = Duration::from_secs(10);
 /// Longest wait for tasks at the stop.
 const GRACE: Duration = Duration::from_millis(500);
 /// Longest wait for each of the two notes a replica leaves behind; both can be missed.
@@ -83,7 +85,7 @@ struct Replica {
     tokens: Tokens,
     authority: Arc<Authority>,
     replica: i64,
-    /// Closes the listeners; the stop of the tasks does it, too.
+    /// Closes the listeners and ends the platforms' polling; the stop of the tasks does it, too.
     doors: CancellationToken,
     tasks: Tasks,
 }
@@ -135,10 +137,10 @@ impl Replica {
             Intake::start(registry.clone(), dispatcher.clone(), outbox.clone(), clock, metrics.clone(), &tasks);
         let broker = Broker::new(common.model.settings(), secrets::for_models()).context("set up model calls")?;
         let sink = Sink::new(intake.clone(), adapters.clone());
-        accounts::start(registry.clone(), adapters, sink.clone(), &tasks);
         tasks.spawn("retention", retention::run(registry.clone(), metrics.clone(), tasks.stopping()));
-        tasks.spawn("tokens", start::touch_tokens(tokens.clone(), tasks.stopping()));
         let doors = tasks.stopping().child_token();
+        accounts::start(registry.clone(), adapters, sink.clone(), &tasks, &doors);
+        tasks.spawn("tokens", start::touch_tokens(tokens.clone(), tasks.stopping()));
         let this = Self { registry, dispatcher, outbox, tokens, authority, replica, doors, tasks };
         this.serve(sockets, &intake, sink, broker, worker_names, telemetry, &metrics).await?;
         Ok(this)
@@ -180,7 +182,7 @@ impl Replica {
             .add_service(reflection)
             .add_service(AgentApi::server(self.registry.clone(), self.dispatcher.clone()))
             .add_service(RouteApi::server(self.registry.clone()))
-            .add_service(SessionApi::server(self.registry.clone()))
+            .add_service(SessionApi::server(self.registry.clone(), self.dispatcher.clone()))
             .add_service(DeliveryApi::server(store.clone(), self.outbox.clone(), self.dispatcher.clone()))
             .add_service(MessageApi::server(intake.clone(), adapters.clone(), store))
             .add_service(identity.clone().into_server())
@@ -246,20 +248,24 @@ impl Replica {
     }
 
     /// Waits for a reason to stop; an error when it is a defect.
-    async fn until_stop(&self) -> anyhow::Result<()> {
+    async fn until_stop(&self, signals: &mut Signals) -> anyhow::Result<()> {
         tokio::select! {
-            signal = signals() => {
-                tracing::info!(signal = signal?, "stopping");
+            signal = signals.next() => {
+                tracing::info!(signal, "stopping");
                 Ok(())
             }
             name = self.tasks.failed() => Err(anyhow::anyhow!("task {name:?} failed")),
         }
     }
 
-    /// Takes nothing new and parts with the workers, which others started and which go on at another replica.
+    /// Takes nothing new, parts with the workers, which others started and which go on at another replica, and finishes what is
+    /// being sent.
     async fn part(&self) {
         self.doors.cancel();
         self.dispatcher.part(PART_GRACE).await;
+        if !self.outbox.finish(SEND_GRACE).await {
+            tracing::warn!("some deliveries were not finished in time; another replica sends them again, marked");
+        }
     }
 
     /// Stops what stores; workers have stopped or were parted with before.
@@ -288,17 +294,31 @@ async fn ended<E: std::fmt::Display>(name: &'static str, serving: impl Future<Ou
     }
 }
 
-/// SIGINT or SIGTERM; its name.
-async fn signals() -> anyhow::Result<&'static str> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
-    let mut hang_up = signal(SignalKind::hangup()).context("watch SIGHUP")?;
-    Ok(tokio::select! {
-        _ = interrupt.recv() => "SIGINT",
-        _ = terminate.recv() => "SIGTERM",
-        _ = hang_up.recv() => "SIGHUP",
-    })
+/// The signals that ask for a stop. Watched from before the ready line on: whoever reads it may stop us at once, and in order.
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hang_up: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn watch() -> anyhow::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).context("watch SIGINT")?,
+            terminate: signal(SignalKind::terminate()).context("watch SIGTERM")?,
+            hang_up: signal(SignalKind::hangup()).context("watch SIGHUP")?,
+        })
+    }
+
+    /// Waits for one; its name.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.hang_up.recv() => "SIGHUP",
+        }
+    }
 }
 
 /// Runs the command.
@@ -319,6 +339,17 @@ pub async fn run(
             let what = || format!("bring the schema of the database at {} up to date", store.place());
             store.migrate().await.with_context(what)?;
             tracing::info!(database = store.server_version().await?, "the schema is up to date");
+            Ok(())
+        }
+        Command::Fence(database) => {
+            let store = seams.store(start::database_url(&database)?.expose_secret(), 2)?;
+            store.migrate().await.with_context(|| format!("reach the database at {}", store.place()))?;
+            let fenced = store.fence().await.with_context(|| format!("fence the database at {}", store.place()))?;
+            tracing::warn!(
+                sessions = fenced.sessions,
+                workers = fenced.workers,
+                "fenced: nothing that was handed out before is valid any more"
+            );
             Ok(())
         }
         Command::CheckConfig { file } => start::check_config(&file),

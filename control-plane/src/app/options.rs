@@ -49,6 +49,9 @@ pub enum Command {
     /// Bring a database's schema up to this release and exit
     #[command(after_help = "Example:\n  hermes-control-plane migrate --database-url-file /run/secrets/db")]
     Migrate(Database),
+    /// Make a database usable that was restored from a backup: run once, with every control plane stopped
+    #[command(after_help = "Example:\n  hermes-control-plane fence --database-url-file /run/secrets/db")]
+    Fence(Database),
     /// Check a document without a database; exit 1 names every fault
     #[command(after_help = "Example:\n  hermes-control-plane check-config hermes.yaml")]
     CheckConfig {

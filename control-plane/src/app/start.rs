@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::homes::{ExternalHomes, LocalHomes};
 use super::options::{Database, Dev, Serve, Surroundings};
-use super::{CONNECTIONS, GRACE, NOTE_GRACE, Plan, Replica, Seams, Sockets, local, named, wall_clock};
+use super::{CONNECTIONS, GRACE, NOTE_GRACE, Plan, Replica, Seams, Signals, Sockets, local, named, wall_clock};
 use crate::grpc::system_api::{Addresses, apply_text};
 use crate::identity::{Authority, NewToken, Role, Token, TokenStore as _, Tokens, mint, mint_join, parse_bearer};
 use crate::local::data_dir::{self, DataDir, Endpoint};
@@ -65,6 +65,7 @@ pub(super) async fn serve(serve: Serve, telemetry: &Telemetry, seams: &Seams) ->
             .with_context(|| format!("bring the schema of the database at {} up to date", store.place()))?;
     }
     store.check_functions().await?;
+    store.origin_check().await?;
     if let Some(file) = &serve.operator_token_file {
         accept_operator_token(&store, file).await?;
     }
@@ -82,8 +83,9 @@ pub(super) async fn serve(serve: Serve, telemetry: &Telemetry, seams: &Seams) ->
     };
     let replica = Replica::build(plan, sockets).await?;
     announce(&replica.registry);
+    let mut signals = Signals::watch()?;
     ready(&addresses, None)?;
-    let reason = replica.until_stop().await;
+    let reason = replica.until_stop(&mut signals).await;
     replica.part().await;
     replica.stop().await;
     reason
@@ -140,9 +142,9 @@ pub(super) async fn dev(
     )
     .await;
     let result = match started {
-        Ok((replica, launcher)) => {
+        Ok((replica, launcher, mut signals)) => {
             let reason = tokio::select! {
-                reason = replica.until_stop() => reason,
+                reason = replica.until_stop(&mut signals) => reason,
                 status = postgres_ended(&mut postgres) => Err(anyhow::anyhow!("Postgres ended by itself ({status}); its log is in {}", named(&data.logs()))),
             };
             if let Err(error) = data.remove_endpoint() {
@@ -182,12 +184,20 @@ async fn start_dev(
     spawner: Spawner,
     worker_binary: PathBuf,
     sole: bool,
-) -> anyhow::Result<(Replica, Launcher)> {
+) -> anyhow::Result<(Replica, Launcher, Signals)> {
     let store = seams.store(url.expose_secret(), CONNECTIONS)?;
     store
         .migrate()
         .await
         .with_context(|| format!("bring the schema of the database at {} up to date", store.place()))?;
+    match store.origin_check().await {
+        // Its lock on the data directory says that nobody else uses this database.
+        Err(crate::store::Error::Schema(why)) if sole => {
+            tracing::warn!(why, "the database in the data directory is a copy; fencing it");
+            store.fence().await?;
+        }
+        checked => checked?,
+    }
     ensure_operator_token(&store, data).await?;
     let sockets = sockets(listeners)?;
     let addresses = sockets.addresses;
@@ -216,9 +226,10 @@ async fn start_dev(
         pid: std::process::id(),
         database_url: url.expose_secret().to_owned(),
     })?;
+    let signals = Signals::watch()?;
     ready(&addresses, Some(data.path()))?;
     launcher.start_idle();
-    Ok((replica, launcher))
+    Ok((replica, launcher, signals))
 }
 
 /// Starts a worker process per agent and keeps it so.

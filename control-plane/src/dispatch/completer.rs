@@ -7,8 +7,8 @@ use hermes_core::turn::TurnState;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{Dispatcher, Report, journal};
-use crate::store::{self, BATCH_ROWS, Completion, CompletionOutcome, DueDelivery, Ended, Leased, TurnEnd};
+use super::{Dispatcher, Report, STOPPED, journal};
+use crate::store::{self, BATCH_ROWS, Completion, CompletionOutcome, DueDelivery, Ended, Leased, Signal, TurnEnd};
 
 /// How long a turn may run before the store is asked whether its chat is still there: what dies faster is found by the attempt.
 const ASK_AFTER: Duration = Duration::from_secs(1);
@@ -74,6 +74,12 @@ pub(super) async fn complete(dispatcher: &Dispatcher, worker: i64, agent: &Agent
             }
         },
     };
+    if report.ended == Ended::Cancelled
+        && let Ok(Some(Signal::Stop)) = inner.store.asked_to_end(report.turn).await
+    {
+        // One line instead of half an answer.
+        STOPPED.clone_into(&mut report.reply);
+    }
     let state = match report.ended {
         Ended::Succeeded => TurnState::Succeeded,
         Ended::Failed => TurnState::Failed,
@@ -243,6 +249,7 @@ fn continue_session(
     let held = fleet.finish(worker, slot, ended, epoch);
     match outcome.next {
         Some((epoch, seq, next)) if held => {
+            dispatcher.inner.pressure.begun(agent_no);
             let turn = store::TurnId { session: ended.session, seq };
             let left = dispatcher.turn_limit();
             dispatcher.begin(Leased { worker, slot, turn, epoch, crashes: 0, journaled: 0, left, session_key, next });

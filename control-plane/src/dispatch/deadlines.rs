@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::Dispatcher;
 use crate::store::{self, BATCH_ROWS, GivenUp};
 
-/// How long a worker may take to end a turn that it was asked to end.
+/// How long a worker may take to end a turn that it was asked to end, at most as long again as the turn may take.
 const GRACE: Duration = Duration::from_secs(30);
 /// How often all are looked at.
 const PERIOD: Duration = Duration::from_millis(250);
@@ -38,7 +38,7 @@ async fn tick(dispatcher: &Dispatcher) -> store::Result<()> {
         inner.metrics.overrun(why.reason());
         tracing::warn!(%turn, reason = why.reason(), "a turn takes too long; its worker is asked to end it");
     }
-    let mut late = inner.fleet.overrun_since(GRACE);
+    let mut late = inner.fleet.overrun_since(GRACE.min(dispatcher.turn_limit()));
     late.truncate(BATCH_ROWS);
     if late.is_empty() {
         return Ok(());

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{Dispatcher, fleet};
-use crate::store::{self, BATCH_ROWS, GivenUp, Journaled, StepRow, Store, TurnEnd, TurnId};
+use crate::store::{self, Absorbed, BATCH_ROWS, GivenUp, Journaled, StepRow, Store, TurnEnd, TurnId};
 
 /// Steps on their way into the store; whoever brings more waits.
 pub(super) const QUEUE: usize = 512;
@@ -62,18 +62,35 @@ pub enum ReplyAnswer {
 impl Dispatcher {
     /// Journals a step that `worker` reports. Nothing when it is not known what became of it: the worker reports it again.
     pub async fn record(&self, worker: i64, row: StepRow) -> Option<StepAnswer> {
-        // A message is taken in by one transaction that journals the step and moves the session over the queued turn. The store
-        // has no such transition, so every one is refused, and the message runs as the turn it waits as.
-        if row.kind == StepKind::Steering {
-            return Some(StepAnswer::Refused);
-        }
         if self.inner.fleet.running(worker, row.turn, row.epoch).is_none() {
             // Epochs can be guessed: what this worker was not given it may not write to.
             tracing::info!(worker, turn = %row.turn, epoch = row.epoch, "a step of a turn that the worker does not run was refused");
             self.inner.metrics.report_fenced("step");
             return Some(StepAnswer::Fenced);
         }
+        if row.kind == StepKind::Steering {
+            return self.absorb(row).await;
+        }
         self.store_step(row, Some(worker)).await
+    }
+
+    /// A turn that runs here has taken in the next queued one: rare, so a call of its own.
+    async fn absorb(&self, row: StepRow) -> Option<StepAnswer> {
+        match self.inner.store.absorb(&row).await {
+            Ok(Absorbed::Stored) => {
+                self.inner.metrics.step(row.kind.as_str(), "none", false);
+                // The next one, if another waits.
+                self.signalled();
+                Some(StepAnswer::Stored)
+            }
+            Ok(Absorbed::Fenced) => Some(StepAnswer::Fenced),
+            Ok(Absorbed::Refused) => Some(StepAnswer::Refused),
+            Ok(Absorbed::Diverged) => park(self, row.turn, row.epoch).await.ok().map(|()| StepAnswer::Diverged),
+            Err(error) => {
+                tracing::warn!(turn = %row.turn, %error, "it is not known whether a message was taken in");
+                None
+            }
+        }
     }
 
     /// Journals a model's reply to a step of a turn that runs here.
@@ -88,6 +105,7 @@ impl Dispatcher {
             idempotency_key: None,
             body,
             unknown: false,
+            absorbs: 0,
         };
         match self.store_step(row, None).await {
             Some(StepAnswer::Stored) => ReplyAnswer::Stored,

@@ -12,7 +12,9 @@ mod fleet;
 mod journal;
 mod live;
 mod poller;
+mod pressure;
 mod releaser;
+mod signals;
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -24,9 +26,11 @@ use tokio::sync::{Notify, RwLock, RwLockReadGuard, mpsc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use fleet::{CancelKind, Connected, Fleet, Overrun, Replies, Running, ToWorker, WorkerView};
+pub use fleet::{CancelKind, Connected, Fleet, Overrun, Replies, Running, ToWorker, Told, WorkerView};
 pub use journal::{ReplyAnswer, StepAnswer};
 pub use live::{Live, TurnEvent};
+pub use pressure::{COME_BACK, OnTheWay, Pressed, Pressure};
+pub use signals::STOPPED;
 
 use crate::doorbell::Word;
 use crate::outbox::Outbox;
@@ -151,6 +155,9 @@ struct Inner {
     releases: mpsc::Sender<releaser::Pending>,
     claim: Notify,
     poll: Notify,
+    /// Something is asked of running turns.
+    signals: Notify,
+    pressure: Pressure,
     /// A worker's stream has ended.
     detached: Notify,
     launcher: OnceLock<LauncherEnd>,
@@ -199,6 +206,8 @@ impl Dispatcher {
             releases,
             claim: Notify::new(),
             poll: Notify::new(),
+            signals: Notify::new(),
+            pressure: Pressure::default(),
             detached: Notify::new(),
             launcher: OnceLock::new(),
             metrics,
@@ -212,6 +221,7 @@ impl Dispatcher {
         tasks.spawn("deadlines", deadlines::run(dispatcher.clone(), stop.clone()));
         tasks.spawn("claimer", poller::run_claimer(dispatcher.clone(), stop.clone()));
         tasks.spawn("poller", poller::run_poller(dispatcher.clone(), stop.clone()));
+        tasks.spawn("signals", signals::run(dispatcher.clone(), stop.clone()));
         tasks.spawn("typing", poller::run_typing(dispatcher.clone(), stop));
         dispatcher
     }
@@ -238,6 +248,11 @@ impl Dispatcher {
     /// The text of running turns.
     pub fn live(&self) -> &Live {
         &self.inner.live
+    }
+
+    /// How much of each agent's work waits.
+    pub fn pressure(&self) -> &Pressure {
+        &self.inner.pressure
     }
 
     /// The store this dispatch writes to.
@@ -313,8 +328,8 @@ impl Dispatcher {
             build: arrival.build.clone(),
         };
         let worker_id = self.inner.store.worker_register(self.inner.replica, &registration, LEASE).await?;
-        // Room for an assignment and an acknowledgement per slot: a worker that reads never fills it.
-        let (outgoing, incoming) = mpsc::channel(arrival.slots as usize * 3 + 64);
+        // Room for an assignment, an acknowledgement, an offer and two cancellations per slot: a worker that reads never fills it.
+        let (outgoing, incoming) = mpsc::channel(arrival.slots as usize * 6 + 64);
         let hang_up = CancellationToken::new();
         // What the same process held under an older registration goes on; it is reminded of it below.
         let held = self.inner.store.adopt(worker_id, &registration.identity).await?;
@@ -496,6 +511,7 @@ fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running
         usage: None,
         replies: Replies::new(journaled > 0),
         accepted: false,
+        told: Told::Nothing,
         deadline: now.checked_add(left),
         progressed: now,
         overrun: None,

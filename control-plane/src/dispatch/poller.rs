@@ -85,6 +85,9 @@ async fn claim_once(dispatcher: &Dispatcher) -> Found {
         }
         sticky |= claimed.sticky;
         for lease in claimed.leased {
+            if let Some(agent) = inner.fleet.agent_of(lease.worker) {
+                inner.pressure.begun(agent);
+            }
             dispatcher.begin(lease);
         }
     }
@@ -215,6 +218,13 @@ async fn poll_once(dispatcher: &Dispatcher) -> store::Result<()> {
     if answer.removed {
         let cancelled = inner.store.removed_cancel(REMOVED_NOTICE).await?;
         tracing::info!(cancelled, "waiting turns of removed agents were cancelled");
+    }
+    if answer.signals {
+        dispatcher.signalled();
+    }
+    if !answer.ready.is_empty() || inner.pressure.is_any() {
+        let most = i64::try_from(inner.registry.current().document.limits.queued_per_agent).unwrap_or(i64::MAX);
+        inner.pressure.counted(&inner.store.backlog(most).await?);
     }
     for agent in &answer.ready {
         dispatcher.waits(*agent);

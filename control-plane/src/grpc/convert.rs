@@ -287,6 +287,8 @@ pub(super) fn intake_status(error: intake::Error) -> Status {
         intake::Error::Invalid { field, message } => invalid(field, message.clone()),
         intake::Error::Conflict => refuse(Reason::AlreadyExists, error.to_string()),
         intake::Error::Overloaded => refuse(Reason::Overloaded, error.to_string()),
+        intake::Error::Busy(intake::BusyReason::Late) => refuse(Reason::AgentLate, error.to_string()),
+        intake::Error::Busy(_) => refuse(Reason::QueueFull, error.to_string()),
         intake::Error::Unavailable(cause) => {
             tracing::warn!(cause, "a message could not be stored");
             refuse(Reason::StoreUncertain, "the message could not be stored; send it again with the same key")

@@ -1,5 +1,6 @@
 //! DeliveryService: deliveries and dead turns, for operators.
 
+use hermes_core::busy::BusyMode;
 use hermes_core::turn::TurnInput;
 use hermes_proto::v1;
 use hermes_proto::v1::delivery_service_server::{DeliveryService, DeliveryServiceServer};
@@ -60,8 +61,9 @@ impl DeliveryApi {
             reserved: None,
             idle_before: None,
             daily_before: None,
+            busy: BusyMode::Queue,
         };
-        let answer = self.store.ingest(&[again], LEASE).await.pop();
+        let answer = self.store.ingest(&[again], i64::MAX, LEASE).await.pop();
         let accepted = answer.ok_or_else(|| Error::Unavailable("no answer".to_owned()))??;
         self.store.dead_turn_redriven(id, redrives, accepted.turn, by).await?;
         self.dispatcher.waits(dead.agent_no);

@@ -14,9 +14,9 @@ use super::layers::principal;
 use super::status::{Reason, invalid, refuse};
 use crate::dispatch::TurnEvent;
 use crate::identity::Principal;
-use crate::intake::{Accepted, Dedupe, Intake, Message};
+use crate::intake::{Accepted, Dedupe, Intake, Message, Surface};
 use crate::outbox::Adapters;
-use crate::store::{LaneKey, Store, TurnId, TurnRow};
+use crate::store::{LaneKey, Stopped, Store, TurnId, TurnRow};
 
 /// The service.
 #[derive(Clone)]
@@ -71,8 +71,14 @@ impl MessageApi {
             (None, None) => Dedupe::New,
         };
         let submitter = Some(caller_of(caller));
-        let message = Message { source, text: request.text, history: None, preset, dedupe, submitter, reply_to };
+        let surface = Surface::Gateway;
+        let message =
+            Message { source, text: request.text, history: None, preset, dedupe, submitter, reply_to, surface };
         let accepted = self.intake.submit(message).await.map_err(intake_status)?;
+        if let Some(stopped) = accepted.command {
+            let response = self.command_response(&accepted, stopped).await?;
+            return Ok((accepted, response));
+        }
         let state = if accepted.duplicate {
             self.store.turn_get(accepted.turn).await.map_err(store_status)?.state()
         } else if accepted.running {
@@ -87,8 +93,35 @@ impl MessageApi {
             turn: accepted.turn.to_string(),
             duplicate: accepted.duplicate,
             state: turn_state_to(state).into(),
+            notice: String::new(),
         };
         Ok((accepted, response))
+    }
+
+    /// What a `/stop` came to.
+    async fn command_response(&self, accepted: &Accepted, stopped: Stopped) -> Result<v1::SubmitResponse, Status> {
+        let (session_id, turn, state) = match stopped.turn() {
+            Some(turn) => {
+                let state = self.store.turn_get(turn).await.map_err(store_status)?.state();
+                (turn.session.to_string(), turn.to_string(), turn_state_to(state))
+            }
+            None => (String::new(), String::new(), v1::TurnState::Succeeded),
+        };
+        let notice = match stopped {
+            Stopped::Nothing => "Nothing is running.",
+            Stopped::Asked(_) => "Stopping.",
+            Stopped::Cancelled(_) => "Stopped.",
+            Stopped::Ended(_) | Stopped::Behind(_) | Stopped::Absorbed(_) => "It had ended already.",
+        };
+        Ok(v1::SubmitResponse {
+            agent: accepted.agent.to_string(),
+            session_key: accepted.session_key.clone(),
+            session_id,
+            turn,
+            duplicate: accepted.duplicate,
+            state: state.into(),
+            notice: notice.to_owned(),
+        })
     }
 
     fn target(&self, source: &hermes_core::Source) -> Result<LaneKey, Status> {
@@ -159,6 +192,13 @@ impl MessageService for MessageApi {
     ) -> Result<Response<Self::SubmitAndStreamStream>, Status> {
         let caller = principal(&request).clone();
         let (accepted, response) = self.accept(&caller, request.into_inner()).await?;
+        if accepted.command.is_some() {
+            let state = v1::TurnState::Succeeded.into();
+            let ended = v1::TurnEnded { state, reply: response.notice.clone(), ..v1::TurnEnded::default() };
+            let events = [Event::Accepted(response), Event::Ended(ended)];
+            let events = events.map(|event| Ok(v1::TurnEvent { event: Some(event) }));
+            return Ok(Response::new(futures_util::stream::iter(events).boxed()));
+        }
         if accepted.duplicate {
             readable(&caller, self.store.turn_get(accepted.turn).await.map_err(store_status)?)?;
         }
@@ -195,6 +235,7 @@ impl MessageService for MessageApi {
             turn: row.id.to_string(),
             duplicate: false,
             state: turn_state_to(row.state()).into(),
+            notice: String::new(),
         };
         Ok(Response::new(v1::GetTurnResponse { accepted: Some(accepted), ended: row.end().map(end_to) }))
     }

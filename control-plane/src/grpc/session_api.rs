@@ -1,4 +1,4 @@
-//! SessionService: looking at sessions and their turns.
+//! SessionService: looking at sessions and their turns, and stopping one.
 
 use hermes_core::turn::{TurnInput, TurnState};
 use hermes_proto::v1;
@@ -6,20 +6,22 @@ use hermes_proto::v1::session_service_server::{SessionService, SessionServiceSer
 use tonic::{Request, Response, Status};
 
 use super::convert::{self, agent_id, store_status, unsigned};
-use super::status::invalid;
+use super::status::{Reason, invalid, refuse};
+use crate::dispatch::Dispatcher;
 use crate::registry::Registry;
-use crate::store::{JOURNAL_BEGIN, SessionId, SessionRow, StepRecord, TurnId, TurnRow};
+use crate::store::{JOURNAL_BEGIN, SessionId, SessionRow, StepRecord, Stopped, TurnId, TurnRow};
 
 /// The service.
 #[derive(Clone, Debug)]
 pub struct SessionApi {
     registry: Registry,
+    dispatcher: Dispatcher,
 }
 
 impl SessionApi {
     /// As a tonic service.
-    pub fn server(registry: Registry) -> SessionServiceServer<Self> {
-        SessionServiceServer::new(Self { registry })
+    pub fn server(registry: Registry, dispatcher: Dispatcher) -> SessionServiceServer<Self> {
+        SessionServiceServer::new(Self { registry, dispatcher })
             .max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES)
             .max_encoding_message_size(4 * hermes_proto::MAX_MESSAGE_BYTES)
     }
@@ -81,6 +83,38 @@ impl SessionService for SessionApi {
         let cut = turns.len() < rows.len() || rows.len() == size as usize;
         let next_page_token = last.filter(|_| cut).map(|seq| seq.to_string()).unwrap_or_default();
         Ok(Response::new(v1::GetSessionResponse { session: Some(session_to(&session)), turns, next_page_token }))
+    }
+
+    async fn stop_turn(&self, request: Request<v1::StopTurnRequest>) -> Result<Response<v1::StopTurnResponse>, Status> {
+        let request = request.into_inner();
+        let wrong = |field: &str, error: crate::store::Error| invalid(field, error.to_string());
+        let (session, seq) = match (request.turn.as_str(), request.session_id.as_str()) {
+            ("", "") => return Err(invalid("turn", "name a turn or a session")),
+            (turn, "") => {
+                let turn: TurnId = turn.parse().map_err(|error| wrong("turn", error))?;
+                (turn.session, Some(turn.seq))
+            }
+            ("", session) => (session.parse().map_err(|error| wrong("session_id", error))?, None),
+            _ => return Err(invalid("session_id", "name a turn or a session, not both")),
+        };
+        self.registry.store().session_get(session).await.map_err(store_status)?;
+        let stopped = self.dispatcher.stop(session, seq).await.map_err(store_status)?;
+        let outcome = match stopped {
+            Stopped::Nothing if seq.is_some() => return Err(refuse(Reason::NotFound, "there is no such turn")),
+            Stopped::Nothing => v1::StopOutcome::Nothing,
+            Stopped::Asked(_) => v1::StopOutcome::Asked,
+            Stopped::Cancelled(_) => v1::StopOutcome::Cancelled,
+            Stopped::Ended(_) => v1::StopOutcome::Ended,
+            Stopped::Behind(turn) => {
+                return Err(refuse(Reason::Conflict, format!("{turn} waits behind another turn of its session")));
+            }
+            Stopped::Absorbed(turn) => {
+                let message = format!("{turn} was taken in by the turn that runs; stop that one, or the session");
+                return Err(refuse(Reason::Conflict, message));
+            }
+        };
+        let turn = stopped.turn().map(|turn| turn.to_string()).unwrap_or_default();
+        Ok(Response::new(v1::StopTurnResponse { outcome: outcome.into(), turn }))
     }
 
     async fn get_turn_steps(
@@ -168,5 +202,6 @@ fn turn_to(row: &TurnRow) -> v1::TranscriptTurn {
         cached_tokens: usage.cached_tokens,
         cost_usd: usage.cost_usd,
         model: usage.model,
+        absorbed_by: row.absorbed_by.map(|seq| TurnId { seq, ..row.id }.to_string()).unwrap_or_default(),
     }
 }

@@ -37,6 +37,10 @@ pub enum Reason {
     TooLarge,
     /// Too many calls wait already.
     Overloaded,
+    /// As many messages wait, for the agent or in the session, as may.
+    QueueFull,
+    /// The agent's messages wait for too long already.
+    AgentLate,
     /// The call waited for its turn and did not get it in time.
     Busy,
     /// The call ran into its time limit.
@@ -62,7 +66,7 @@ pub enum Effect {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::InvalidField,
         Self::Unauthenticated,
         Self::NotAllowed,
@@ -74,6 +78,8 @@ impl Reason {
         Self::StaleEpoch,
         Self::TooLarge,
         Self::Overloaded,
+        Self::QueueFull,
+        Self::AgentLate,
         Self::Busy,
         Self::TimeLimit,
         Self::StoreUnavailable,
@@ -92,8 +98,10 @@ impl Reason {
             Self::NotFound => Code::NotFound,
             Self::AlreadyExists => Code::AlreadyExists,
             Self::Conflict => Code::FailedPrecondition,
-            Self::Overloaded => Code::ResourceExhausted,
-            Self::Busy | Self::StoreUnavailable | Self::StoreUncertain | Self::Stopping => Code::Unavailable,
+            Self::Overloaded | Self::QueueFull => Code::ResourceExhausted,
+            Self::AgentLate | Self::Busy | Self::StoreUnavailable | Self::StoreUncertain | Self::Stopping => {
+                Code::Unavailable
+            }
             Self::TimeLimit => Code::DeadlineExceeded,
             Self::Internal => Code::Internal,
         }
@@ -113,6 +121,8 @@ impl Reason {
             Self::StaleEpoch => "STALE_EPOCH",
             Self::TooLarge => "TOO_LARGE",
             Self::Overloaded => "OVERLOADED",
+            Self::QueueFull => "QUEUE_FULL",
+            Self::AgentLate => "AGENT_LATE",
             Self::Busy => "BUSY",
             Self::TimeLimit => "TIME_LIMIT",
             Self::StoreUnavailable => "STORE_UNAVAILABLE",
@@ -137,6 +147,8 @@ impl Reason {
             | Self::StaleEpoch
             | Self::TooLarge
             | Self::Overloaded
+            | Self::QueueFull
+            | Self::AgentLate
             | Self::Busy
             | Self::StoreUnavailable
             | Self::Stopping => Effect::None,
@@ -145,8 +157,11 @@ impl Reason {
 
     /// When a client should try again by itself, if it should.
     fn retry_after(self) -> Option<Duration> {
-        matches!(self, Self::Overloaded | Self::Busy | Self::StoreUnavailable | Self::Stopping)
-            .then_some(Duration::from_secs(1))
+        match self {
+            Self::QueueFull | Self::AgentLate => Some(crate::dispatch::COME_BACK),
+            Self::Overloaded | Self::Busy | Self::StoreUnavailable | Self::Stopping => Some(Duration::from_secs(1)),
+            _ => None,
+        }
     }
 }
 

@@ -64,8 +64,15 @@ pub(super) fn read(report: v1::StepReport) -> Result<StepRow, Status> {
         return Err(refuse(Reason::TooLarge, format!("the content of a step is larger than {MAX_BODY} bytes")));
     }
     let key = report.idempotency_key;
-    if key.is_empty() == (effect == Some(Effect::Idempotent)) {
-        return Err(invalid("idempotency_key", "an idempotent call has one, and no other step"));
+    match (effect, phase) {
+        // Its intent said it.
+        (Some(Effect::Idempotent), Phase::Result) => {}
+        (Some(Effect::Idempotent), Phase::Intent) if !key.is_empty() => {}
+        (Some(Effect::Idempotent), Phase::Intent) => {
+            return Err(invalid("idempotency_key", "an idempotent call has one"));
+        }
+        _ if key.is_empty() => {}
+        _ => return Err(invalid("idempotency_key", "only an idempotent call has one")),
     }
     if key.len() > MAX_KEY || key.chars().any(char::is_control) {
         return Err(invalid("idempotency_key", format!("it is one line of at most {MAX_KEY} bytes")));
@@ -74,7 +81,9 @@ pub(super) fn read(report: v1::StepReport) -> Result<StepRow, Status> {
         return Err(invalid("unknown", "only the result of a tool call can be unknown"));
     }
     let idempotency_key = Some(key).filter(|key| !key.is_empty());
-    Ok(StepRow { turn, epoch, step, phase, kind, effect, idempotency_key, body: report.body, unknown: report.unknown })
+    let absorbs = super::convert::signed("absorbs", report.absorbs)?;
+    let (body, unknown) = (report.body, report.unknown);
+    Ok(StepRow { turn, epoch, step, phase, kind, effect, idempotency_key, body, unknown, absorbs })
 }
 
 /// One worker's reported steps on their way into the store.
@@ -204,6 +213,8 @@ mod tests {
         let idempotent =
             v1::StepReport { effect: v1::Effect::Idempotent.into(), idempotency_key: "k".into(), ..report() };
         assert_eq!(read(idempotent.clone()).unwrap().idempotency_key.as_deref(), Some("k"));
+        let end = v1::StepPhase::Result.into();
+        assert!(read(v1::StepReport { idempotency_key: String::new(), phase: end, ..idempotent.clone() }).is_ok());
         let steering = v1::StepReport { kind: v1::StepKind::Steering.into(), effect: 0, absorbs: 2, ..report() };
         assert!(read(steering.clone()).is_ok());
         let wrong = [

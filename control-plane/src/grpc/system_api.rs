@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
@@ -13,15 +13,18 @@ use hermes_proto::{CHUNK_BYTES, v1};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert::{self, change_to, edit_status, fault_to, store_status, unsigned, warning_to};
-use super::status::{Reason, refuse};
+use super::status::{Reason, invalid, refuse};
 use crate::accounts::{DEAF, DEAF_DETAIL};
-use crate::dispatch::Dispatcher;
+use crate::dispatch::{DRAIN_GRACE, Dispatcher};
 use crate::outbox::Adapters;
 use crate::registry::{Edit, EditError, Edited, Registry, Snapshot};
-use crate::store::AccountRow;
+use crate::store::{AccountRow, Parting};
 
 /// Largest document, bytes.
 const MAX_DOCUMENT: usize = 64 << 20;
+
+/// Most workers that one call names.
+const MAX_NAMED: usize = 1000;
 
 /// Where this process listens.
 #[derive(Clone, Copy, Debug)]
@@ -256,5 +259,43 @@ impl SystemService for SystemApi {
             build: view.build.clone(),
         });
         Ok(Response::new(v1::ListWorkersResponse { workers: workers.collect(), next_page_token }))
+    }
+
+    async fn drain_workers(
+        &self,
+        request: Request<v1::DrainWorkersRequest>,
+    ) -> Result<Response<v1::DrainWorkersResponse>, Status> {
+        let request = request.into_inner();
+        let named = request.workers.len();
+        let which = match (named > 0, request.agent.as_str(), request.all) {
+            (true, "", false) if named <= MAX_NAMED => {
+                let workers: Result<Vec<i64>, Status> =
+                    request.workers.iter().map(|worker| convert::signed("workers", *worker)).collect();
+                Parting::Workers(workers?)
+            }
+            (true, "", false) => return Err(invalid("workers", format!("at most {MAX_NAMED}; use all or agent"))),
+            (false, "", true) => Parting::All,
+            (false, agent, false) if !agent.is_empty() => Parting::Agent(agent.to_owned()),
+            _ => return Err(invalid("workers", "exactly one of workers, agent and all")),
+        };
+        let grace = match request.grace_ms {
+            0 => DRAIN_GRACE,
+            ms => Duration::from_millis(ms.into()),
+        };
+        let store = self.parts.registry.store();
+        let mut workers = store.workers_part(&which, grace).await.map_err(store_status)?;
+        // Who registered anew since is found by those it was.
+        if let Parting::Workers(asked) = which {
+            workers.extend(asked);
+        }
+        let left = store.workers_leaving(&workers).await.map_err(store_status)?;
+        // Their replicas tell them at their next poll, this one now.
+        self.parts.dispatcher.nudge();
+        let left = left.into_iter().map(|left| v1::DrainingWorker {
+            worker_id: unsigned(left.worker),
+            agent: left.agent,
+            running: u32::try_from(left.running).unwrap_or(u32::MAX),
+        });
+        Ok(Response::new(v1::DrainWorkersResponse { workers: left.collect() }))
     }
 }

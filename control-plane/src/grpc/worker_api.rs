@@ -174,6 +174,10 @@ impl WorkerService for WorkerApi {
         for row in rows {
             let input: TurnInput = serde_json::from_slice(&row.payload).unwrap_or_default();
             push_chunks(&mut chunks, row.seq, v1::TranscriptRole::User, input.text.as_bytes());
+            for absorbed in &row.absorbed {
+                let input: TurnInput = serde_json::from_slice(absorbed).unwrap_or_default();
+                push_chunks(&mut chunks, row.seq, v1::TranscriptRole::User, input.text.as_bytes());
+            }
             push_chunks(&mut chunks, row.seq, v1::TranscriptRole::Assistant, &row.reply);
         }
         Ok(Response::new(futures_util::stream::iter(chunks.into_iter().map(Ok)).boxed()))
@@ -445,10 +449,15 @@ fn message_to(message: ToWorker) -> ToWire {
         }
         ToWorker::Cancel { turn, epoch, kind, reason } => {
             let kind = match kind {
+                CancelKind::Stopped => v1::CancelKind::Stopped,
+                CancelKind::Interrupted => v1::CancelKind::Interrupted,
                 CancelKind::Overdue => v1::CancelKind::Overdue,
                 CancelKind::Abandoned => v1::CancelKind::Abandoned,
             };
             ToWire::Cancel(v1::Cancel { turn: turn_to(turn, epoch), reason, kind: kind.into() })
+        }
+        ToWorker::Steer { turn, epoch, seq, input } => {
+            ToWire::Steer(v1::Steer { turn: turn_to(turn, epoch), seq: unsigned(seq), input })
         }
         ToWorker::Drain(grace) => {
             // Zero would leave it to the worker.

@@ -154,6 +154,15 @@ impl From<SubmitError> for ApiError {
                 let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "api_error", Some("overloaded"), message);
                 Self { retry: Some(true), ..error }
             }
+            SubmitError::Full(_) => {
+                let kind = "rate_limit_error";
+                let error = Self::new(StatusCode::TOO_MANY_REQUESTS, kind, Some("too_many_waiting"), message);
+                Self { retry: Some(true), ..error }
+            }
+            SubmitError::Late(_) => {
+                let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "api_error", Some("agent_late"), message);
+                Self { retry: Some(true), ..error }
+            }
             SubmitError::Unavailable(_) => {
                 let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "api_error", Some("unavailable"), message);
                 Self { retry: Some(true), ..error }
@@ -173,8 +182,13 @@ impl IntoResponse for ApiError {
         }
         if let Some(retry) = self.retry {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static(if retry { "true" } else { "false" }));
-            if retry && self.status == StatusCode::SERVICE_UNAVAILABLE {
-                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            let after = match (self.status, self.code) {
+                (StatusCode::TOO_MANY_REQUESTS, _) | (_, Some("agent_late")) => Some("5"),
+                (StatusCode::SERVICE_UNAVAILABLE, _) => Some("1"),
+                _ => None,
+            };
+            if let Some(after) = after.filter(|_| retry) {
+                headers.insert(RETRY_AFTER, HeaderValue::from_static(after));
             }
         }
         response

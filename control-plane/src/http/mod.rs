@@ -23,7 +23,8 @@
 //! Plain calls get 502 with code `turn_failed`, `turn_dead` or `turn_cancelled` and the agent's honest sentence as message;
 //! a stream that has begun gets the same object as an error event and no `[DONE]`, which SDKs raise as an API error. The SDKs
 //! repeat calls on 409, 429 and 5xx by themselves; `x-should-retry: false` keeps them from starting the work again once a
-//! turn exists, and 503 (nothing was kept) says `true`.
+//! turn exists, and 503 and 429 (nothing was kept) say `true` and when to come back: 429 where too much waits for the agent or in
+//! the session, 503 where it waits too long or the store is not there.
 
 mod answer;
 mod caller;
@@ -100,6 +101,12 @@ pub enum SubmitError {
     /// Too much is waiting; try again later.
     #[error("too many messages are waiting")]
     Overloaded,
+    /// As many messages wait for the agent, or in the session, as may; try again later. The text is for the caller.
+    #[error("{0}")]
+    Full(String),
+    /// The agent's messages wait for too long already; try again later. The text is for the caller.
+    #[error("{0}")]
+    Late(String),
     /// The store cannot be reached; try again later. The text is for the caller.
     #[error("{0}")]
     Unavailable(String),

@@ -3,17 +3,32 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use hermes_core::busy::BusyMode;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::dispatch::Dispatcher;
-use crate::store::{BATCH_ROWS, DatabaseClock, Error, Ingest, Ingested, Leased, NextTurn, Result, TurnId};
+use crate::dispatch::{Dispatcher, STOPPED};
+use crate::registry::Registry;
+use crate::store::{
+    BATCH_ROWS, DatabaseClock, Error, Ingest, Ingested, Leased, NextTurn, Result, StopCommand, Stopped, TurnId,
+};
+
+/// What a chat is told of a `/stop` that finds nothing to stop.
+pub(super) const NOTHING_RUNS: &str = "Nothing is running.";
 
 /// A message ready for its commit.
 pub(super) struct Prepared {
-    pub(super) row: Ingest,
+    pub(super) work: Work,
     pub(super) answer: oneshot::Sender<Result<Kept>>,
     pub(super) group: Group,
+}
+
+/// What is committed.
+pub(super) enum Work {
+    /// A turn.
+    Turn(Ingest),
+    /// A `/stop`: by itself, between the turns before and after it.
+    Stop(StopCommand),
 }
 
 /// Messages that one caller hands over in order and repeats from the first that was not kept.
@@ -33,15 +48,26 @@ impl Group {
 
 /// A message after its commit.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Kept {
-    pub(super) turn: TurnId,
-    pub(super) duplicate: bool,
-    pub(super) conflict: bool,
-    pub(super) running: bool,
+pub(super) enum Kept {
+    /// As a turn.
+    Turn {
+        /// The turn; the first one's when it is a duplicate.
+        turn: TurnId,
+        duplicate: bool,
+        conflict: bool,
+        running: bool,
+        /// Number of the running turn that it waits behind.
+        behind: Option<i64>,
+        /// It was not kept: its session holds as many as it may.
+        full: bool,
+    },
+    /// As a command that was carried out.
+    Stop { stopped: Stopped, duplicate: bool },
 }
 
 pub(super) async fn run(
     dispatcher: Dispatcher,
+    registry: Registry,
     clock: Arc<DatabaseClock>,
     mut offered: mpsc::Receiver<Prepared>,
     stop: CancellationToken,
@@ -53,35 +79,73 @@ pub(super) async fn run(
             () = stop.cancelled() => return,
             taken = offered.recv_many(&mut batch, BATCH_ROWS) => if taken == 0 { return },
         }
-        commit(&dispatcher, &clock, &mut batch).await;
+        let most = i64::try_from(registry.current().document.limits.queued_per_session).unwrap_or(i64::MAX);
+        let mut turns = Vec::with_capacity(batch.len());
+        for Prepared { work, answer, group } in batch.drain(..) {
+            match work {
+                Work::Turn(row) => turns.push((row, answer, group)),
+                Work::Stop(command) => {
+                    commit(&dispatcher, &clock, most, std::mem::take(&mut turns)).await;
+                    carry_out(&dispatcher, command, answer, &group).await;
+                }
+            }
+        }
+        commit(&dispatcher, &clock, most, turns).await;
     }
 }
 
-async fn commit(dispatcher: &Dispatcher, clock: &DatabaseClock, batch: &mut Vec<Prepared>) {
-    // What follows in a group after one that was not kept is not kept either: it comes again behind it.
-    let (batch, broken): (Vec<Prepared>, Vec<Prepared>) =
-        batch.drain(..).partition(|prepared| !prepared.group.is_broken());
-    for prepared in broken {
-        let _ = prepared.answer.send(Err(Error::Unavailable("a message before it was not stored".to_owned())));
+type Turn = (Ingest, oneshot::Sender<Result<Kept>>, Group);
+
+/// What follows in a group after one that was not kept is not kept either: it comes again behind it.
+fn behind_a_gap() -> Result<Kept> {
+    Err(Error::Unavailable("a message before it was not stored".to_owned()))
+}
+
+async fn carry_out(
+    dispatcher: &Dispatcher,
+    command: StopCommand,
+    answer: oneshot::Sender<Result<Kept>>,
+    group: &Group,
+) {
+    if group.is_broken() {
+        let _ = answer.send(behind_a_gap());
+        return;
     }
-    if batch.is_empty() {
+    let outcome = dispatcher.store().stop_command(&command, STOPPED, NOTHING_RUNS).await;
+    if let Err(Error::Unavailable(_)) = outcome {
+        group.break_off();
+    }
+    let _ = answer.send(outcome.map(|(stopped, duplicate)| {
+        dispatcher.stopped(stopped);
+        Kept::Stop { stopped, duplicate }
+    }));
+}
+
+async fn commit(dispatcher: &Dispatcher, clock: &DatabaseClock, most: i64, turns: Vec<Turn>) {
+    let (turns, broken): (Vec<Turn>, Vec<Turn>) = turns.into_iter().partition(|(_, _, group)| !group.is_broken());
+    for (_, answer, _) in broken {
+        let _ = answer.send(behind_a_gap());
+    }
+    if turns.is_empty() {
         return;
     }
     let (mut rows, answers): (Vec<Ingest>, Vec<_>) =
-        batch.into_iter().map(|prepared| (prepared.row, (prepared.answer, prepared.group))).unzip();
+        turns.into_iter().map(|(row, answer, group)| (row, (answer, group))).unzip();
     let _leasing = dispatcher.leasing().await;
     for row in &mut rows {
         row.reserved = dispatcher.fleet().reserve(row.agent_no, &row.session_key);
     }
-    let outcomes = dispatcher.store().ingest(&rows, dispatcher.turn_limit()).await;
+    let outcomes = dispatcher.store().ingest(&rows, most, dispatcher.turn_limit()).await;
     for ((row, (answer, group)), outcome) in rows.into_iter().zip(answers).zip(outcomes) {
         let kept = match outcome {
             Ok(ingested) => {
-                let kept = Kept {
+                let kept = Kept::Turn {
                     turn: ingested.turn,
                     duplicate: ingested.duplicate,
                     conflict: ingested.conflict,
                     running: ingested.epoch.is_some(),
+                    behind: ingested.behind,
+                    full: ingested.full,
                 };
                 begin(dispatcher, clock, row, ingested);
                 Ok(kept)
@@ -119,6 +183,12 @@ fn begin(dispatcher: &Dispatcher, clock: &DatabaseClock, row: Ingest, ingested: 
         }
         (Some((worker, slot)), None) => dispatcher.fleet().release(worker, slot),
         (None, _) => {}
+    }
+    if !ingested.duplicate && !ingested.full && ingested.epoch.is_none() {
+        dispatcher.pressure().waits(row.agent_no);
+    }
+    if ingested.behind.is_some() && row.busy != BusyMode::Queue {
+        dispatcher.signalled();
     }
     if ingested.waits {
         dispatcher.waits_anywhere(row.agent_no);

@@ -6,11 +6,13 @@
 //! does not authorise: accounts and tokens have done that before.
 
 mod batch;
+mod notices;
 mod sink;
 
 use std::sync::Arc;
 use std::time::Instant;
 
+use hermes_core::busy::{self, BusyPolicy, Command};
 use hermes_core::routing::resolve;
 use hermes_core::session_key::{Isolation, namespace, no_aliases, sender_prefix, session_key, shared_multi_user};
 use hermes_core::turn::{HistoryMessage, TurnInput};
@@ -21,10 +23,10 @@ use tracing::Instrument as _;
 
 pub use sink::Sink;
 
-use crate::dispatch::Dispatcher;
+use crate::dispatch::{Dispatcher, OnTheWay, Pressed};
 use crate::outbox::Outbox;
 use crate::registry::{Registry, Snapshot};
-use crate::store::{self, DatabaseClock, Ingest, LaneKey, TurnId};
+use crate::store::{self, DatabaseClock, Ingest, LaneKey, SessionId, StopCommand, Stopped, TurnId};
 use crate::tasks::Tasks;
 use crate::telemetry::{self, Metrics, TRACE};
 
@@ -66,6 +68,19 @@ pub struct Message {
     pub submitter: Option<String>,
     /// The chat that gets the reply; `None` keeps it for the caller.
     pub reply_to: Option<LaneKey>,
+    /// Who brings it.
+    pub surface: Surface,
+}
+
+/// Who brings a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Surface {
+    /// A platform's account: `/stop` is a command; its sender does not come back by itself when refused.
+    Chat,
+    /// A gateway over gRPC: `/stop` is a command; it comes back when told to.
+    Gateway,
+    /// The HTTP API: every text is for the agent; the caller comes back when told to.
+    Caller,
 }
 
 /// A message that is kept.
@@ -81,6 +96,8 @@ pub struct Accepted {
     pub duplicate: bool,
     /// A worker has it already.
     pub running: bool,
+    /// It was a command, and this is what it came to; `turn` is 0.0 when it was about none.
+    pub command: Option<Stopped>,
 }
 
 /// Why a message was not kept.
@@ -111,10 +128,32 @@ pub enum Error {
     /// Too many messages wait for their commit.
     #[error("too many messages are waiting; try again in a moment")]
     Overloaded,
+    /// As many messages wait in its session, or for its agent, as may: this one is not kept.
+    #[error("{0}")]
+    Busy(BusyReason),
     /// Not kept, or not known to be: repeat it with the same key.
     #[error("the message could not be stored: {0}")]
     Unavailable(String),
 }
+
+/// Which bound a message met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BusyReason {
+    /// Of its session.
+    #[error(
+        "this conversation has as many unanswered messages as it may have (limits.queued_per_session); send it again later"
+    )]
+    Session,
+    /// Of its agent.
+    #[error("as many messages wait for this agent as may (limits.queued_per_agent); send it again later")]
+    Agent,
+    /// Its agent's messages wait for too long already.
+    #[error("messages to this agent wait for too long already (limits.shed_after_seconds); send it again later")]
+    Late,
+}
+
+/// What a chat is told of a message that was not kept because of a bound.
+const NOT_KEPT: &str = "I am too busy to take this message, so I did not keep it. Please send it again in a while.";
 
 /// Handle to intake; cheap to clone.
 #[derive(Clone)]
@@ -124,6 +163,7 @@ pub struct Intake {
     dispatcher: Dispatcher,
     clock: Arc<DatabaseClock>,
     waiting: mpsc::Sender<batch::Prepared>,
+    notices: notices::Notices,
     metrics: Metrics,
 }
 
@@ -140,6 +180,19 @@ pub struct Offered {
     since: Instant,
     platform: &'static str,
     answer: oneshot::Receiver<store::Result<batch::Kept>>,
+    lane: Option<i64>,
+    policy: BusyPolicy,
+    _on_the_way: OnTheWay,
+}
+
+/// What is decided about a message before its commit.
+struct Decided {
+    work: batch::Work,
+    agent: AgentId,
+    session_key: String,
+    lane: Option<i64>,
+    policy: BusyPolicy,
+    on_the_way: OnTheWay,
 }
 
 impl Intake {
@@ -153,8 +206,10 @@ impl Intake {
         tasks: &Tasks,
     ) -> Self {
         let (waiting, offered) = mpsc::channel(MAX_WAITING);
-        tasks.spawn("intake", batch::run(dispatcher.clone(), clock.clone(), offered, tasks.stopping()));
-        Self { registry, outbox, dispatcher, clock, waiting, metrics }
+        let run = batch::run(dispatcher.clone(), registry.clone(), clock.clone(), offered, tasks.stopping());
+        tasks.spawn("intake", run);
+        let notices = notices::Notices::new(dispatcher.store().clone(), outbox.clone(), tasks.clone());
+        Self { registry, outbox, dispatcher, clock, waiting, notices, metrics }
     }
 
     /// Accepts one message.
@@ -186,16 +241,15 @@ impl Intake {
         let since = Instant::now();
         let span = tracing::info_span!(target: TRACE, "intake", platform = %message.source.platform);
         let platform = known_platform(&message.source.platform);
-        let prepared = self.prepare(message, platform, since, telemetry::traceparent(&span)).instrument(span).await;
-        let (prepared, offered) = match prepared {
-            Ok((row, answer, offered)) => (batch::Prepared { row, answer, group: group.clone() }, offered),
-            Err(error) => {
-                self.metrics.inbound(platform, "refused", since.elapsed());
-                return Err(error);
-            }
-        };
+        let decided = self.prepare(message, telemetry::traceparent(&span)).instrument(span).await;
+        let Decided { work, agent, session_key, lane, policy, on_the_way } = decided.inspect_err(|error| {
+            let result = if matches!(error, Error::Busy(_) | Error::Overloaded) { "shed" } else { "refused" };
+            self.metrics.inbound(platform, result, since.elapsed());
+        })?;
+        let (sender, answer) = oneshot::channel();
+        let prepared = batch::Prepared { work, answer: sender, group: group.clone() };
         self.waiting.try_send(prepared).map_err(|_| Error::Overloaded)?;
-        Ok(offered)
+        Ok(Offered { agent, session_key, since, platform, answer, lane, policy, _on_the_way: on_the_way })
     }
 
     /// Waits for the commit of an offered message.
@@ -203,7 +257,7 @@ impl Intake {
     /// # Errors
     /// [`Error::Conflict`], [`Error::Unavailable`].
     async fn settle(&self, offered: Offered) -> Result<Accepted, Error> {
-        let Offered { agent, session_key, since, platform, answer } = offered;
+        let Offered { agent, session_key, since, platform, answer, lane, policy, _on_the_way } = offered;
         let kept = match answer.await {
             Ok(Ok(kept)) => kept,
             Ok(Err(error @ store::Error::Unavailable(_))) => return Err(Error::Unavailable(error.to_string())),
@@ -214,12 +268,38 @@ impl Intake {
             }
             Err(_) => return Err(Error::Unavailable("the control plane is stopping".to_owned())),
         };
-        if kept.conflict {
-            return Err(Error::Conflict);
+        let count = |duplicate| {
+            let result = if duplicate { "duplicate" } else { "accepted" };
+            self.metrics.inbound(platform, result, since.elapsed());
+        };
+        match kept {
+            batch::Kept::Stop { stopped, duplicate } => {
+                count(duplicate);
+                let turn = stopped.turn().unwrap_or(TurnId { session: SessionId(0), seq: 0 });
+                Ok(Accepted { agent, session_key, turn, duplicate, running: false, command: Some(stopped) })
+            }
+            batch::Kept::Turn { full: true, .. } => {
+                self.metrics.inbound(platform, "shed", since.elapsed());
+                Err(Error::Busy(BusyReason::Session))
+            }
+            batch::Kept::Turn { conflict: true, .. } => Err(Error::Conflict),
+            batch::Kept::Turn { turn, duplicate, running, behind, .. } => {
+                count(duplicate);
+                if let (Some(lane), Some(_), true) = (lane, behind, policy.notice) {
+                    self.notices.acknowledge(lane, turn, policy.mode.notice());
+                }
+                Ok(Accepted { agent, session_key, turn, duplicate, running, command: None })
+            }
         }
-        let result = if kept.duplicate { "duplicate" } else { "accepted" };
-        self.metrics.inbound(platform, result, since.elapsed());
-        Ok(Accepted { agent, session_key, turn: kept.turn, duplicate: kept.duplicate, running: kept.running })
+    }
+
+    /// What the chat of a refused message is told; empty when it was told just now.
+    fn refusal(&self, lane: &LaneKey, error: &Error) -> String {
+        match error {
+            Error::Busy(_) if self.notices.refuse(lane) => NOT_KEPT.to_owned(),
+            Error::Busy(_) => String::new(),
+            error => format!("I cannot take this message: {error}."),
+        }
     }
 
     /// Dispatch, for callers that follow a turn.
@@ -227,13 +307,7 @@ impl Intake {
         &self.dispatcher
     }
 
-    async fn prepare(
-        &self,
-        message: Message,
-        platform: &'static str,
-        since: Instant,
-        traceparent: Option<String>,
-    ) -> Result<(Ingest, oneshot::Sender<store::Result<batch::Kept>>, Offered), Error> {
+    async fn prepare(&self, message: Message, traceparent: Option<String>) -> Result<Decided, Error> {
         let snapshot = self.registry.current();
         check(&message, &snapshot)?;
         let document = &snapshot.document;
@@ -242,28 +316,43 @@ impl Intake {
         let Some(agent) = snapshot.agent(&decision.agent) else {
             return Err(Error::UnknownAgent(decision.agent.to_string()));
         };
+        let command = (message.surface != Surface::Caller).then(|| busy::command(&message.text, source)).flatten();
+        let comes_back = message.surface != Surface::Chat;
+        let on_the_way =
+            match self.dispatcher.pressure().admit(agent.no, &document.limits, comes_back, command.is_some()) {
+                Ok(on_the_way) => on_the_way,
+                Err(Pressed::Full) => return Err(Error::Busy(BusyReason::Agent)),
+                Err(Pressed::Late) => return Err(Error::Busy(BusyReason::Late)),
+                Err(Pressed::Flooded) => return Err(Error::Overloaded),
+            };
         let isolation: Isolation = document.isolation();
-        let key = session_key(namespace(Some(agent.id.as_str()), None), source, isolation, &no_aliases);
-        let now = self.clock.now().to_zoned(snapshot.zone.clone());
-        let policy = document.reset_rules().select(source);
-        let thresholds = hermes_core::reset::thresholds(policy, &now);
-        let mut text = message.text;
-        if shared_multi_user(source, isolation) {
-            text.insert_str(0, &sender_prefix(source));
-        }
+        let session_key = session_key(namespace(Some(agent.id.as_str()), None), source, isolation, &no_aliases);
         let lane = match &message.reply_to {
             Some(lane) => Some(self.outbox.lane(lane).await.map_err(|error| Error::Unavailable(error.to_string()))?),
             None => None,
         };
+        let policy = document.busy.select(&agent.id, &source.platform);
+        let (dedupe_key, body_hash) = dedupe_bytes(message.dedupe);
+        let decided =
+            |work, session_key| Decided { work, agent: agent.id.clone(), session_key, lane, policy, on_the_way };
+        if command == Some(Command::Stop) {
+            let stop = StopCommand { dedupe_key, agent_no: agent.no, session_key: session_key.clone(), lane };
+            return Ok(decided(batch::Work::Stop(stop), session_key));
+        }
+        let now = self.clock.now().to_zoned(snapshot.zone.clone());
+        let thresholds = hermes_core::reset::thresholds(document.reset_rules().select(source), &now);
+        let mut text = message.text;
+        if shared_multi_user(source, isolation) {
+            text.insert_str(0, &sender_prefix(source));
+        }
         let input = TurnInput { text, history: message.history, source: Some(message.source) };
         let payload = serde_json::to_vec(&input)
             .map_err(|error| Error::Invalid { field: "text", message: format!("it cannot be stored: {error}") })?;
-        let (dedupe_key, body_hash) = dedupe_bytes(message.dedupe);
         let row = Ingest {
             dedupe_key,
             body_hash,
             agent_no: agent.no,
-            session_key: key.clone(),
+            session_key: session_key.clone(),
             lane,
             payload,
             traceparent,
@@ -271,10 +360,9 @@ impl Intake {
             reserved: None,
             idle_before: thresholds.idle_before,
             daily_before: thresholds.daily_before,
+            busy: policy.mode,
         };
-        let (sender, answer) = oneshot::channel();
-        let offered = Offered { agent: agent.id.clone(), session_key: key, since, platform, answer };
-        Ok((row, sender, offered))
+        Ok(decided(batch::Work::Turn(row), session_key))
     }
 }
 

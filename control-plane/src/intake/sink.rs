@@ -5,7 +5,8 @@ use futures_util::future::BoxFuture;
 use hermes_platforms::{AccountState, InboundMessage, InboundSink, Receipt};
 
 use super::batch::Group;
-use super::{Dedupe, Error, Intake, Message};
+use super::{Dedupe, Error, Intake, Message, Surface};
+use crate::dispatch::COME_BACK;
 use crate::outbox::Adapters;
 use crate::store::LaneKey;
 
@@ -30,15 +31,23 @@ impl InboundSink for Sink {
             let mut offered = Vec::with_capacity(messages.len());
             let group = Group::default();
             for message in messages {
-                offered.push(self.intake.offer(message_of(message), &group).await);
+                let (message, chat) = message_of(message);
+                offered.push((chat, self.intake.offer(message, &group).await));
             }
             let mut receipts = Vec::with_capacity(offered.len());
-            for offer in offered {
+            for (chat, offer) in offered {
                 let result = match offer {
                     Ok(offer) => self.intake.settle(offer).await,
                     Err(error) => Err(error),
                 };
-                receipts.push(receipt_of(result.map(|accepted| accepted.duplicate)));
+                receipts.push(match result {
+                    Ok(accepted) => Receipt::Accepted { duplicate: accepted.duplicate },
+                    Err(Error::Overloaded | Error::Unavailable(_)) => Receipt::Unavailable,
+                    Err(error @ Error::Busy(_)) => {
+                        Receipt::Busy { reason: self.intake.refusal(&chat, &error), after: COME_BACK }
+                    }
+                    Err(error) => Receipt::Refused { reason: self.intake.refusal(&chat, &error) },
+                });
             }
             receipts
         }
@@ -50,7 +59,8 @@ impl InboundSink for Sink {
     }
 }
 
-fn message_of(message: InboundMessage) -> Message {
+/// The message, and the chat that is told when it is refused.
+fn message_of(message: InboundMessage) -> (Message, LaneKey) {
     let InboundMessage { source, text, dedupe_key, event_time, reply_to } = message;
     let reply_to = match reply_to {
         Some(target) => LaneKey {
@@ -66,7 +76,8 @@ fn message_of(message: InboundMessage) -> Message {
             thread_id: source.thread_id.clone().unwrap_or_default(),
         },
     };
-    Message {
+    let chat = reply_to.clone();
+    let message = Message {
         source,
         text,
         history: None,
@@ -74,13 +85,7 @@ fn message_of(message: InboundMessage) -> Message {
         dedupe: Dedupe::Key { key: dedupe_key, event_time, body_hash: None },
         submitter: None,
         reply_to: Some(reply_to),
-    }
-}
-
-fn receipt_of(result: Result<bool, Error>) -> Receipt {
-    match result {
-        Ok(duplicate) => Receipt::Accepted { duplicate },
-        Err(Error::Overloaded | Error::Unavailable(_)) => Receipt::Unavailable,
-        Err(error) => Receipt::Refused { reason: format!("I cannot take this message: {error}.") },
-    }
+        surface: Surface::Chat,
+    };
+    (message, chat)
 }

@@ -43,7 +43,6 @@ pub(super) async fn run(outbox: &Outbox, delivery: DueDelivery) {
 }
 
 async fn send(outbox: &Outbox, mut delivery: DueDelivery) {
-    let begun = Instant::now();
     let (adapter, chat) = match outbox.route(delivery.lane).await {
         Ok(found) => found,
         Err(astray) => {
@@ -77,7 +76,7 @@ async fn send(outbox: &Outbox, mut delivery: DueDelivery) {
         Ok((parts, shown)) => match send_parts(outbox, adapter, &chat, &mut delivery, &parts, shown).await {
             Ok(message_id) => SendResult::Delivered { message_id, revived: suspected },
             Err(Ended::Elsewhere) => return,
-            Err(Ended::Failed(error)) => match error {
+            Err(Ended::Failed(error, called)) => match error {
                 SendError::RetryAfter { after, ref cause } => wait(&delivery, after, cause),
                 SendError::Retry(ref cause) => retry(&delivery, false, cause),
                 // Looked at where it was sent.
@@ -86,7 +85,7 @@ async fn send(outbox: &Outbox, mut delivery: DueDelivery) {
                 SendError::Refused(reason) => SendResult::Dead { reason, maybe_duplicate: delivery.maybe_duplicate },
                 SendError::ChatGone(reason) => {
                     outbox.suspect(delivery.lane, true);
-                    SendResult::Gone { reason, age: begun.elapsed(), maybe_duplicate: delivery.maybe_duplicate }
+                    SendResult::Gone { reason, age: called.elapsed(), maybe_duplicate: delivery.maybe_duplicate }
                 }
             },
         },
@@ -141,8 +140,8 @@ async fn prepare(
 enum Ended {
     /// Another replica has the delivery now.
     Elsewhere,
-    /// The platform, or our own pacing, said so.
-    Failed(SendError),
+    /// The platform, or our own pacing, said so, to a call that began then.
+    Failed(SendError, Instant),
 }
 
 /// Sends what has not arrived yet, part by part, and answers the id of the first one.
@@ -159,7 +158,13 @@ async fn send_parts(
     for (index, text) in parts.iter().enumerate().skip(first) {
         let edited = match &shown {
             Some(message) if index == 0 => {
-                edit_part(outbox, adapter, chat, message, text).await.map_err(Ended::Failed)?
+                let called = Instant::now();
+                let edited = edit_part(outbox, adapter, chat, message, text).await;
+                if edited == Err(SendError::Expired) {
+                    outbox.doubt();
+                    return Err(Ended::Elsewhere);
+                }
+                edited.map_err(|error| Ended::Failed(error, called))?
             }
             _ => false,
         };
@@ -175,6 +180,7 @@ async fn send_parts(
             };
             let failpoints = outbox.inner.store.failpoints();
             failpoints.reach("send.before").await;
+            let called = Instant::now();
             let sent = send_part(adapter, message).await;
             failpoints.reach("send.after").await;
             if sent == Err(SendError::Expired) {
@@ -183,7 +189,7 @@ async fn send_parts(
                 outbox.doubt();
                 return Err(Ended::Elsewhere);
             }
-            message_id = message_id.or(sent.map_err(Ended::Failed)?.message_id);
+            message_id = message_id.or(sent.map_err(|error| Ended::Failed(error, called))?.message_id);
         }
         delivery.part = i32::try_from(index + 1).unwrap_or(i32::MAX);
         // The mark was about the part that has just arrived.
@@ -204,7 +210,13 @@ async fn edit_part(
     message: &str,
     text: &str,
 ) -> Result<bool, SendError> {
-    let edit = Edit { chat: chat.clone(), message_id: message.to_owned(), text: text.to_owned(), passing: false };
+    let edit = Edit {
+        chat: chat.clone(),
+        message_id: message.to_owned(),
+        text: text.to_owned(),
+        passing: false,
+        not_after: Some(outbox.held_until()),
+    };
     let failpoints = outbox.inner.store.failpoints();
     failpoints.reach("edit.before").await;
     let edited = AssertUnwindSafe(async { adapter.edit(edit).await }).catch_unwind().await;

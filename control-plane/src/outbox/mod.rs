@@ -58,6 +58,8 @@ struct Inner {
     in_flight: AtomicUsize,
     /// This replica's deliveries are its own until then.
     held_until: Mutex<Instant>,
+    /// Nothing new is begun: this replica stops.
+    closing: AtomicBool,
     attempts: Mutex<HashSet<Attempt>>,
     lanes: Mutex<Lanes>,
     previews: Previews,
@@ -108,6 +110,7 @@ impl Outbox {
             adapters,
             in_flight: AtomicUsize::new(0),
             held_until: Mutex::new(Instant::now() + FIRST_LEASE),
+            closing: AtomicBool::new(false),
             attempts: Mutex::default(),
             lanes: Mutex::default(),
             previews: Previews::default(),
@@ -138,7 +141,23 @@ impl Outbox {
 
     /// Whether another delivery may be committed as `attempting` in this replica's name.
     pub fn has_room(&self) -> bool {
-        self.inner.in_flight.load(Ordering::Relaxed) < MAX_IN_FLIGHT
+        !self.is_closing() && self.inner.in_flight.load(Ordering::Relaxed) < MAX_IN_FLIGHT
+    }
+
+    fn is_closing(&self) -> bool {
+        self.inner.closing.load(Ordering::Relaxed)
+    }
+
+    /// Begins nothing new, but for what a lane's finished delivery hands over, and waits at most `patience` until nothing is
+    /// being sent: a delivery that is cut off is sent again, marked as a possible duplicate. Answers whether all ended.
+    pub async fn finish(&self, patience: Duration) -> bool {
+        self.inner.closing.store(true, Ordering::Relaxed);
+        let ended = async {
+            while self.inner.in_flight.load(Ordering::Relaxed) > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(patience, ended).await.is_ok()
     }
 
     /// Hold it around a call of the store that may commit deliveries as `attempting` in this replica's name, until they were given
@@ -325,7 +344,7 @@ async fn run_due(outbox: Outbox, stop: CancellationToken) {
         }
         let in_flight = outbox.inner.in_flight.load(Ordering::Relaxed);
         let room = MAX_IN_FLIGHT.saturating_sub(in_flight).min(BATCH_ROWS);
-        if room == 0 {
+        if room == 0 || outbox.is_closing() {
             continue;
         }
         let _handing_over = outbox.handing_over().await;

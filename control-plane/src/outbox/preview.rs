@@ -233,7 +233,13 @@ impl Showing<'_> {
     }
 
     async fn edit(&self, adapter: &dyn Adapter, chat: &ChatRef, message_id: String, view: String) -> Step {
-        let edit = Edit { chat: chat.clone(), message_id: message_id.clone(), text: view, passing: true };
+        let edit = Edit {
+            chat: chat.clone(),
+            message_id: message_id.clone(),
+            text: view,
+            passing: true,
+            not_after: Some(self.outbox.held_until()),
+        };
         let failpoints = self.outbox.inner.store.failpoints();
         failpoints.reach("passing.before").await;
         let edited = AssertUnwindSafe(async { adapter.edit(edit).await }).catch_unwind().await;

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use sha2::{Digest as _, Sha256};
 
-const SOURCES: [&str; 9] = [
+const SOURCES: &[&str] = &[
     include_str!("../../functions/accept.sql"),
     include_str!("../../functions/claim.sql"),
     include_str!("../../functions/journal.sql"),
@@ -18,6 +18,7 @@ const SOURCES: [&str; 9] = [
     include_str!("../../functions/leases.sql"),
     include_str!("../../functions/giving_up.sql"),
     include_str!("../../functions/retention.sql"),
+    include_str!("../../functions/busy.sql"),
 ];
 
 /// One set of transition functions.

@@ -33,6 +33,8 @@ pub struct StepRow {
     pub body: Vec<u8>,
     /// A result that only says that nobody knows whether the call happened.
     pub unknown: bool,
+    /// Number of the queued turn that steering takes in; 0 where it is none.
+    pub absorbs: i64,
 }
 
 /// What became of a step.
@@ -176,7 +178,7 @@ impl StepRecord {
     }
 }
 
-fn phase_code(phase: Phase) -> i16 {
+pub(super) fn phase_code(phase: Phase) -> i16 {
     match phase {
         Phase::Intent => 0,
         Phase::Result => 1,

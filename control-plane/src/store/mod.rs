@@ -9,6 +9,7 @@
 
 mod accounts;
 mod agents;
+mod busy;
 mod clock;
 mod dead_letters;
 mod deliveries;
@@ -16,10 +17,12 @@ mod documents;
 mod doorbell;
 mod functions;
 mod gate;
+mod giving_up;
 mod homes;
 mod identities;
 mod journal;
 mod migrate;
+mod origin;
 mod previews;
 mod retention;
 mod sessions;
@@ -39,18 +42,21 @@ use crate::failpoint::{Failpoints, Verdict};
 
 pub use accounts::{AccountClaim, AccountHeld, AccountRow};
 pub use agents::{AgentRow, RegistryChange, RegistryRows, RevisionRow};
+pub use busy::{Absorbed, Backlog, Signal, Signalled, StopCommand, Stopped};
 pub use clock::DatabaseClock;
 pub use dead_letters::{DeadTurnRow, DeliveryFilter, DeliveryId, DeliveryRow, DeliveryState, Redrive};
 pub use deliveries::{DeliveryOutcome, DueDelivery, LaneKey, SendResult};
 pub use doorbell::{Bell, Rung};
 pub use functions::Functions;
+pub use giving_up::GivenUp;
 pub use homes::{HomeDocument, HomeDocumentInfo, PushOutcome};
 pub use identities::LAUNCH_TTL;
 pub use journal::{JOURNAL_BEGIN, JournalCursor, Journaled, StepRecord, StepRow};
+pub use origin::Fenced;
 pub use previews::{PreviewBegin, PreviewEnd};
 pub use retention::{RETAINED, Retained, RetentionRun};
 pub use sessions::{SessionRow, StatusCounts, TranscriptRow, TurnEnd, TurnRow};
-pub use transitions::{Claimed, Completion, CompletionOutcome, Ended, GivenUp, Ingest, Ingested, Leased, NextTurn};
+pub use transitions::{Claimed, Completion, CompletionOutcome, Ended, Ingest, Ingested, Leased, NextTurn};
 pub use workers::{Leaving, Parting, PollAnswer, WorkerRegistration};
 
 /// Longest wait for the answer to a poll: longer is no database.

@@ -41,8 +41,8 @@ fn kept(what: &str, days: &Retention) -> Option<(Duration, Duration)> {
     Some(match what {
         "inbound" => (time(days.dedupe_days), dead),
         "steps" => (time(days.steps_days), dead),
-        // A dead letter shows its turn.
-        "turns" | "sessions" => (time(days.turns_days?).max(dead), dead),
+        // A dead letter shows its turn and may be sent again with its reply; it died some days after the turn's end at most.
+        "turns" | "sessions" => (time(days.turns_days?).max(dead + 30 * DAY), dead),
         "deliveries" => (time(days.deliveries_days), dead),
         _ => (DAY, dead),
     })

@@ -69,6 +69,8 @@ pub struct TurnRow {
     pub accepted_at: Timestamp,
     /// When it ended.
     pub ended_at: Option<Timestamp>,
+    /// Number of the turn of its session that took it in; how that one ends is how this one ends.
+    pub absorbed_by: Option<i64>,
 }
 
 impl TurnRow {
@@ -101,6 +103,8 @@ pub struct TranscriptRow {
     pub seq: i64,
     /// JSON of `TurnInput`.
     pub payload: Vec<u8>,
+    /// What it took in while it ran: JSON of `TurnInput` of each, in order.
+    pub absorbed: Vec<Vec<u8>>,
     /// The reply.
     pub reply: Vec<u8>,
 }
@@ -118,11 +122,15 @@ pub struct StatusCounts {
     pub replicas: i64,
 }
 
-const SESSION: &str = "s.session_id, a.agent_id, s.session_key, s.state, s.tail_seq, s.tail_seq - s.head_seq + 1 AS open, \
+const SESSION: &str = "s.session_id, a.agent_id, s.session_key, s.state, s.tail_seq, s.tail_seq - s.head_seq + 1 - s.absorbed AS open, \
      s.created_at, s.updated_at, s.ended_at, s.end_reason FROM sessions s JOIN agents a USING (agent_no)";
-const TURN: &str = "t.session_id, t.seq, a.agent_id, s.session_key, t.ended, (s.state = 2 AND s.head_seq = t.seq) AS running, \
-     t.reply, t.usage, t.payload, t.created_at, t.ended_at, t.submitter \
-     FROM transcripts t JOIN sessions s USING (session_id) JOIN agents a USING (agent_no)";
+/// What became of a turn that another one took in is what became of that one.
+const TURN: &str = "t.session_id, t.seq, a.agent_id, s.session_key, CASE WHEN t.ended = 6 THEN b.ended ELSE t.ended END AS ended, \
+     (s.state = 2 AND s.head_seq = coalesce(t.absorbed_by, t.seq)) AS running, CASE WHEN t.ended = 6 THEN b.body ELSE t.reply END AS reply, \
+     CASE WHEN t.ended = 6 THEN NULL ELSE t.usage END AS usage, t.payload, t.created_at, \
+     CASE WHEN t.ended = 6 THEN b.at ELSE t.ended_at END AS ended_at, t.submitter, t.absorbed_by \
+     FROM transcripts t JOIN sessions s USING (session_id) JOIN agents a USING (agent_no) \
+     LEFT JOIN turn_steps b ON b.session_id = t.session_id AND b.seq = t.absorbed_by AND b.step = 2147483647 AND b.phase = 1";
 
 impl Store {
     /// Sessions, newest number first, below `before`.
@@ -189,12 +197,30 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn transcript(&self, id: SessionId, after: i64, before: i64, bytes: i64) -> Result<Vec<TranscriptRow>> {
-        let sql = "SELECT seq, payload, reply FROM (\
-                     SELECT seq, payload, reply, sum(octet_length(payload) + octet_length(reply)) OVER (ORDER BY seq DESC) AS total \
-                       FROM transcripts WHERE session_id = $1 AND seq > $2 AND seq < $3 AND ended = 2) x \
+        let sql = "SELECT seq, payload, reply, absorbed_by FROM (\
+                     SELECT seq, payload, reply, absorbed_by, \
+                            sum(octet_length(payload) + coalesce(octet_length(reply), 0)) OVER (ORDER BY seq DESC) AS total \
+                       FROM transcripts WHERE session_id = $1 AND seq > $2 AND seq < $3 AND ended IN (2, 6)) x \
                     WHERE total <= $4 ORDER BY seq";
-        let rows = self.query(sql, &[&id.0, &after, &before, &bytes]).await?;
-        Ok(rows.iter().map(|row| TranscriptRow { seq: row.get(0), payload: row.get(1), reply: row.get(2) }).collect())
+        let mut turns: Vec<TranscriptRow> = Vec::new();
+        for row in self.query(sql, &[&id.0, &after, &before, &bytes]).await? {
+            let payload = row.get(1);
+            match row.get::<_, Option<i64>>(3) {
+                None => turns.push(TranscriptRow {
+                    seq: row.get(0),
+                    payload,
+                    absorbed: Vec::new(),
+                    reply: row.get::<_, Option<_>>(2).unwrap_or_default(),
+                }),
+                // It follows the turn that took it in, if that one was answered.
+                Some(by) => {
+                    if let Some(turn) = turns.last_mut().filter(|turn| turn.seq == by) {
+                        turn.absorbed.push(payload);
+                    }
+                }
+            }
+        }
+        Ok(turns)
     }
 
     /// Counts for `status`.
@@ -242,5 +268,6 @@ fn turn_row(row: &Row) -> TurnRow {
         submitter: row.get(11),
         accepted_at: row.get(9),
         ended_at: row.get(10),
+        absorbed_by: row.get(12),
     }
 }

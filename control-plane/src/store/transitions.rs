@@ -5,9 +5,11 @@
 
 use std::time::Duration;
 
+use hermes_core::busy::BusyMode;
 use jiff::Timestamp;
 use tokio_postgres::Row;
 
+use super::busy::asked;
 use super::{Error, Result, SessionId, Store, TurnId, millis};
 
 /// One accepted message on its way in.
@@ -35,6 +37,8 @@ pub struct Ingest {
     pub idle_before: Option<Timestamp>,
     /// The session expires as daily when last used before this.
     pub daily_before: Option<Timestamp>,
+    /// What it does to the turn that runs in its session.
+    pub busy: BusyMode,
 }
 
 /// What became of it.
@@ -50,6 +54,10 @@ pub struct Ingested {
     pub epoch: Option<i64>,
     /// Its session now waits for a slot.
     pub waits: bool,
+    /// Number of the turn that ran in its session when it was stored and that it waits for.
+    pub behind: Option<i64>,
+    /// Its session holds as many turns as it may: it was not kept.
+    pub full: bool,
 }
 
 /// A turn leased to a worker.
@@ -166,46 +174,34 @@ pub struct CompletionOutcome {
     pub waits: bool,
 }
 
-/// A running turn to give up.
-#[derive(Clone, Debug)]
-pub struct GivenUp {
-    /// The turn.
-    pub turn: TurnId,
-    /// Its fence.
-    pub epoch: i64,
-    /// Why, one word for programs: `deadline`, `stalled`, `diverged`.
-    pub reason: &'static str,
-    /// What its chat is told.
-    pub notice: &'static str,
-}
-
-const INGEST: &str = "SELECT o_session, o_seq, o_dup, o_conflict, o_epoch, o_waits \
-     FROM ingest_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13) ORDER BY o_ord";
+const INGEST: &str = "SELECT o_session, o_seq, o_dup, o_conflict, o_epoch, o_waits, o_busy, o_full \
+     FROM ingest_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15) ORDER BY o_ord";
 const COMPLETE: &str = "SELECT o_ok, o_pos, o_send, o_epoch, o_seq, o_lane, o_payload, o_trace, o_created, o_ready \
      FROM complete_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11) ORDER BY o_ord";
 
 impl Store {
     /// Accepts messages: dedupe, session, turn and, where a slot was reserved, its lease; a turn may run for `limit`. Answers per
-    /// row; a row that only it can have spoilt fails alone.
+    /// row; a row that only it can have spoilt fails alone. `most` is how many turns that have not ended a session holds.
     ///
     /// # Errors
     /// Per row: [`Error::Unavailable`] (repeat with the same key) or [`Error::Refused`].
-    pub async fn ingest(&self, rows: &[Ingest], limit: Duration) -> Vec<Result<Ingested>> {
-        match self.ingest_once(rows, limit).await {
+    pub async fn ingest(&self, rows: &[Ingest], most: i64, limit: Duration) -> Vec<Result<Ingested>> {
+        match self.ingest_once(rows, most, limit).await {
             Ok(answers) => answers.into_iter().map(Ok).collect(),
             Err(Error::Unavailable(why)) => rows.iter().map(|_| Err(Error::Unavailable(why.clone()))).collect(),
             Err(error) if rows.len() == 1 => vec![Err(error)],
             Err(_) => {
                 let mut answers = Vec::with_capacity(rows.len());
                 for row in rows {
-                    answers.push(self.ingest_once(std::slice::from_ref(row), limit).await.map(|mut one| one.remove(0)));
+                    let one = self.ingest_once(std::slice::from_ref(row), most, limit).await;
+                    answers.push(one.map(|mut one| one.remove(0)));
                 }
                 answers
             }
         }
     }
 
-    async fn ingest_once(&self, rows: &[Ingest], limit: Duration) -> Result<Vec<Ingested>> {
+    async fn ingest_once(&self, rows: &[Ingest], most: i64, limit: Duration) -> Result<Vec<Ingested>> {
         let keys: Vec<&[u8]> = rows.iter().map(|row| row.dedupe_key.as_slice()).collect();
         let hashes: Vec<Option<&[u8]>> = rows.iter().map(|row| row.body_hash.as_deref()).collect();
         let agents: Vec<i32> = rows.iter().map(|row| row.agent_no).collect();
@@ -218,6 +214,7 @@ impl Store {
         let slots: Vec<Option<i16>> = rows.iter().map(|row| row.reserved.map(|(_, slot)| slot)).collect();
         let idle: Vec<Option<Timestamp>> = rows.iter().map(|row| row.idle_before).collect();
         let daily: Vec<Option<Timestamp>> = rows.iter().map(|row| row.daily_before).collect();
+        let busy: Vec<i16> = rows.iter().map(|row| asked(row.busy)).collect();
         let answers = self
             .query_retrying(
                 INGEST,
@@ -234,6 +231,8 @@ impl Store {
                     &slots,
                     &idle,
                     &daily,
+                    &busy,
+                    &most,
                     &millis(limit),
                 ],
             )
@@ -271,20 +270,6 @@ impl Store {
     pub async fn adopt(&self, worker: i64, identity: &str) -> Result<Vec<Leased>> {
         let rows = self.query_retrying("SELECT * FROM adopt($1,$2)", &[&worker, &identity]).await?;
         Ok(rows.iter().map(held).collect())
-    }
-
-    /// Turns that their workers give back: they wait again at once and count no crash. Answers per row whether it still ran
-    /// under that fence.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`]: repeat it; what was given back is then answered as fenced.
-    pub async fn release(&self, rows: &[(TurnId, i64)]) -> Result<Vec<bool>> {
-        let sessions: Vec<i64> = rows.iter().map(|(turn, _)| turn.session.0).collect();
-        let epochs: Vec<i64> = rows.iter().map(|(_, epoch)| *epoch).collect();
-        let seqs: Vec<i64> = rows.iter().map(|(turn, _)| turn.seq).collect();
-        let sql = "SELECT o_ok FROM release_batch($1,$2,$3) ORDER BY o_ord";
-        let rows = self.query_retrying(sql, &[&sessions, &epochs, &seqs]).await?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     /// Ends turns: one fenced transaction with the reply, the session's advance and the delivery. A session's next turn may run
@@ -343,22 +328,6 @@ impl Store {
             .await?;
         Ok(answers.iter().map(completion_outcome).collect())
     }
-
-    /// Gives up running turns, each for a reason and with a notice for its chat. Answers per row whether it still ran under
-    /// that fence.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`]: repeat it; what was given up is then answered as fenced.
-    pub async fn give_up(&self, rows: &[GivenUp]) -> Result<Vec<bool>> {
-        let sessions: Vec<i64> = rows.iter().map(|row| row.turn.session.0).collect();
-        let epochs: Vec<i64> = rows.iter().map(|row| row.epoch).collect();
-        let seqs: Vec<i64> = rows.iter().map(|row| row.turn.seq).collect();
-        let reasons: Vec<&str> = rows.iter().map(|row| row.reason).collect();
-        let notices: Vec<&[u8]> = rows.iter().map(|row| row.notice.as_bytes()).collect();
-        let sql = "SELECT o_ok FROM give_up($1,$2,$3,$4,$5) ORDER BY o_ord";
-        let rows = self.query_retrying(sql, &[&sessions, &epochs, &seqs, &reasons, &notices]).await?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
-    }
 }
 
 fn ingested(row: &Row) -> Ingested {
@@ -368,6 +337,8 @@ fn ingested(row: &Row) -> Ingested {
         conflict: row.get("o_conflict"),
         epoch: row.get("o_epoch"),
         waits: row.get("o_waits"),
+        behind: row.get("o_busy"),
+        full: row.get("o_full"),
     }
 }
 

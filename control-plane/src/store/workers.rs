@@ -72,6 +72,8 @@ pub struct PollAnswer {
     pub live: i64,
     /// The accounts this replica receives for.
     pub accounts: Vec<AccountHeld>,
+    /// Something is asked of running turns.
+    pub signals: bool,
 }
 
 impl Store {
@@ -138,6 +140,7 @@ impl Store {
             draining: row.get::<_, Vec<i64>>("o_draining").into_iter().zip(grace).collect(),
             live: row.get("o_live"),
             accounts: held.collect(),
+            signals: row.get("o_signals"),
         })
     }
 

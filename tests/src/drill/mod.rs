@@ -56,14 +56,26 @@ pub enum Mechanism {
     Delivery,
     /// One delivery of a lane at a time, in order.
     LaneOrder,
+    /// The stored id of the message that shows a running turn.
+    Preview,
+    /// The mark of a chat that is gone.
+    DeadMark,
     /// The worker's own stop before its lease may have been given away.
     SelfFence,
 }
 
 impl Mechanism {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Epoch, Self::Dedupe, Self::Intent, Self::Delivery, Self::LaneOrder, Self::SelfFence];
+    pub const ALL: [Self; 8] = [
+        Self::Epoch,
+        Self::Dedupe,
+        Self::Intent,
+        Self::Delivery,
+        Self::LaneOrder,
+        Self::Preview,
+        Self::DeadMark,
+        Self::SelfFence,
+    ];
 
     /// Its name in the environment.
     pub fn name(self) -> &'static str {
@@ -73,6 +85,8 @@ impl Mechanism {
             Self::Intent => "intent",
             Self::Delivery => "delivery",
             Self::LaneOrder => "lane-order",
+            Self::Preview => "preview",
+            Self::DeadMark => "dead-mark",
             Self::SelfFence => "self-fence",
         }
     }
@@ -91,6 +105,11 @@ impl Mechanism {
             Self::LaneOrder => {
                 &[("AND NOT o.head ORDER BY o.pos LIMIT 1", "AND NOT o.head ORDER BY o.pos DESC LIMIT 1")]
             }
+            Self::Preview => &[(
+                "RETURN QUERY SELECT CASE WHEN p.message_id IS NULL THEN 2 ELSE 1 END, p.message_id;",
+                "RETURN QUERY SELECT 0, NULL::text;",
+            )],
+            Self::DeadMark => &[("IF p_result && '{7,8}' THEN", "IF false THEN")],
             Self::Intent | Self::SelfFence => &[],
         }
     }

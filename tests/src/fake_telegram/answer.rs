@@ -16,6 +16,8 @@ use super::{Bot, Delivery};
 const TEXT_LIMIT: usize = 4_096;
 const MOST_UPDATES: usize = 100;
 const LONGEST_POLL: u64 = 50;
+const CONFLICT: &str =
+    "Conflict: terminated by other getUpdates request; make sure that only one bot instance is running";
 const BODY_BYTES: usize = 4 * 1024 * 1024;
 
 /// One answer, ready to be written.
@@ -127,8 +129,17 @@ impl Bot {
         let limit = call.number::<usize>("limit").unwrap_or(MOST_UPDATES).clamp(1, MOST_UPDATES);
         let seconds = call.number::<u64>("timeout").unwrap_or(0).min(LONGEST_POLL);
         let deadline = tokio::time::Instant::now() + Duration::from_secs(seconds);
+        if let Some(conflict) = self.held_poll() {
+            return conflict;
+        }
         let number = self.begin_poll(offset);
-        let _waiting = Waiting::new(self);
+        let mut waiting = Waiting::new(self, deadline);
+        let answer = self.next_answer(number, limit, deadline).await;
+        waiting.answered = true;
+        answer
+    }
+
+    async fn next_answer(&self, number: u64, limit: usize, deadline: tokio::time::Instant) -> Answer {
         loop {
             let notified = self.0.updates.notified();
             tokio::pin!(notified);
@@ -140,6 +151,16 @@ impl Bot {
                 return self.poll_answer(number, limit).unwrap_or_else(|| Answer::ok("[]"));
             }
         }
+    }
+
+    /// 409 for a poll that comes while another is held. Counts those that come while another receiver waits.
+    fn held_poll(&self) -> Option<Answer> {
+        let mut state = self.locked();
+        if state.waiting_polls > 0 {
+            state.overlaps += 1;
+        }
+        let lingers = state.lingers.is_some_and(|until| until > tokio::time::Instant::now());
+        (state.holds_polls && (state.waiting_polls > 0 || lingers)).then(|| error(409, CONFLICT, None))
     }
 
     /// Confirms what lies before `offset`, sends the older poll home and answers this one's number.
@@ -166,9 +187,7 @@ impl Bot {
     fn poll_answer(&self, number: u64, limit: usize) -> Option<Answer> {
         let mut state = self.locked();
         if state.poll != number {
-            let text =
-                "Conflict: terminated by other getUpdates request; make sure that only one bot instance is running";
-            return Some(error(409, text, None));
+            return Some(error(409, CONFLICT, None));
         }
         if state.updates.is_empty() && state.again.is_empty() {
             return None;
@@ -286,20 +305,29 @@ impl super::State {
 }
 
 /// Counts a poll for as long as it lives; a client that leaves drops it.
-struct Waiting<'a>(&'a Bot);
+struct Waiting<'a> {
+    bot: &'a Bot,
+    deadline: tokio::time::Instant,
+    answered: bool,
+}
 
 impl<'a> Waiting<'a> {
-    fn new(bot: &'a Bot) -> Self {
+    fn new(bot: &'a Bot, deadline: tokio::time::Instant) -> Self {
         bot.locked().waiting_polls += 1;
         bot.0.happened.notify_waiters();
-        Self(bot)
+        Self { bot, deadline, answered: false }
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.locked().waiting_polls -= 1;
-        self.0.0.happened.notify_waiters();
+        let mut state = self.bot.locked();
+        state.waiting_polls -= 1;
+        if state.holds_polls && !self.answered {
+            state.lingers = Some(self.deadline);
+        }
+        drop(state);
+        self.bot.0.happened.notify_waiters();
     }
 }
 

@@ -44,6 +44,8 @@ pub enum Fault {
     CutAfterApplying,
     /// The call takes effect, then the connection ends in the middle of the answer.
     CutMidResponse,
+    /// The call takes effect, and the answer comes after this time.
+    Late(Duration),
     /// No answer for as long as the client waits; without an effect.
     Hang,
 }
@@ -162,6 +164,12 @@ struct State {
     /// Number of the newest poll; older ones are told 409.
     poll: u64,
     waiting_polls: usize,
+    /// A poll is held to its end even if its receiver is gone, and no other is let in meanwhile.
+    holds_polls: bool,
+    /// A poll whose receiver is gone is held until then.
+    lingers: Option<tokio::time::Instant>,
+    /// Polls that came while another receiver's was waiting.
+    overlaps: u64,
     deliveries: Vec<Delivery>,
     by_chat: HashMap<String, Vec<usize>>,
     chat_notify: HashMap<String, Arc<Notify>>,
@@ -326,6 +334,17 @@ impl Bot {
     /// Polls that wait for an update right now.
     pub fn waiting_polls(&self) -> usize {
         self.locked().waiting_polls
+    }
+
+    /// From now on a poll is held until its own time is over even when its receiver is gone, and every other poll is refused with
+    /// 409 meanwhile, as Telegram may do.
+    pub fn hold_polls(&self) {
+        self.locked().holds_polls = true;
+    }
+
+    /// Polls that came while another was waiting that its receiver had not ended.
+    pub fn overlaps(&self) -> u64 {
+        self.locked().overlaps
     }
 
     /// Updates no poll has confirmed yet.

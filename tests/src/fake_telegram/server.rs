@@ -80,6 +80,11 @@ async fn handle(bots: Bots, request: Request<Incoming>) -> Result<Response<Body>
             Err(Cut)
         }
         Some(Fault::CutMidResponse) => Ok(torn(bot.answer(&call).await)),
+        Some(Fault::Late(time)) => {
+            let answer = bot.answer(&call).await;
+            tokio::time::sleep(time).await;
+            Ok(whole(answer))
+        }
         Some(Fault::Hang) => std::future::pending().await,
     }
 }

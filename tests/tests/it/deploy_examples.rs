@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use hermes_core::busy::{Busy, BusyPolicy};
 use hermes_core::config::{
     AgentSpec, Document, Limits, Platforms, Provider, Rate, Retention, SecretRef, Streaming, TelegramAccount,
     WebhookAccount, WebhookReply, load_offline,
@@ -53,7 +54,17 @@ fn the_example_sets_every_key() {
         session_reset: ResetPolicy { mode, at_hour: _, idle_minutes: _ },
         reset_by_type,
         reset_by_platform,
-        limits: Limits { message_bytes: _, history_bytes: _, turn_seconds: _, stall_seconds: _ },
+        busy: Busy { policy: BusyPolicy { mode: _, notice: _ }, rules },
+        limits:
+            Limits {
+                message_bytes: _,
+                history_bytes: _,
+                turn_seconds: _,
+                stall_seconds: _,
+                queued_per_agent: _,
+                queued_per_session: _,
+                shed_after_seconds: _,
+            },
         retention: Retention { dedupe_days: _, steps_days: _, deliveries_days: _, dead_days: _, turns_days },
         providers,
         default_provider,
@@ -64,6 +75,7 @@ fn the_example_sets_every_key() {
     assert!(model != "builtin/echo" && timezone != "UTC" && mode != ResetMode::None);
     assert!(!reset_by_type.is_empty() && !reset_by_platform.is_empty() && !routes.is_empty());
     assert!(default_provider.is_some() && turns_days.is_some());
+    assert!(rules.iter().any(|rule| rule.agent.is_some() && rule.platform.is_some()));
     // Keys whose value may be their default are looked for in the text.
     for key in [
         "default_agent",
@@ -73,6 +85,11 @@ fn the_example_sets_every_key() {
         "idle_minutes",
         "message_bytes",
         "history_bytes",
+        "queued_per_agent",
+        "queued_per_session",
+        "shed_after_seconds",
+        "mode",
+        "notice",
         "turn_seconds",
         "stall_seconds",
         "dedupe_days",

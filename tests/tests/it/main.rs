@@ -9,6 +9,8 @@ mod http_api;
 mod identity;
 mod journal;
 mod models;
+mod parting;
+mod replicas;
 mod store;
 mod surfaces;
 mod system;

@@ -246,17 +246,17 @@ impl Tries {
             Failure::Halt(halt) => return Err(halt),
         };
         tracing::warn!(code = ?status.code(), message = status.message(), "a call of the turn broke off");
+        // Give a lost connection time to be noticed before the next attempt.
+        let most = 100_u64 << self.0;
         self.0 += 1;
         if self.0 >= MAX_BROKEN {
             return Err(Halt::Failed("I cannot reach my model right now. Please try again later.".to_owned()));
         }
-        // Give a lost connection time to be noticed before the next attempt.
-        let most = 100_u64 << self.0;
         let pause = Duration::from_millis(rand::random_range(most / 2..=most));
         inbox.unless_stopped(tokio::time::sleep(pause)).await
     }
 }
 
-fn bytes(number: u32) -> usize {
+pub(super) fn bytes(number: u32) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }

@@ -20,8 +20,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use hermes_proto::v1::{
-    Assignment, Cancel, CancelKind, Completed, HandBack, Outcome, Steer, StepAck, StepOutcome, StepReport, TurnRef,
-    worker_message,
+    Accepted, Assignment, Cancel, CancelKind, Completed, HandBack, Outcome, Steer, StepAck, StepOutcome, StepReport,
+    TurnRef, worker_message,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -36,6 +36,9 @@ use reports::Reported;
 
 /// Reports of steps on their way from the turns to the loop.
 const REPORTS: usize = 64;
+
+/// What a chat is told when a step can no longer be reported.
+const NOT_TAKEN: &str = "I was interrupted in the middle of something and cannot go on. Please check it and ask again.";
 
 /// What all turns of this process share.
 pub struct Shared {
@@ -168,13 +171,14 @@ impl Turns {
         Started::Accepted
     }
 
-    /// Gives a turn back that was not begun, unless it runs here or ended here; what to say.
-    pub fn decline(&mut self, turn: TurnRef) -> Option<worker_message::Message> {
+    /// Gives a turn back that was not begun; what to say. One that runs here or ended here is answered as by
+    /// [`Turns::start`].
+    pub fn decline(&mut self, turn: TurnRef) -> worker_message::Message {
         if self.find(&turn).is_some() {
-            return None;
+            return worker_message::Message::Accepted(Accepted { turn: Some(turn) });
         }
         let report = || (worker_message::Message::HandBack(HandBack { turn: Some(turn) }), None);
-        Some(self.unacknowledged.entry(key(&turn)).or_insert_with(report).0.clone())
+        self.unacknowledged.entry(key(&turn)).or_insert_with(report).0.clone()
     }
 
     /// Tells a running turn to end; one that does not run here under that fence is no concern.
@@ -318,12 +322,22 @@ impl Turns {
     /// All reports without an answer, each turn's step before its end, for a new stream of that worker protocol.
     pub fn unanswered(&mut self, takes_steps: bool) -> Vec<worker_message::Message> {
         if !takes_steps {
-            // Whoever cannot take a turn back notices the end of its lease.
+            self.give_up_steps();
+            // The end of a lease it notices by itself.
             self.unacknowledged.retain(|_, (report, _)| !matches!(report, worker_message::Message::HandBack(_)));
         }
         let steps = self.steps.values().filter(|_| takes_steps).map(|(report, _)| report.clone());
         let ends = self.unacknowledged.values().map(|(report, _)| report.clone());
         steps.map(worker_message::Message::Step).chain(ends).collect()
+    }
+
+    /// The control plane is of before steps: what waits for one to be stored cannot go on.
+    pub fn give_up_steps(&mut self) {
+        for waiting in self.steps.keys() {
+            if let Some(running) = self.running.get(&waiting.0).filter(|running| key(&running.turn) == *waiting) {
+                running.orders.end(Outcome::Failed, Some(NOT_TAKEN.to_owned()));
+            }
+        }
     }
 
     /// Stops every running turn without a report: the lease is lost, others may run them.

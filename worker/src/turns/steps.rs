@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use super::flow::{Course, Failure, Tries};
+use super::flow::{Course, Failure, Tries, bytes};
 use super::orders::Halt;
 use super::past::{CallBody, PastCall, SteeringBody, Unclear};
 use crate::model::{self, Message};
@@ -22,8 +22,14 @@ use crate::tools::{Effect, Ran, ToolCall, ToolSpec, run};
 
 /// Model calls of one turn, at most.
 const MAX_MODEL_CALLS: u32 = 90;
-/// Longest arguments of a call, in bytes: an intent fits into one message.
-const MAX_ARGUMENT_BYTES: usize = 512 << 10;
+/// Steps of one turn, at most.
+const MAX_STEPS: u32 = 10_000;
+/// Tool calls of one model reply, at most.
+const MAX_CALLS: u32 = 256;
+/// Longest arguments of a call, in bytes: quoted once more they fit into a step's body.
+const MAX_ARGUMENT_BYTES: usize = 384 << 10;
+/// Largest body of a step, in bytes.
+const MAX_BODY_BYTES: usize = 900 << 10;
 /// What the model is told of a call that was begun and whose end nobody knows.
 const UNKNOWN: &str = "UNKNOWN: this call was begun, and then its process ended. It may or may not have happened. \
      Check before you repeat it.";
@@ -46,17 +52,19 @@ struct Steered {
 struct Outcome {
     text: String,
     effect: v1::Effect,
+    /// Of an idempotent one.
+    key: String,
     unknown: bool,
 }
 
 impl Outcome {
     /// A sentence for the model about a call that was not made.
     fn refused(text: String) -> Self {
-        Self { text, effect: v1::Effect::Pure, unknown: false }
+        Self { text, effect: v1::Effect::Pure, key: String::new(), unknown: false }
     }
 
-    fn unknown(effect: v1::Effect) -> Self {
-        Self { text: UNKNOWN.to_owned(), effect, unknown: true }
+    fn unknown(effect: v1::Effect, key: String) -> Self {
+        Self { text: UNKNOWN.to_owned(), effect, key, unknown: true }
     }
 }
 
@@ -76,6 +84,10 @@ impl Course {
             if asked.is_empty() {
                 return Ok(self.reply.finish());
             }
+            if asked.len() > bytes(MAX_CALLS) {
+                let sentence = "My model asked for too many things at once, so I stopped. Please try again.";
+                return Err(Halt::Failed(sentence.to_owned()));
+            }
             for call in asked.iter() {
                 let text = self.tool_step(call).await?;
                 self.step += 1;
@@ -83,9 +95,13 @@ impl Course {
                 self.messages.push(Message { tool_call_id: call.id.as_str().into(), ..answer });
             }
             self.steering_steps().await?;
+            if self.step >= MAX_STEPS - MAX_CALLS {
+                break;
+            }
         }
         Err(Halt::Failed(format!(
-            "I have asked my model {MAX_MODEL_CALLS} times for this message and am still not done, so I stop here."
+            "I have taken {} steps for this message and am still not done, so I stop here.",
+            self.step
         )))
     }
 
@@ -176,8 +192,12 @@ impl Course {
         let spec = shared.seams.toolbox.specs().iter().find(|spec| spec.name == call.name);
         let outcome = self.call_tool(spec, call, past).await?;
         shared.seams.point("result.before").await;
-        let body = outcome.text.as_bytes().to_vec();
-        let report = StepReport { body, unknown: outcome.unknown, ..self.report(StepPhase::Result, outcome.effect) };
+        let report = StepReport {
+            body: outcome.text.as_bytes().to_vec(),
+            idempotency_key: outcome.key,
+            unknown: outcome.unknown,
+            ..self.report(StepPhase::Result, outcome.effect)
+        };
         self.store(report).await?;
         shared.seams.point("result.after").await;
         Ok(outcome.text)
@@ -194,7 +214,7 @@ impl Course {
                         step = self.step,
                         "a call was begun before; nobody knows whether it happened"
                     );
-                    return Ok(Outcome::unknown(effect));
+                    return Ok(Outcome::unknown(effect, idempotency_key));
                 }
                 Some(idempotency_key)
             }
@@ -209,16 +229,15 @@ impl Course {
         };
         let effect = on_the_wire(spec.effect);
         let key = match (&begun, spec.effect) {
-            (Some(key), _) => Some(key.clone()),
-            (None, Effect::Idempotent) => Some(format!("{}.{}.{}", self.turn.session_id, self.turn.seq, self.step)),
-            (None, Effect::Pure | Effect::AtMostOnce) => None,
+            (Some(key), Effect::Idempotent) => key.clone(),
+            (None, Effect::Idempotent) => format!("{}.{}.{}", self.turn.session_id, self.turn.seq, self.step),
+            (_, Effect::Pure | Effect::AtMostOnce) => String::new(),
         };
         let shared = Arc::clone(&self.shared);
         if begun.is_none() && spec.effect != Effect::Pure && !shared.seams.without.intent_row {
             shared.seams.point("intent.before").await;
             let body = serde_json::to_vec(&CallBody::from(call.clone())).unwrap_or_default();
-            let idempotency_key = key.clone().unwrap_or_default();
-            let report = StepReport { body, idempotency_key, ..self.report(StepPhase::Intent, effect) };
+            let report = StepReport { body, idempotency_key: key.clone(), ..self.report(StepPhase::Intent, effect) };
             self.store(report).await?;
             shared.seams.point("intent.after").await;
         }
@@ -229,16 +248,16 @@ impl Course {
             step: self.step,
             name: call.name.clone(),
             arguments,
-            idempotency_key: key,
+            idempotency_key: Some(key.clone()).filter(|key| !key.is_empty()),
             cancel: CancellationToken::new(),
         };
         let span = tracing::info_span!("tool", tool = spec.name, session = self.turn.session_id, turn = self.turn.seq);
         let ran = run(shared.seams.toolbox.as_ref(), spec, call, self.inbox.ended()).instrument(span).await;
         shared.seams.point("effect.after").await;
         Ok(match ran {
-            Ran::Finished(text) => Outcome { text, effect, unknown: false },
+            Ran::Finished(text) => Outcome { text, effect, key, unknown: false },
             Ran::Dropped if spec.effect == Effect::Pure => Outcome::refused("Error: the call was stopped.".to_owned()),
-            Ran::Dropped => Outcome::unknown(effect),
+            Ran::Dropped => Outcome::unknown(effect, key),
         })
     }
 
@@ -260,9 +279,17 @@ impl Course {
                 continue;
             };
             let body = SteeringBody { text };
+            let bytes = serde_json::to_vec(&body).unwrap_or_default();
+            if bytes.len() > MAX_BODY_BYTES {
+                tracing::info!(
+                    queued = steer.seq,
+                    "a queued message is too long to be taken in; it will run by itself"
+                );
+                continue;
+            }
             let report = StepReport {
                 kind: StepKind::Steering.into(),
-                body: serde_json::to_vec(&body).unwrap_or_default(),
+                body: bytes,
                 absorbs: steer.seq,
                 ..self.report(StepPhase::Result, v1::Effect::Unspecified)
             };
@@ -290,6 +317,9 @@ impl Course {
 
     /// Reports and waits for the answer, unless the turn has to end; a hand-back waits.
     async fn store(&mut self, report: StepReport) -> Result<bool, Halt> {
+        if !self.steps_are_taken() {
+            return Err(Halt::Failed(super::NOT_TAKEN.to_owned()));
+        }
         let stored = self.reports.send(report);
         self.inbox.unless_ended(stored).await?
     }

@@ -20,6 +20,8 @@ use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::journal::{Journal, Line};
+
 pub(crate) const AGENT: &str = "coder";
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -48,6 +50,10 @@ pub(crate) struct State {
     pub(crate) transcript: Mutex<Vec<(u64, TranscriptRole, String)>>,
     pub(crate) transcript_fetches: Mutex<Vec<u64>>,
     pub(crate) home_fetches: Mutex<u32>,
+    pub(crate) journal: Mutex<Journal>,
+    /// What the model says at each step, when it is to answer by itself; and what it was asked, as it saw it.
+    pub(crate) script: Mutex<BTreeMap<u32, Line>>,
+    asked: Mutex<Vec<(u32, Vec<String>)>>,
 }
 
 impl State {
@@ -59,6 +65,12 @@ impl State {
         let entry = documents.entry(path.to_owned()).or_insert((0, None));
         *entry = (entry.0 + 1, body.map(|body| body.as_bytes().to_vec()));
         *home_version
+    }
+
+    /// What the model was asked at that step, each time.
+    pub(crate) fn asked(&self, step: u32) -> Vec<Vec<String>> {
+        let asked = self.asked.lock().unwrap();
+        asked.iter().filter(|(at, _)| *at == step).map(|(_, view)| view.clone()).collect()
     }
 
     pub(crate) fn document(&self, path: &str) -> Option<(u64, Option<String>)> {
@@ -73,13 +85,30 @@ pub(crate) struct ModelCall {
     pub(crate) header: GenerateHeader,
     /// Chunks already joined.
     pub(crate) messages: Vec<(ModelRole, String)>,
+    /// The same for people, calls and results with their ids, without the system prompt.
+    pub(crate) view: Vec<String>,
+    pub(crate) tools: Vec<ToolSpec>,
     pub(crate) chunks: usize,
+    state: Arc<State>,
     pub(crate) events: mpsc::Sender<Result<GenerateEvent, Status>>,
 }
 
 impl ModelCall {
     pub(crate) async fn say(&self, text: &str) {
         self.send(generate_event::Event::TextDelta(text.to_owned())).await;
+    }
+
+    /// A reply that asks for tools, journaled as the broker does it.
+    pub(crate) async fn ask(self, line: &Line) {
+        if !self.state.journal.lock().unwrap().reply(&self.header, line) {
+            let fenced = Status::permission_denied("this worker does not run that turn");
+            return self.events.send(Err(fenced)).await.expect("the worker reads");
+        }
+        self.say(&line.text).await;
+        for call in &line.calls {
+            self.send(generate_event::Event::ToolCall(call.clone())).await;
+        }
+        self.done().await;
     }
 
     pub(crate) async fn done(self) {
@@ -150,9 +179,20 @@ impl Attached {
         self.welcome_with(1_000, 60_000).await
     }
 
+    /// By a control plane of before steps and hand-backs.
     pub(crate) async fn welcome_with(&mut self, heartbeat_ms: u32, lease_ms: u32) -> Register {
+        self.welcome_speaking(0, heartbeat_ms, lease_ms).await
+    }
+
+    pub(crate) async fn welcome_speaking(
+        &mut self,
+        protocol_version: u32,
+        heartbeat_ms: u32,
+        lease_ms: u32,
+    ) -> Register {
         let register = self.register().await;
-        let welcome = Welcome { worker_id: 7, heartbeat_ms, lease_ms, agent: AGENT.into(), ..Welcome::default() };
+        let agent = AGENT.into();
+        let welcome = Welcome { worker_id: 7, heartbeat_ms, lease_ms, agent, protocol_version };
         self.send(control_message::Message::Welcome(welcome)).await;
         register
     }
@@ -360,28 +400,57 @@ impl ModelService for Service {
         let Some(generate_request::Part::Header(header)) = first else {
             return Err(Status::invalid_argument("the first part is not the header"));
         };
-        let (mut messages, mut chunks, mut open) = (Vec::<(ModelRole, String)>::new(), 0, false);
+        let (mut messages, mut view, mut chunks, mut open) = (Vec::<(ModelRole, String)>::new(), Vec::new(), 0, false);
+        let mut tools = Vec::new();
         while let Some(request) = parts.message().await? {
-            let Some(generate_request::Part::Messages(part)) = request.part else {
-                return Err(Status::invalid_argument("only messages follow the header"));
+            let pieces = match request.part {
+                Some(generate_request::Part::Messages(part)) => part.messages,
+                Some(generate_request::Part::Tool(tool)) => {
+                    assert!(messages.is_empty(), "tools come first");
+                    tools.push(tool);
+                    continue;
+                }
+                _ => return Err(Status::invalid_argument("only tools and messages follow the header")),
             };
-            let bytes: usize = part.messages.iter().map(|message| message.text.len()).sum();
+            let bytes: usize = pieces.iter().map(|message| message.text.len()).sum();
             assert!(bytes <= hermes_proto::CHUNK_BYTES);
-            for message in part.messages {
+            for message in pieces {
                 chunks += 1;
-                match messages.last_mut() {
-                    Some((role, text)) if open => {
-                        assert_eq!(*role, message.role());
-                        text.push_str(&message.text);
-                    }
-                    _ => messages.push((message.role(), message.text.clone())),
+                if !open {
+                    messages.push((message.role(), String::new()));
+                    let id = Some(&message.tool_call_id).filter(|id| !id.is_empty());
+                    let name = message.role().as_str_name().trim_start_matches("MODEL_ROLE_").to_lowercase();
+                    view.push(id.map_or_else(|| format!("{name}: "), |id| format!("{name} {id}: ")));
+                }
+                let ((role, text), line) = messages.last_mut().zip(view.last_mut()).unwrap();
+                assert_eq!(*role, message.role());
+                text.push_str(&message.text);
+                line.push_str(&message.text);
+                for call in &message.tool_calls {
+                    line.push_str(&format!(" {}={}({})", call.id, call.name, call.arguments));
                 }
                 open = message.more;
             }
         }
         assert!(!open, "the last message is unfinished");
         let (events, stream) = mpsc::channel(16);
-        let call = ModelCall { header, messages, chunks, events };
+        view.remove(0);
+        let state = Arc::clone(&self.state);
+        if !state.journal.lock().unwrap().runs(header.turn.as_ref()) {
+            return Err(Status::permission_denied("this worker does not run that turn"));
+        }
+        let call = ModelCall { header, messages, view, tools, chunks, events, state };
+        let line = self.state.script.lock().unwrap().get(&call.header.step).cloned();
+        if let Some(line) = line {
+            self.state.asked.lock().unwrap().push((call.header.step, call.view.clone()));
+            if line.calls.is_empty() {
+                call.say(&line.text).await;
+                call.done().await;
+            } else {
+                call.ask(&line).await;
+            }
+            return Ok(Response::new(ReceiverStream::new(stream)));
+        }
         self.calls.send(call).await.map_err(|_| Status::unavailable("the test is over"))?;
         Ok(Response::new(ReceiverStream::new(stream)))
     }
@@ -399,7 +468,12 @@ impl WorkerService for Service {
         request: Request<FetchJournalRequest>,
     ) -> Result<Response<Self::FetchJournalStream>, Status> {
         self.certified(&request)?;
-        Ok(answers(Vec::new()))
+        let turn = request.into_inner().turn;
+        let journal = self.state.journal.lock().unwrap();
+        if !journal.runs(turn.as_ref()) {
+            return Err(Status::permission_denied("this worker does not run that turn"));
+        }
+        Ok(answers(journal.chunks(&turn.unwrap())))
     }
 
     async fn attach(&self, request: Request<Streaming<WorkerMessage>>) -> Result<Response<Self::AttachStream>, Status> {

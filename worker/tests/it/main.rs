@@ -2,16 +2,22 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod chaos;
 mod documents;
 mod fake;
+mod journal;
 mod link;
+mod orders;
+mod plane;
 mod process;
+mod steps;
 mod turns;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use hermes_worker::config::{Config, JoinSource, LogFormat};
+use hermes_worker::seams::Seams;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -33,9 +39,13 @@ impl Worker {
         Self::new().serve(fake)
     }
 
-    fn serve(mut self, fake: &Fake) -> Self {
+    fn serve(self, fake: &Fake) -> Self {
+        self.serve_with(fake, Seams::default())
+    }
+
+    fn serve_with(mut self, fake: &Fake, seams: Seams) -> Self {
         self.stop = CancellationToken::new();
-        self.task.spawn(hermes_worker::app::serve(self.config(fake), self.stop.clone()));
+        self.task.spawn(hermes_worker::app::serve_with(self.config(fake), seams, self.stop.clone()));
         self
     }
 

@@ -1,7 +1,7 @@
 use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
 
-use hermes_proto::v1::{Outcome, worker_message};
+use hermes_proto::v1::{CompletedAck, Outcome, control_message, worker_message};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
@@ -74,6 +74,29 @@ async fn sigterm_drains_and_exits_with_0() {
     let (code, log) = process.exit().await;
     assert_eq!(code, Some(0), "{log}");
     assert!(!log.contains("hermes-join"), "{log}");
+}
+
+#[tokio::test]
+async fn sigterm_hands_back_what_does_not_end_in_time_and_exits_with_0() {
+    let mut fake = Fake::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = command(&fake, dir.path());
+    let process = Process(command.args(["--drain-seconds", "0"]).spawn().unwrap());
+    let mut link = fake.attached().await;
+    link.welcome_speaking(2, 1_000, 60_000).await;
+    link.assign(assignment(turn(1, 1, 1), &says("hi"))).await;
+    let call = fake.call().await;
+    process.signal(Signal::SIGTERM);
+    assert!(matches!(link.next().await, worker_message::Message::GoingAway(_)));
+    let worker_message::Message::HandBack(back) = link.next().await else { panic!("no hand-back") };
+    assert_eq!(back.turn, Some(turn(1, 1, 1)));
+    soon("the end of the model call", call.events.closed()).await;
+    let ack = CompletedAck { turn: back.turn, stored: true };
+    link.send(control_message::Message::CompletedAck(ack)).await;
+    assert!(link.ended().await);
+    drop(link);
+    let (code, log) = process.exit().await;
+    assert_eq!(code, Some(0), "{log}");
 }
 
 #[tokio::test]

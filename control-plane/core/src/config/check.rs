@@ -32,6 +32,7 @@ pub fn check_compiled(document: &Document, table: &RouteTable, positions: &Posit
     let mut warnings = Warnings::default();
     warn_models(document, positions, &mut warnings);
     warn_reset(document, positions, &mut warnings);
+    warn_busy(document, positions, &mut warnings);
     for (shadowed, by) in table.shadows() {
         let message = format!("can never win: route {by} covers it");
         warnings.add(positions.route(shadowed), format!("routes[{shadowed}]"), message);
@@ -190,6 +191,17 @@ fn warn_models(document: &Document, positions: &Positions, warnings: &mut Warnin
             line => line,
         };
         warnings.add(line, path, unserved_message(spec.model.as_deref().unwrap_or(&document.model)));
+    }
+}
+
+fn warn_busy(document: &Document, positions: &Positions, warnings: &mut Warnings) {
+    for (index, rule) in document.busy.rules.iter().enumerate() {
+        let Some(agent) = &rule.agent else { continue };
+        if !document.agents.contains_key(agent) {
+            let path = format!("busy.rules[{index}]");
+            let message = format!("has no effect: {}", not_registered(agent, document));
+            warnings.add(positions.line(&path), path, message);
+        }
     }
 }
 

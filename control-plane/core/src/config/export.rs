@@ -11,8 +11,10 @@ use indexmap::IndexMap;
 
 use super::tree::is_odd;
 use super::{
-    AgentSpec, Document, Provider, Rate, Retention, SecretRef, Streaming, TelegramAccount, WebhookAccount, WebhookReply,
+    AgentSpec, Document, Limits, Provider, Rate, Retention, SecretRef, Streaming, TelegramAccount, WebhookAccount,
+    WebhookReply,
 };
+use crate::busy::{Busy, BusyPolicy, BusyRule};
 use crate::reset::ResetPolicy;
 use crate::routing::Route;
 
@@ -185,15 +187,8 @@ pub(super) fn shape(document: &Document) -> Shape {
         .put("session_reset", policy(&document.session_reset))
         .put("reset_by_type", named(&document.reset_by_type, policy))
         .put("reset_by_platform", named(&document.reset_by_platform, policy))
-        .put(
-            "limits",
-            Entries::default()
-                .put("message_bytes", literal(document.limits.message_bytes))
-                .put("history_bytes", literal(document.limits.history_bytes))
-                .put("turn_seconds", literal(document.limits.turn_seconds))
-                .put("stall_seconds", literal(document.limits.stall_seconds))
-                .map(),
-        )
+        .put("busy", busy(&document.busy))
+        .put("limits", limits(&document.limits))
         .put("retention", retention(&document.retention))
         .put("providers", named(&document.providers, provider))
         .put_text("default_provider", document.default_provider.as_ref());
@@ -206,6 +201,33 @@ pub(super) fn shape(document: &Document) -> Shape {
     }
     top.put("agents", named(&document.agents, agent))
         .put("routes", Shape::List(document.routes.iter().map(route).collect()))
+        .map()
+}
+
+fn busy(busy: &Busy) -> Shape {
+    let policy = |entries: Entries, policy: &BusyPolicy| {
+        entries.put("mode", text(policy.mode.as_str())).put("notice", literal(policy.notice))
+    };
+    let rule = |rule: &BusyRule| {
+        let entries = match &rule.agent {
+            Some(agent) => Entries::default().put("agent", text(agent.as_str())),
+            None => Entries::default(),
+        };
+        policy(entries.put_text("platform", rule.platform.as_ref()), &rule.policy).map()
+    };
+    let rules = busy.rules.iter().map(rule).collect();
+    policy(Entries::default(), &busy.policy).put("rules", Shape::List(rules)).map()
+}
+
+fn limits(limits: &Limits) -> Shape {
+    Entries::default()
+        .put("message_bytes", literal(limits.message_bytes))
+        .put("history_bytes", literal(limits.history_bytes))
+        .put("turn_seconds", literal(limits.turn_seconds))
+        .put("stall_seconds", literal(limits.stall_seconds))
+        .put("queued_per_agent", literal(limits.queued_per_agent))
+        .put("queued_per_session", literal(limits.queued_per_session))
+        .put("shed_after_seconds", literal(limits.shed_after_seconds))
         .map()
 }
 

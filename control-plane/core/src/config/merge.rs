@@ -26,10 +26,14 @@ impl Document {
         set(&mut merged.session_reset, patch.session_reset);
         set(&mut merged.reset_by_type, patch.reset_by_type);
         set(&mut merged.reset_by_platform, patch.reset_by_platform);
-        set(&mut merged.limits.message_bytes, patch.message_bytes);
-        set(&mut merged.limits.history_bytes, patch.history_bytes);
-        set(&mut merged.limits.turn_seconds, patch.turn_seconds);
-        set(&mut merged.limits.stall_seconds, patch.stall_seconds);
+        set(&mut merged.busy, patch.busy);
+        set(&mut merged.limits.message_bytes, patch.limits.message_bytes);
+        set(&mut merged.limits.history_bytes, patch.limits.history_bytes);
+        set(&mut merged.limits.queued_per_agent, patch.limits.queued_per_agent);
+        set(&mut merged.limits.queued_per_session, patch.limits.queued_per_session);
+        set(&mut merged.limits.shed_after_seconds, patch.limits.shed_after_seconds);
+        set(&mut merged.limits.turn_seconds, patch.limits.turn_seconds);
+        set(&mut merged.limits.stall_seconds, patch.limits.stall_seconds);
         merged.retention.patched(&patch.retention);
         set(&mut merged.default_provider, patch.default_provider);
         set(&mut merged.routes, patch.routes);

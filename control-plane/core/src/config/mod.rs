@@ -10,6 +10,7 @@
 //! `default_provider`; elsewhere it is refused, because an empty `routes:` is more often a slip than a wish.
 
 mod accounts;
+mod busy;
 mod check;
 mod export;
 mod fields;
@@ -33,10 +34,11 @@ pub use check::{check, check_compiled, check_spec, load_offline};
 pub use export::to_yaml;
 pub use merge::{Change, ChangeKind, diff};
 pub use models::{Endpoint, Resolved, resolve_model, unserved_message};
-pub use patch::{Patch, Positions, Reading, parse, read};
+pub use patch::{LimitsPatch, Patch, Positions, Reading, parse, read};
 pub use retention::{DEDUPE_DAYS_MIN, RETENTION_DAYS_MAX, Retention, RetentionPatch};
 
 use crate::AgentId;
+use crate::busy::Busy;
 use crate::reset::{ResetPolicy, ResetRules};
 use crate::routing::Route;
 use crate::session_key::Isolation;
@@ -49,6 +51,9 @@ pub const MESSAGE_BYTES_MAX: u64 = 768 * 1024;
 pub const TURN_SECONDS_MAX: u64 = 7 * 86_400;
 /// Most that `limits.history_bytes` may be.
 pub const HISTORY_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Most that the bounds of queues may be.
+pub const QUEUED_MAX: u64 = 1_000_000;
 
 /// Everything that can be configured, with defaults filled in. Stored in Postgres; listeners, database URL, data dir and
 /// secrets are not in it.
@@ -70,6 +75,8 @@ pub struct Document {
     pub reset_by_type: BTreeMap<String, ResetPolicy>,
     /// Overrides by platform; they win over the type's.
     pub reset_by_platform: BTreeMap<String, ResetPolicy>,
+    /// What a message does to the turn that runs in its session. Default: it waits.
+    pub busy: Busy,
     /// Bounds.
     pub limits: Limits,
     /// How long what is over is kept.
@@ -99,6 +106,7 @@ impl Default for Document {
             session_reset: ResetPolicy::default(),
             reset_by_type: BTreeMap::new(),
             reset_by_platform: BTreeMap::new(),
+            busy: Busy::default(),
             limits: Limits::default(),
             retention: Retention::default(),
             providers: BTreeMap::new(),
@@ -124,6 +132,7 @@ impl Document {
 
 /// Bounds of what is accepted and shown to a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Limits {
     /// Largest accepted message, bytes of UTF-8. Default 262144.
     pub message_bytes: u64,
@@ -131,27 +140,30 @@ pub struct Limits {
     /// pays for its history again.
     pub history_bytes: u64,
     /// How long one attempt at a turn may take, seconds; then the turn is ended and its chat told. Default 1800.
-    #[serde(default = "turn_seconds")]
     pub turn_seconds: u64,
     /// How long a running turn may show no sign of progress (a model event, a step, text, a sign of life of a tool), seconds;
     /// then it is ended as above. Default 600.
-    #[serde(default = "stall_seconds")]
     pub stall_seconds: u64,
-}
-
-/// For documents stored before there was this limit.
-fn turn_seconds() -> u64 {
-    Limits::default().turn_seconds
-}
-
-/// As above.
-fn stall_seconds() -> u64 {
-    Limits::default().stall_seconds
+    /// Most turns of one agent that wait; further messages are refused. Default 10000.
+    pub queued_per_agent: u64,
+    /// Most turns of one session that have not ended, the running one included; further messages are refused. Default 100.
+    pub queued_per_session: u64,
+    /// An agent of which a session has waited longer than this, seconds, takes no further messages from the APIs, whose callers can
+    /// come back; 0: never mind. Default 600.
+    pub shed_after_seconds: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { message_bytes: 262_144, history_bytes: 65_536, turn_seconds: 1800, stall_seconds: 600 }
+        Self {
+            message_bytes: 262_144,
+            history_bytes: 65_536,
+            turn_seconds: 1800,
+            stall_seconds: 600,
+            queued_per_agent: 10_000,
+            queued_per_session: 100,
+            shed_after_seconds: 600,
+        }
     }
 }
 

@@ -13,14 +13,15 @@ use super::fields::{self, Faults, Path, Section, boolean, entries, integer, judg
 use super::tree::{self, Node};
 use super::{
     AgentSpec, Document, Fault, Provider, ProviderKind, RetentionPatch, TelegramAccount, WebhookAccount, accounts,
-    retention, values,
+    busy, retention, values,
 };
 use crate::AgentId;
+use crate::busy::Busy;
 use crate::reset::{ResetMode, ResetPolicy};
 use crate::routing::{InvalidRoute, MatchKey, Route};
 
 /// Top-level keys.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "default_agent",
     "model",
     "timezone",
@@ -29,6 +30,7 @@ const KEYS: [&str; 15] = [
     "session_reset",
     "reset_by_type",
     "reset_by_platform",
+    "busy",
     "limits",
     "retention",
     "providers",
@@ -59,14 +61,10 @@ pub struct Patch {
     pub reset_by_type: Option<BTreeMap<String, ResetPolicy>>,
     /// Replaces all overrides by platform.
     pub reset_by_platform: Option<BTreeMap<String, ResetPolicy>>,
-    /// `limits.message_bytes`.
-    pub message_bytes: Option<u64>,
-    /// `limits.history_bytes`.
-    pub history_bytes: Option<u64>,
-    /// `limits.turn_seconds`.
-    pub turn_seconds: Option<u64>,
-    /// `limits.stall_seconds`.
-    pub stall_seconds: Option<u64>,
+    /// Replaces mode, notice and rules as a whole.
+    pub busy: Option<Busy>,
+    /// `limits`, key by key.
+    pub limits: LimitsPatch,
     /// `retention`, key by key.
     pub retention: RetentionPatch,
     /// Providers the text names.
@@ -83,6 +81,25 @@ pub struct Patch {
     pub routes: Option<Vec<Route>>,
     /// Where the text says what.
     pub positions: Positions,
+}
+
+/// The bounds that a text names; see [`super::Limits`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LimitsPatch {
+    /// `message_bytes`.
+    pub message_bytes: Option<u64>,
+    /// `history_bytes`.
+    pub history_bytes: Option<u64>,
+    /// `turn_seconds`.
+    pub turn_seconds: Option<u64>,
+    /// `stall_seconds`.
+    pub stall_seconds: Option<u64>,
+    /// `queued_per_agent`.
+    pub queued_per_agent: Option<u64>,
+    /// `queued_per_session`.
+    pub queued_per_session: Option<u64>,
+    /// `shed_after_seconds`.
+    pub shed_after_seconds: Option<u64>,
 }
 
 /// Lines of a text by path, for faults and warnings about the merged document. The default knows no line.
@@ -172,6 +189,9 @@ pub fn read(text: &str) -> Reading {
     let top = Section::open(&root, &Path::Root, &KEYS, &mut faults);
     read_scalars(&top, &mut patch, &mut faults);
     read_reset(&top, &mut patch, &mut faults);
+    if let Some(node) = top.get("busy") {
+        patch.busy = Some(busy::read(node, &mut patch.positions, &mut faults));
+    }
     if let Some(node) = top.get("limits") {
         read_limits(node, &mut patch, &mut faults);
     }
@@ -220,7 +240,7 @@ fn read_scalars(top: &Section<'_, '_>, patch: &mut Patch, faults: &mut Faults) {
     }
 }
 
-fn agent_id(node: &Node, path: Path<'_>, faults: &mut Faults) -> Option<AgentId> {
+pub(super) fn agent_id(node: &Node, path: Path<'_>, faults: &mut Faults) -> Option<AgentId> {
     let id = text(node, path, faults)?;
     AgentId::parse(id).map_err(|invalid| faults.add(node.line, path, invalid.to_string())).ok()
 }
@@ -284,18 +304,26 @@ fn reset_policy(node: &Node, path: Path<'_>, faults: &mut Faults) -> ResetPolicy
 
 fn read_limits(node: &Node, patch: &mut Patch, faults: &mut Faults) {
     let path = Path::Root.key("limits");
-    let section =
-        Section::open(node, &path, &["message_bytes", "history_bytes", "turn_seconds", "stall_seconds"], faults);
-    patch.message_bytes = section.optional("message_bytes", faults, |node, path, faults| {
-        integer(node, 1..=super::MESSAGE_BYTES_MAX, path, faults)
-    });
-    patch.history_bytes = section.optional("history_bytes", faults, |node, path, faults| {
-        integer(node, 0..=super::HISTORY_BYTES_MAX, path, faults)
-    });
-    let seconds =
-        |node: &Node, path: Path<'_>, faults: &mut Faults| integer(node, 1..=super::TURN_SECONDS_MAX, path, faults);
-    patch.turn_seconds = section.optional("turn_seconds", faults, seconds);
-    patch.stall_seconds = section.optional("stall_seconds", faults, seconds);
+    let keys = [
+        "message_bytes",
+        "history_bytes",
+        "turn_seconds",
+        "stall_seconds",
+        "queued_per_agent",
+        "queued_per_session",
+        "shed_after_seconds",
+    ];
+    let section = Section::open(node, &path, &keys, faults);
+    let mut read = |key, range| section.optional(key, faults, |node, path, faults| integer(node, range, path, faults));
+    patch.limits = LimitsPatch {
+        message_bytes: read("message_bytes", 1..=super::MESSAGE_BYTES_MAX),
+        history_bytes: read("history_bytes", 0..=super::HISTORY_BYTES_MAX),
+        turn_seconds: read("turn_seconds", 1..=super::TURN_SECONDS_MAX),
+        stall_seconds: read("stall_seconds", 1..=super::TURN_SECONDS_MAX),
+        queued_per_agent: read("queued_per_agent", 1..=super::QUEUED_MAX),
+        queued_per_session: read("queued_per_session", 1..=super::QUEUED_MAX),
+        shed_after_seconds: read("shed_after_seconds", 0..=u64::from(u32::MAX)),
+    };
 }
 
 fn read_providers(node: &Node, patch: &mut Patch, faults: &mut Faults) {

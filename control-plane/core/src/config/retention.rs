@@ -22,7 +22,7 @@ pub struct Retention {
     pub deliveries_days: u64,
     /// Dead turns and dead deliveries. Default 365.
     pub dead_days: u64,
-    /// Ended turns with their replies, and sessions of which no turn is left. Default: for ever. Never shorter than `dead_days`.
+    /// Ended turns with their replies, and sessions of which no turn is left. Default: for ever. Never shorter than `dead_days` and a month.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub turns_days: Option<u64>,
 }

@@ -281,8 +281,8 @@ async fn every_outcome_of_an_edit_has_its_meaning_and_leaks_no_secret() {
             // A chat of its own: what one reaction asks for must not hold up the next edit.
             let chat = ChatRef { chat_id: (50 + number).to_string(), thread_id: Some("7".to_owned()) };
             let text = format!("text {number}");
-            let edit = Edit { chat, message_id: "3".to_owned(), text, passing: false };
-            let edited = subject.adapter.edit(edit).await;
+            let edit = Edit { chat, message_id: "3".to_owned(), text, passing: false, not_after: None };
+            let edited = subject.adapter.edit(edit.clone()).await;
             assert!(!format!("{edited:?}").contains("canary"), "{edited:?}");
             if !subject.adapter.streams() {
                 assert_eq!(edited, Err(EditError::Unsupported), "{:?} says that it does not edit", subject.kind);
@@ -291,6 +291,12 @@ async fn every_outcome_of_an_edit_has_its_meaning_and_leaks_no_secret() {
             }
             assert!(expected(&edited), "{:?}: {reaction:?} became {edited:?}", subject.kind);
             assert_eq!(subject.platform.requests(), before + 1, "{:?}: {reaction:?} was sent again", subject.kind);
+            if number == 0 {
+                let late = Edit { not_after: Some(Instant::now()), ..edit };
+                let refused = subject.adapter.edit(late).await;
+                assert_eq!(refused, Err(EditError::Failed(SendError::Expired)), "{:?}", subject.kind);
+                assert_eq!(subject.platform.requests(), before + 1, "{:?}: written too late", subject.kind);
+            }
             let (_, body) = subject.platform.last();
             assert!(body.contains("\"message_id\":3") && body.contains(&format!("text {number}")), "{body}");
         }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::Telegram;
 use super::api::{CallError, Refusal};
 use super::send::{ChatId, SEND_TIMEOUT, chat_id_of, send_error};
-use crate::{Edit, EditError, SendError};
+use crate::{Edit, EditError, SendError, expired};
 
 #[derive(Serialize)]
 struct EditMessageText<'a> {
@@ -33,6 +33,7 @@ impl Telegram {
         } else if !self.pacing.edit_turn(chat_id, Instant::now()) {
             return Err(EditError::NotNow);
         }
+        expired(edit.not_after)?;
         let body = EditMessageText { chat_id: chat_id_of(chat_id), message_id, text: &edit.text };
         match self.api.call::<Value>("editMessageText", &body, SEND_TIMEOUT).await {
             Ok(_) => Ok(()),

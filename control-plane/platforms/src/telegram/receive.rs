@@ -2,7 +2,7 @@
 //!
 //! Run by [`crate::Adapter::receive`] for as long as the account lives. Owns the offset, in memory: Telegram keeps the
 //! confirmed one. Always true: an update is confirmed (by the next poll's offset) only after the sink has answered
-//! Accepted or Refused for it and for all before it; at [`Receipt::Unavailable`] the loop waits and fetches the same updates
+//! Accepted, Refused or Busy for it and for all before it; else the loop waits and fetches the same updates
 //! again. It restarts nothing and knows no session: order and duplicates are intake's matter.
 
 use std::time::{Duration, Instant};
@@ -197,7 +197,14 @@ impl Telegram {
             if let Some(message) = message {
                 match receipts.next() {
                     Some(Receipt::Accepted { .. }) => {}
-                    Some(Receipt::Refused { reason }) => self.notice(notices, &message, reason),
+                    Some(Receipt::Refused { reason } | Receipt::Busy { reason, .. }) => {
+                        self.notice(notices, &message, reason);
+                    }
+                    // What is not fetched waits at the platform.
+                    Some(Receipt::Later(after)) => {
+                        tokio::time::sleep(after).await;
+                        return false;
+                    }
                     Some(Receipt::Unavailable) | None => return false,
                 }
             }
@@ -229,6 +236,9 @@ impl Telegram {
     fn notice(&self, notices: &mpsc::Sender<OutboundMessage>, message: &InboundMessage, reason: String) {
         let chat = ChatRef { chat_id: message.source.chat_id.clone(), thread_id: message.source.thread_id.clone() };
         tracing::info!(account = self.account, chat_id = chat.chat_id, reason, "message refused");
+        if reason.is_empty() {
+            return;
+        }
         let text = self.cut(&reason).into_iter().next().unwrap_or_default();
         let notice = OutboundMessage {
             chat,

@@ -118,6 +118,12 @@ impl Webhook {
                 json_response(StatusCode::ACCEPTED, &json!({"accepted": true, "duplicate": duplicate}))
             }
             Some(Receipt::Refused { reason }) => error(StatusCode::UNPROCESSABLE_ENTITY, &reason),
+            Some(Receipt::Busy { after, .. } | Receipt::Later(after)) => {
+                let mut busy =
+                    error(StatusCode::TOO_MANY_REQUESTS, "too many messages are waiting, send it again later");
+                busy.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+                busy
+            }
             Some(Receipt::Unavailable) | None => {
                 let mut later = error(StatusCode::SERVICE_UNAVAILABLE, "not kept, send it again");
                 later.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));

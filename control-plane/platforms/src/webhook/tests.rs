@@ -59,6 +59,16 @@ async fn each_receipt_has_its_answer() {
         (Receipt::Accepted { duplicate: false }, 202, json!({"accepted": true, "duplicate": false})),
         (Receipt::Accepted { duplicate: true }, 202, json!({"accepted": true, "duplicate": true})),
         (Receipt::Refused { reason: "too long".to_owned() }, 422, json!({"error": "too long"})),
+        (
+            Receipt::Busy { reason: "busy".to_owned(), after: std::time::Duration::from_secs(5) },
+            429,
+            json!({"error": "too many messages are waiting, send it again later"}),
+        ),
+        (
+            Receipt::Later(std::time::Duration::from_millis(20)),
+            429,
+            json!({"error": "too many messages are waiting, send it again later"}),
+        ),
         (Receipt::Unavailable, 503, json!({"error": "not kept, send it again"})),
     ];
     for (receipt, status, body) in cases {

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::Replies;
 use crate::dispatch::{Assignment, StepAnswer};
-use crate::store::TurnId;
+use crate::store::{Signal, TurnId};
 
 /// What the control plane tells a worker.
 #[derive(Clone, Debug)]
@@ -61,6 +61,17 @@ pub enum ToWorker {
         /// For its log and, where the turn is to be ended with a sentence, for the chat.
         reason: String,
     },
+    /// A message that the turn may take in at its next step.
+    Steer {
+        /// The turn.
+        turn: TurnId,
+        /// Its fence.
+        epoch: i64,
+        /// The queued turn that the message is.
+        seq: i64,
+        /// JSON of `TurnInput`.
+        input: Vec<u8>,
+    },
     /// Take nothing new; what runs may end by itself for this long, then hand it back; leave.
     Drain(Duration),
 }
@@ -68,6 +79,10 @@ pub enum ToWorker {
 /// What a worker is to do with a turn; see the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CancelKind {
+    /// A person stopped it: end it as cancelled.
+    Stopped,
+    /// A newer message goes first: end it as cancelled.
+    Interrupted,
     /// End it as failed with a sentence for the chat.
     Overdue,
     /// Drop it at once and report nothing.
@@ -105,6 +120,20 @@ impl Overrun {
     }
 }
 
+/// What the worker of a running turn was told meanwhile.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Told {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// That it may take in the queued turns up to this number.
+    Offered(i64),
+    /// That a newer message goes first.
+    Interrupted,
+    /// That a person stopped it.
+    Stopped,
+}
+
 /// A turn in a slot.
 #[derive(Clone, Debug)]
 pub struct Running {
@@ -134,6 +163,39 @@ pub struct Running {
     pub progressed: Instant,
     /// It was told to end because of this, then.
     pub overrun: Option<(Overrun, Instant)>,
+    /// What it was told since.
+    pub told: Told,
+}
+
+impl Running {
+    /// What the worker must be told of a signal; nothing when it knows.
+    pub(super) fn tell(&mut self, signal: Signal) -> Option<ToWorker> {
+        let (turn, epoch) = (self.turn, self.epoch);
+        let (told, message) = match (signal, self.told) {
+            (Signal::Stop, Told::Nothing | Told::Offered(_) | Told::Interrupted) => (
+                Told::Stopped,
+                ToWorker::Cancel { turn, epoch, kind: CancelKind::Stopped, reason: "a person stopped it".to_owned() },
+            ),
+            (Signal::Interrupt, Told::Nothing | Told::Offered(_)) => (
+                Told::Interrupted,
+                ToWorker::Cancel {
+                    turn,
+                    epoch,
+                    kind: CancelKind::Interrupted,
+                    reason: "a newer message goes first".to_owned(),
+                },
+            ),
+            (Signal::Steer(Some((seq, input))), Told::Nothing) => {
+                (Told::Offered(seq), ToWorker::Steer { turn, epoch, seq, input })
+            }
+            (Signal::Steer(Some((seq, input))), Told::Offered(before)) if before < seq => {
+                (Told::Offered(seq), ToWorker::Steer { turn, epoch, seq, input })
+            }
+            _ => return None,
+        };
+        self.told = told;
+        Some(message)
+    }
 }
 
 #[derive(Debug)]

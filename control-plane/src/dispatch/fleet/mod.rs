@@ -14,14 +14,14 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-pub use member::{CancelKind, Connected, Overrun, Running, ToWorker, WorkerView};
+pub use member::{CancelKind, Connected, Overrun, Running, ToWorker, Told, WorkerView};
 pub use replies::Replies;
 pub(crate) use replies::add as add_usage;
 
 use member::{Member, Slot, slot_number};
 
 use super::Assignment;
-use crate::store::TurnId;
+use crate::store::{Signalled, TurnId};
 
 /// How often a lease is tried to be handed over before it is left to the slow search for leases without a slot.
 const MAX_UNRESOLVED: u32 = 60;
@@ -39,6 +39,8 @@ struct State {
     doubted: bool,
     /// How often in a row the store named a lease that could not be handed over.
     unresolved: u32,
+    /// How often slots were reserved for a claim.
+    claims: usize,
 }
 
 /// See the module.
@@ -320,20 +322,28 @@ impl Fleet {
         member.send(ToWorker::Assign(assignment))
     }
 
-    /// Free slots of agents, reserved for a claim.
+    /// Free slots of agents, reserved for a claim: one of each agent in turn, beginning with another one each time, so that an agent
+    /// with many slots and much to do does not fill every claim.
     pub fn reserve_all(&self, agents: &[i32], limit: usize) -> Vec<(i64, i16)> {
         let mut state = self.state();
-        let workers: Vec<i64> =
-            agents.iter().filter_map(|agent| state.by_agent.get(agent)).flatten().copied().collect();
+        state.claims = state.claims.wrapping_add(1);
+        let first = state.claims % agents.len().max(1);
+        let of_agent = |agent| state.by_agent.get(agent).cloned().unwrap_or_default();
+        let mut rounds: Vec<Vec<i64>> = agents.iter().map(of_agent).collect();
+        rounds.rotate_left(first);
         let mut slots = Vec::new();
-        for worker in workers {
-            let Some(member) = state.members.get_mut(&worker) else { continue };
-            while slots.len() < limit {
-                match member.take_slot(slots.len()) {
-                    Some(slot) => slots.push((worker, slot)),
-                    None => break,
+        while slots.len() < limit && !rounds.is_empty() {
+            rounds.retain_mut(|workers| {
+                while let Some(worker) = workers.last().copied() {
+                    let member = state.members.get_mut(&worker).filter(|_| slots.len() < limit);
+                    if let Some(slot) = member.and_then(|member| member.take_slot(slots.len())) {
+                        slots.push((worker, slot));
+                        return true;
+                    }
+                    workers.pop();
                 }
-            }
+                false
+            });
         }
         slots
     }
@@ -369,6 +379,25 @@ impl Fleet {
                 .worker_id
         };
         self.running(worker, turn, epoch).map(|(_, running)| running)
+    }
+
+    /// All workers connected here.
+    pub fn workers(&self) -> Vec<i64> {
+        self.state().members.keys().copied().collect()
+    }
+
+    /// Tells a worker what is asked of its running turn, once.
+    pub fn tell(&self, signalled: Signalled) {
+        let Signalled { worker, turn, epoch, signal } = signalled;
+        let mut state = self.state();
+        let Some(member) = state.members.get_mut(&worker) else { return };
+        let message = member.slots.iter_mut().find_map(|slot| match slot {
+            Slot::Runs(running) if running.turn == turn && running.epoch == epoch => Some(running),
+            _ => None,
+        });
+        if let Some(message) = message.and_then(|running| running.tell(signal)) {
+            member.send(message);
+        }
     }
 
     /// Sends to a worker; false when it is gone or does not read.

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::store::SessionId;
+use crate::store::{SessionId, Signal};
 
 fn fleet_of(slots: u32) -> (Fleet, mpsc::Receiver<ToWorker>, CancellationToken) {
     let fleet = Fleet::default();
@@ -45,6 +45,7 @@ fn running(seq: i64, epoch: i64) -> Running {
         usage: None,
         replies: Replies::default(),
         accepted: false,
+        told: Told::Nothing,
         deadline: None,
         progressed: Instant::now(),
         overrun: None,
@@ -116,4 +117,67 @@ fn a_worker_that_does_not_take_its_turn_is_hung_up() {
     assert!(fleet.hang_up_idlers(Duration::from_secs(3600)).is_empty());
     assert_eq!(fleet.hang_up_idlers(Duration::ZERO), [worker]);
     assert!(hang_up.is_cancelled());
+}
+
+#[test]
+fn a_signal_is_told_once_and_a_stop_over_an_interruption() {
+    let (fleet, mut incoming, _) = fleet_of(1);
+    let (worker, slot) = fleet.reserve(1, "key").unwrap();
+    assert!(fleet.assign(worker, slot, running(1, 1), assignment(1, 1)));
+    let _ = incoming.try_recv();
+    let mut tell = |seq, epoch, signal: Signal| {
+        fleet.tell(Signalled { worker, turn: turn(seq), epoch, signal });
+        match incoming.try_recv() {
+            Ok(ToWorker::Cancel { kind, .. }) => format!("{kind:?}"),
+            Ok(ToWorker::Steer { seq, .. }) => seq.to_string(),
+            _ => String::new(),
+        }
+    };
+    let offer = |seq| Signal::Steer(Some((seq, Vec::new())));
+    assert_eq!(tell(1, 1, offer(2)), "2");
+    assert_eq!(tell(1, 1, offer(2)), "", "told before");
+    assert_eq!(tell(1, 1, offer(3)), "3");
+    assert_eq!(tell(2, 1, Signal::Stop), "", "another turn");
+    assert_eq!(tell(1, 2, Signal::Stop), "", "another fence");
+    assert_eq!(tell(1, 1, Signal::Interrupt), "Interrupted");
+    assert_eq!(tell(1, 1, offer(4)), "", "it ends");
+    assert_eq!(tell(1, 1, Signal::Stop), "Stopped");
+    assert_eq!(tell(1, 1, Signal::Stop) + &tell(1, 1, Signal::Interrupt), "");
+    assert_eq!(fleet.take(turn(1), 1, true), Some(1));
+    assert_eq!(fleet.reserve(1, "key"), Some((worker, slot)), "its slot is free");
+}
+
+#[test]
+fn every_agent_has_a_part_in_every_claim() {
+    let fleet = Fleet::default();
+    let mut ends = Vec::new();
+    for (worker_id, agent_no, slots) in [(1, 1, 400), (2, 1, 400), (3, 2, 3), (4, 3, 1)] {
+        let (outgoing, incoming) = mpsc::channel(1);
+        ends.push(incoming);
+        let about = Connected {
+            worker_id,
+            agent_no,
+            agent: AgentId::main(),
+            identity: Uuid::from_u128(u128::from(worker_id.unsigned_abs())),
+            pid: 1,
+            home: String::new(),
+            build: String::new(),
+            protocol: 2,
+            connected_at: Timestamp::UNIX_EPOCH,
+            outgoing,
+            hang_up: CancellationToken::new(),
+        };
+        fleet.join(about, slots, Vec::new());
+    }
+    let taken = fleet.reserve_all(&[1, 2, 3], 256);
+    let of = |workers: &[i64]| taken.iter().filter(|(worker, _)| workers.contains(worker)).count();
+    assert_eq!((taken.len(), of(&[1, 2]), of(&[3]), of(&[4])), (256, 252, 3, 1));
+    // With room for one only, each agent is first once.
+    for (worker, slot) in taken {
+        fleet.release(worker, slot);
+    }
+    let first = |_| fleet.reserve_all(&[1, 2, 3], 1).first().map(|(worker, _)| fleet.agent_of(*worker).unwrap());
+    let mut agents: Vec<_> = (0..3).filter_map(first).collect();
+    agents.sort_unstable();
+    assert_eq!(agents, [1, 2, 3]);
 }

@@ -86,7 +86,9 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::DeliveryRedriveDeliveries
         | Rpc::DeliveryRedriveTurns
         | Rpc::DeliveryDropTurns
+        | Rpc::SessionStopTurn
         | Rpc::SystemApply
+        | Rpc::SystemDrainWorkers
         | Rpc::IdentityCreateToken
         | Rpc::IdentityListTokens
         | Rpc::IdentityRevokeToken => Requirement::Operator,

@@ -83,6 +83,7 @@ fn pace(called: Called) -> Pace {
         | Rpc::RouteExplainRoute
         | Rpc::SessionListSessions
         | Rpc::SessionGetSession
+        | Rpc::SessionStopTurn
         | Rpc::SessionGetTurnSteps
         | Rpc::DeliveryListDeliveries
         | Rpc::DeliveryGetDelivery
@@ -92,6 +93,7 @@ fn pace(called: Called) -> Pace {
         | Rpc::DeliveryDropTurns
         | Rpc::SystemGetStatus
         | Rpc::SystemListWorkers
+        | Rpc::SystemDrainWorkers
         | Rpc::IdentityJoin
         | Rpc::IdentityRenew
         | Rpc::IdentityCreateToken

@@ -15,6 +15,7 @@ mod load;
 mod outside;
 mod plane;
 mod report;
+mod scale;
 mod tally;
 mod telegram;
 mod usage;
@@ -45,6 +46,7 @@ const EXAMPLE: &str = "Examples:
   target/release/hermes-bench --surface grpc --chats 128 --seconds 10 -o json
   target/release/hermes-bench --surface telegram --chats 32 --seconds 10 --otlp-hung
   target/release/hermes-bench idle --workers 100 --seconds 30
+  target/release/hermes-bench scale --sessions 1000000 --turns 5000000
 
 The Telegram account runs without pacing of its own (`rate: off`), against a Bot API server on this
 machine. CPU and memory are those of the control plane, the workers and Postgres; this program, its
@@ -99,6 +101,10 @@ enum Inside {
     Chaos(chaos::Command),
     /// Measures what a plane with many workers and nothing to do costs: queries a second, CPU.
     Idle(idle::Args),
+    /// Fills a database with sessions and ended turns.
+    Seed(scale::SeedArgs),
+    /// Measures the same load before and after a plane has a large history.
+    Scale(scale::Args),
     /// The model server: says its base URL and runs until its standard input ends.
     #[command(name = outside::MODEL_SERVER, hide = true)]
     ModelServer,
@@ -141,6 +147,8 @@ async fn main() -> ExitCode {
     let args = Args::parse();
     let done = match (&args.inside, args.surface) {
         (Some(Inside::Idle(args)), _) => idle(args).await,
+        (Some(Inside::Seed(args)), _) => scale::seed(args).await,
+        (Some(Inside::Scale(args)), _) => scale(args).await,
         (Some(Inside::ModelServer), _) => outside::serve_model().await,
         (Some(Inside::RunBound { parent, program }), _) => plane::run_bound(*parent, program),
         (Some(Inside::Chaos(command)), _) => chaos::run(command).await,
@@ -168,6 +176,10 @@ fn interruption() -> anyhow::Result<impl Future<Output = anyhow::Error>> {
 
 async fn idle(args: &idle::Args) -> anyhow::Result<()> {
     idle::run(args, interruption()?).await
+}
+
+async fn scale(args: &scale::Args) -> anyhow::Result<()> {
+    scale::run(args, interruption()?).await
 }
 
 async fn bench(args: &Args, surface: Surface) -> anyhow::Result<()> {

@@ -80,12 +80,14 @@ pub(crate) struct Access {
     /// The operator token.
     pub(crate) token: String,
     database_url: Option<String>,
+    http: Option<String>,
 }
 
 /// `endpoint.json`, as far as we read it. Only the owner of the data directory can.
 #[derive(Debug, Deserialize)]
 struct Endpoint {
     grpc: String,
+    http: Option<String>,
     database_url: Option<String>,
 }
 
@@ -207,6 +209,15 @@ impl Plane {
 }
 
 impl Access {
+    /// URL of its metrics.
+    ///
+    /// # Errors
+    /// When `endpoint.json` has no HTTP address.
+    pub(crate) fn metrics_url(&self) -> anyhow::Result<String> {
+        let http = self.http.as_deref().context("endpoint.json has no http")?;
+        Ok(if http.contains("://") { format!("{http}/metrics") } else { format!("http://{http}/metrics") })
+    }
+
     /// Connection string of its Postgres.
     ///
     /// # Errors
@@ -220,10 +231,10 @@ impl Access {
 
 fn access(data: &Path) -> anyhow::Result<Access> {
     let endpoint = fs::read(data.join("endpoint.json")).context("read endpoint.json")?;
-    let Endpoint { grpc, database_url } = serde_json::from_slice(&endpoint).context("parse endpoint.json")?;
+    let Endpoint { grpc, http, database_url } = serde_json::from_slice(&endpoint).context("parse endpoint.json")?;
     let token = fs::read_to_string(data.join("operator.token")).context("read operator.token")?;
     let grpc_url = if grpc.contains("://") { grpc } else { format!("http://{grpc}") };
-    Ok(Access { grpc_url, token: token.trim().to_owned(), database_url })
+    Ok(Access { grpc_url, token: token.trim().to_owned(), database_url, http })
 }
 
 /// SIGTERM, then SIGKILL to each process of `seen` that is still itself; answers how many had to be killed.

@@ -86,6 +86,21 @@ pub(super) async fn killed_after_a_platform_call(without: Without) -> Result<()>
     Ok(())
 }
 
+pub(super) async fn the_answer_of_a_delivery_is_lost(without: Without) -> Result<()> {
+    let scene = Scene::start(without, "send.before=hold:DIR/go;deliver_batch.after=fail").await;
+    for text in ["one", "two", "three"] {
+        scene.say(1, text);
+    }
+    until(Duration::from_secs(30), "three ended turns", || (scene.reached("complete_batch.after") >= 3).then_some(()));
+    let begun = std::time::Instant::now();
+    scene.let_go("go");
+    // The second reply was handed over in the answer that got lost, and was never begun.
+    let heard = scene.heard(1).await?;
+    ensure!(heard == ["[main] one", "[main] two", "[main] three"], "heard {heard:?}");
+    ensure!(begun.elapsed() < Duration::from_secs(30), "found after {:?} only", begun.elapsed());
+    Ok(())
+}
+
 pub(super) async fn replies_wait_behind_a_slow_one_in_order(without: Without) -> Result<()> {
     let scene = Scene::start(without, "send.before=hold:DIR/go").await;
     for text in ["one", "two", "three"] {

@@ -5,17 +5,23 @@
 //! test it must be green, and in `mutations` it must go red without its mechanism.
 
 mod chats;
+mod effects;
+mod letters;
 mod mutations;
+mod streams;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use futures_util::future::BoxFuture;
-use hermes_tests::drill::{LOG, Mechanism, POINTS, WITHOUT};
+use hermes_tests::drill::{EFFECTS, LOG, Mechanism, POINTS, WITHOUT};
 use hermes_tests::fake_telegram::{Bot, FakeTelegram};
+use hermes_tests::mock_model::MockModel;
 use hermes_tests::system::{Options, Up};
-use serde_json::json;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// A drill; the mechanism it does without, when any.
@@ -45,6 +51,32 @@ drills! {
         killed_before_a_platform_call,
         killed_after_a_platform_call,
         replies_wait_behind_a_slow_one_in_order,
+        the_answer_of_a_delivery_is_lost,
+    }
+    letters::{
+        a_chat_that_is_gone_gets_one_attempt_lives_again_and_is_redriven,
+        a_reply_waits_for_its_account,
+    }
+    streams::{
+        a_shown_answer_becomes_the_answer,
+        killed_with_the_intent_to_show,
+        killed_before_the_first_text_is_sent,
+        killed_after_the_first_text_was_sent,
+        killed_while_a_shown_answer_grows,
+        killed_before_the_last_edit,
+        killed_after_the_last_edit,
+        killed_with_the_last_edit_not_recorded,
+        a_shown_message_that_was_deleted_comes_anew,
+        a_flood_stops_the_edits_of_a_turn_and_not_its_answer,
+    }
+    effects::{
+        killed_before_an_intent_it_happens_once,
+        killed_between_an_intent_and_its_effect_nobody_knows,
+        killed_between_an_effect_and_its_result_it_is_not_repeated,
+        killed_after_a_result_it_is_not_repeated,
+        an_idempotent_effect_is_repeated_under_its_key,
+        a_pure_tool_is_run_again,
+        a_worker_out_of_touch_stops_before_its_lease_ends,
     }
 }
 
@@ -65,14 +97,31 @@ struct Scene {
 impl Scene {
     /// Starts it with these rules for its processes; `DIR` in them is a directory of its own.
     async fn start(without: Option<Mechanism>, rules: &str) -> Self {
+        Self::start_with(without, rules, |_| {}).await
+    }
+
+    /// [`Scene::start`] with another model than the offline one.
+    async fn with_model(without: Option<Mechanism>, rules: &str, model: &MockModel) -> Self {
+        let base_url = model.base_url();
+        let change = |document: &mut Value| {
+            document["model"] = json!("mock/mock-1");
+            document["providers"] = json!({"mock": {"kind": "openai", "base_url": base_url}});
+        };
+        Self::start_with(without, rules, change).await
+    }
+
+    /// As [`Scene::start`], with a document that `change` had a hand in; the account is the only one of its platform.
+    async fn start_with(without: Option<Mechanism>, rules: &str, change: impl FnOnce(&mut Value)) -> Self {
         let fake = FakeTelegram::start().await.unwrap();
         let bot = fake.bot(TOKEN);
         let account = json!({"id": "front", "token_env": "FRONT_TOKEN", "api_base": fake.base(), "allow_all": true, "rate": "off"});
-        let document = json!({"platforms": {"telegram": {"accounts": [account]}}});
+        let mut document = json!({"platforms": {"telegram": {"accounts": [account]}}});
+        change(&mut document);
         let options = Options { drill: true, ..Options::config(document.to_string()) };
         let dir = tempfile::tempdir().unwrap();
         let rules = rules.replace("DIR", dir.path().to_str().unwrap());
-        let env = variables(without, &rules, Some(dir.path().join("points")));
+        let mut env = variables(without, &rules, Some(dir.path().join("points")));
+        env.push((EFFECTS.to_owned(), dir.path().join("effects").into()));
         let up = Up::start(Options { env, ..options.clone() });
         Self { up, bot, options, without, dir, _fake: fake }
     }
@@ -93,6 +142,27 @@ impl Scene {
     fn reached(&self, point: &str) -> usize {
         let log = std::fs::read_to_string(self.dir.path().join("points")).unwrap_or_default();
         log.lines().filter(|line| line.split(' ').nth(1) == Some(point)).count()
+    }
+
+    /// Whether the rule that acts once and leaves this file has acted.
+    fn happened(&self, file: &str) -> bool {
+        self.dir.path().join(file).try_exists().unwrap()
+    }
+
+    /// What tools did, a line each.
+    fn effects(&self) -> Vec<String> {
+        let notes = std::fs::read_to_string(self.dir.path().join("effects")).unwrap_or_default();
+        notes.lines().map(str::to_owned).collect()
+    }
+
+    /// The control plane stands still.
+    fn stop_control_plane(&self) {
+        kill(Pid::from_raw(self.up.pid()), Signal::SIGSTOP).unwrap();
+    }
+
+    /// It goes on.
+    fn continue_control_plane(&self) {
+        kill(Pid::from_raw(self.up.pid()), Signal::SIGCONT).unwrap();
     }
 
     /// Lets what is held for this file go on.

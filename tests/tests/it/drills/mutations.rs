@@ -12,7 +12,14 @@ use super::{DRILLS, Drill};
 const CAUGHT_BY: &[(Mechanism, &[&str])] = &[
     (Mechanism::Dedupe, &["the_answer_of_an_intake_commit_is_lost", "killed_after_the_intake_commit"]),
     (Mechanism::Delivery, &["killed_after_the_completion"]),
+    (
+        Mechanism::Preview,
+        &["a_shown_answer_becomes_the_answer", "killed_while_a_shown_answer_grows", "killed_before_the_last_edit"],
+    ),
+    (Mechanism::DeadMark, &["a_chat_that_is_gone_gets_one_attempt_lives_again_and_is_redriven"]),
     (Mechanism::LaneOrder, &["replies_wait_behind_a_slow_one_in_order"]),
+    (Mechanism::Intent, &["killed_between_an_effect_and_its_result_it_is_not_repeated"]),
+    (Mechanism::SelfFence, &["a_worker_out_of_touch_stops_before_its_lease_ends"]),
 ];
 
 fn drill(name: &str) -> Drill {

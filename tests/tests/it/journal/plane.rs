@@ -1,5 +1,6 @@
 //! A control plane with a database of its own, and workers that do exactly what a test says.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -113,6 +114,7 @@ impl Plane {
 
     /// What `/metrics` says of this line's name and labels.
     pub(super) async fn metric(&self, name: &str) -> Option<String> {
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let text = reqwest::get(format!("http://{}/metrics", self.said("http"))).await.unwrap().text().await.unwrap();
         text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').map(str::to_owned))
     }
@@ -153,6 +155,8 @@ pub(super) struct Worker {
     channel: Channel,
     pub(super) says: mpsc::Sender<v1::WorkerMessage>,
     told: Streaming<v1::ControlMessage>,
+    /// What came while something else was waited for.
+    passed_over: VecDeque<Told>,
     _heart: JoinSet<()>,
 }
 
@@ -178,8 +182,11 @@ impl Worker {
                 }
             }
         });
-        let mut worker = Self { channel, says, told: told.unwrap().into_inner(), _heart: heart };
-        worker.told("Welcome", |told| if let Told::Welcome(welcome) = told { Some(welcome) } else { None }).await;
+        let mut worker =
+            Self { channel, says, told: told.unwrap().into_inner(), passed_over: VecDeque::new(), _heart: heart };
+        worker
+            .told("Welcome", |told| if let Told::Welcome(welcome) = told { Some(welcome.clone()) } else { None })
+            .await;
         worker
     }
 
@@ -187,14 +194,19 @@ impl Worker {
         self.says.send(message(said)).await.unwrap();
     }
 
-    /// The next message that `pick` takes; the others are passed over.
-    pub(super) async fn told<T>(&mut self, what: &str, pick: impl Fn(Told) -> Option<T>) -> T {
+    /// The next message that `pick` takes; the others are kept for later.
+    pub(super) async fn told<T>(&mut self, what: &str, pick: impl Fn(&Told) -> Option<T>) -> T {
+        if let Some(at) = self.passed_over.iter().position(|told| pick(told).is_some()) {
+            return self.passed_over.remove(at).as_ref().and_then(&pick).unwrap();
+        }
         let look = async {
             loop {
                 let told =
                     self.told.message().await.unwrap().unwrap_or_else(|| panic!("the stream ended before {what}"));
-                if let Some(found) = told.message.and_then(&pick) {
-                    return found;
+                let told = told.message.expect("a message");
+                match pick(&told) {
+                    Some(found) => return found,
+                    None => self.passed_over.push_back(told),
                 }
             }
         };
@@ -209,7 +221,8 @@ impl Worker {
 
     /// The next assignment, accepted.
     pub(super) async fn assignment(&mut self) -> v1::Assignment {
-        let given = self.told("Assignment", |told| if let Told::Assignment(given) = told { Some(given) } else { None });
+        let given =
+            self.told("Assignment", |told| if let Told::Assignment(given) = told { Some(given.clone()) } else { None });
         let given = given.await;
         self.say(Says::Accepted(v1::Accepted { turn: given.turn })).await;
         given
@@ -220,7 +233,7 @@ impl Worker {
         let (turn, step, phase) = (report.turn, report.step, report.phase);
         self.say(Says::Step(report)).await;
         let ack = self.told("StepAck", |told| match told {
-            Told::StepAck(ack) if (ack.turn, ack.step, ack.phase) == (turn, step, phase) => Some(ack),
+            Told::StepAck(ack) if (ack.turn, ack.step, ack.phase) == (turn, step, phase) => Some(*ack),
             _ => None,
         });
         ack.await.outcome()
@@ -231,15 +244,17 @@ impl Worker {
         let completed =
             v1::Completed { turn, outcome: v1::Outcome::Succeeded.into(), reply: reply.into(), usage: None };
         self.say(Says::Completed(completed)).await;
-        self.told("CompletedAck", |told| if let Told::CompletedAck(ack) = told { Some(ack) } else { None }).await.stored
+        self.told("CompletedAck", |told| if let Told::CompletedAck(ack) = told { Some(*ack) } else { None })
+            .await
+            .stored
     }
 
     /// Says goodbye and gives its turn back.
     pub(super) async fn hand_back(&mut self, turn: Option<v1::TurnRef>) {
         self.say(Says::GoingAway(v1::GoingAway { reason: "the test says so".to_owned() })).await;
-        self.told("Drain", |told| if let Told::Drain(drain) = told { Some(drain) } else { None }).await;
+        self.told("Drain", |told| if let Told::Drain(drain) = told { Some(*drain) } else { None }).await;
         self.say(Says::HandBack(v1::HandBack { turn })).await;
-        self.told("CompletedAck", |told| if let Told::CompletedAck(ack) = told { Some(ack) } else { None }).await;
+        self.told("CompletedAck", |told| if let Told::CompletedAck(ack) = told { Some(*ack) } else { None }).await;
     }
 
     /// Asks for a model's reply, offering the tool `act`.

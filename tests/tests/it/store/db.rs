@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use hermes_control_plane::store::{
-    Claimed, Completion, DeliveryOutcome, Ended, Functions, Ingest, SendResult, SessionId, Store, TurnId,
-    WorkerRegistration,
+    Absorbed, Claimed, Completion, DeliveryOutcome, Ended, Functions, Ingest, SendResult, SessionId, Signal, StepRow,
+    StopCommand, Stopped, Store, TurnId, WorkerRegistration,
 };
+use hermes_core::busy::BusyMode;
+use hermes_core::step::{Phase, StepKind};
 use hermes_tests::postgres::TestPostgres;
 use jiff::Timestamp;
 use postgres::{Client, NoTls, SimpleQueryMessage};
@@ -19,6 +21,8 @@ use tokio::runtime::Runtime;
 
 /// How long leases last where a drill does not end them itself.
 pub(super) const TTL: Duration = Duration::from_secs(60);
+/// More turns than any drill lets a session hold.
+pub(super) const MOST: i64 = 1000;
 /// What the chat is told about a turn that was given up or cancelled.
 pub(super) const NOTICE: &str = "sorry";
 /// Far longer than anything here takes; only a defect reaches it.
@@ -64,6 +68,7 @@ pub(super) fn msg(key: &str, session: &str) -> Message {
         reserved: None,
         idle_before: None,
         daily_before: None,
+        busy: BusyMode::Queue,
     })
 }
 
@@ -85,6 +90,11 @@ impl Message {
 
     pub(super) fn body(mut self, hash: &str) -> Self {
         self.0.body_hash = Some(hash.as_bytes().to_vec());
+        self
+    }
+
+    pub(super) fn busy(mut self, mode: BusyMode) -> Self {
+        self.0.busy = mode;
         self
     }
 
@@ -136,6 +146,17 @@ pub(super) fn delivered(lane: i64, pos: i64, attempt: i32) -> DeliveryOutcome {
 /// A retry that is due at once.
 pub(super) fn again() -> SendResult {
     SendResult::Retry { after: Duration::ZERO, maybe_duplicate: false, cause: "again".to_owned() }
+}
+
+fn shown_stop(stopped: Stopped) -> String {
+    match stopped {
+        Stopped::Nothing => "nothing".to_owned(),
+        Stopped::Asked(turn) => format!("asked {turn}"),
+        Stopped::Cancelled(turn) => format!("cancelled {turn}"),
+        Stopped::Ended(turn) => format!("ended {turn}"),
+        Stopped::Behind(turn) => format!("behind {turn}"),
+        Stopped::Absorbed(turn) => format!("absorbed {turn}"),
+    }
 }
 
 fn flag(value: bool) -> &'static str {
@@ -203,10 +224,11 @@ impl Db {
     /// Back to how it began.
     pub(super) fn reset(&self) -> Result<()> {
         self.run(
-            "TRUNCATE agents, agent_revisions, routes, home_documents, tokens, workers, replicas, account_leases, slots, sessions, session_keys,
-               ready, inbound, turns, turn_steps, dead_turns, outbox, deliveries, previews, lanes RESTART IDENTITY;
+            "TRUNCATE agents, agent_revisions, routes, home_documents, tokens, workers, replicas, origins, account_leases, slots, sessions, session_keys,
+               ready, inbound, turns, turn_steps, turn_signals, dead_turns, outbox, deliveries, previews, lanes RESTART IDENTITY;
              ALTER SEQUENCE session_ids RESTART; ALTER SEQUENCE registrations RESTART;
              ALTER SEQUENCE replica_ids RESTART; ALTER SEQUENCE outbox_positions RESTART;
+             UPDATE retention SET page = 0, started_at = NULL, finished_at = NULL, removed = 0, total = 0;
              UPDATE documents SET version = 0, settings = '{}', file_hash = NULL",
         )?;
         self.add_agents()
@@ -270,9 +292,17 @@ impl Db {
 
     /// `session/turn/new, known or conflict/epoch` of each.
     pub(super) fn ingest(&self, messages: &[Message]) -> Result<String> {
+        self.ingest_most(MOST, messages)
+    }
+
+    /// [`Db::ingest`] where a session holds at most so many turns.
+    pub(super) fn ingest_most(&self, most: i64, messages: &[Message]) -> Result<String> {
         let rows: Vec<Ingest> = messages.iter().map(|message| message.0.clone()).collect();
-        let answers = self.wait(self.store.ingest(&rows, TTL)).into_iter().map(|answer| {
+        let answers = self.wait(self.store.ingest(&rows, most, TTL)).into_iter().map(|answer| {
             let answer = answer?;
+            if answer.full {
+                return Ok("full".to_owned());
+            }
             let known = if answer.conflict { "conflict" } else { flag(answer.duplicate) };
             let TurnId { session, seq } = answer.turn;
             Ok(format!("{}/{seq}/{known}/{}", session.0, shown(answer.epoch)))
@@ -297,6 +327,66 @@ impl Db {
         Ok(answers.collect::<Result<Vec<_>>>()?.join(" "))
     }
 
+    /// `worker:session.turn/epoch/what`, a message to take in as `>turn`.
+    pub(super) fn signals(&self, workers: &[i64]) -> Result<String> {
+        let mut signalled = self.wait(self.store.signals(workers))?;
+        signalled.sort_by_key(|signalled| signalled.turn);
+        let shown = signalled.iter().map(|one| {
+            let what = match &one.signal {
+                Signal::Stop => "stop".to_owned(),
+                Signal::Interrupt => "interrupt".to_owned(),
+                Signal::Steer(Some((seq, payload))) => format!(">{seq}:{}", text(payload)),
+                Signal::Steer(None) => ">".to_owned(),
+            };
+            format!("{}:{}/{}/{what}", one.worker, one.turn, one.epoch)
+        });
+        Ok(shown.collect::<Vec<_>>().join(" "))
+    }
+
+    /// `/stop` of agent 1 in lane 1: what it came to, and `again` when it was known.
+    pub(super) fn stop(&self, key: &str, session: &str) -> Result<String> {
+        let command = StopCommand {
+            dedupe_key: key.as_bytes().to_vec(),
+            agent_no: 1,
+            session_key: session.to_owned(),
+            lane: Some(1),
+        };
+        let (stopped, known) = self.wait(self.store.stop_command(&command, NOTICE, "nothing"))?;
+        Ok(format!("{}{}", shown_stop(stopped), if known { " again" } else { "" }))
+    }
+
+    /// An operator's stop of a turn, or of what runs in a session (turn 0).
+    pub(super) fn stop_turn(&self, session: i64, seq: i64) -> Result<String> {
+        let stopped = self.wait(self.store.stop(SessionId(session), (seq > 0).then_some(seq), NOTICE))?;
+        Ok(shown_stop(stopped))
+    }
+
+    /// The turns that were ended without their worker.
+    pub(super) fn settle(&self, patience: Duration) -> Result<String> {
+        let ended = self.wait(self.store.settle_signals(patience, NOTICE))?;
+        let shown = ended.iter().map(|(turn, holder)| format!("{turn}/{}", shown(holder.map(|(worker, _)| worker))));
+        Ok(shown.collect::<Vec<_>>().join(" "))
+    }
+
+    /// The running turn takes in a queued one at a step.
+    pub(super) fn absorb(&self, (session, epoch, seq): (i64, i64, i64), step: i32, absorbs: i64) -> Result<Absorbed> {
+        let turn = TurnId { session: SessionId(session), seq };
+        let body = format!("b{absorbs}").into_bytes();
+        let row = StepRow {
+            turn,
+            epoch,
+            step,
+            phase: Phase::Result,
+            kind: StepKind::Steering,
+            effect: None,
+            idempotency_key: None,
+            body,
+            unknown: false,
+            absorbs,
+        };
+        Ok(self.wait(self.store.absorb(&row))?)
+    }
+
     /// Whether each of (session, epoch, turn) was given back.
     pub(super) fn release(&self, rows: &[(i64, i64, i64)]) -> Result<String> {
         let rows: Vec<_> = rows
@@ -312,11 +402,14 @@ impl Db {
         self.look(&journal_sql(rows))
     }
 
-    /// `held` of each, then `position/text` of what to send next.
+    /// `held` of each, then `position/text` of what to send next, with `!` where the chat is gone.
     pub(super) fn deliver(&self, replica: i64, rows: &[DeliveryOutcome]) -> Result<String> {
         let (held, next) = self.wait(self.store.deliver(replica, rows))?;
         let held = held.into_iter().map(|held| flag(held).to_owned());
-        let next = next.iter().map(|next| format!("{}/{}", next.pos, text(&next.body)));
+        let next = next.iter().map(|next| {
+            let gone = if next.gone.is_some() { "!" } else { "" };
+            format!("{}/{}{gone}", next.pos, text(&next.body))
+        });
         Ok(held.chain(next).collect::<Vec<_>>().join(" "))
     }
 
@@ -455,8 +548,13 @@ pub(super) fn ingest_sql(messages: &[Message]) -> String {
         array(rows().map(|row| row.reserved.map(|(_, slot)| slot)), "smallint"),
         array(rows().map(|row| row.idle_before), "timestamptz"),
         array(rows().map(|row| row.daily_before), "timestamptz"),
+        array(
+            rows()
+                .map(|row| Some(BusyMode::ALL.iter().position(|mode| *mode == row.busy).map_or(0, |at| [0, 2, 3][at]))),
+            "smallint",
+        ),
     ];
-    format!("SELECT o_session, o_seq FROM ingest_batch({}, 60000) ORDER BY o_ord", columns.join(","))
+    format!("SELECT o_session, o_seq FROM ingest_batch({}, {MOST}, 60000) ORDER BY o_ord", columns.join(","))
 }
 
 /// `complete_batch` as a statement of replica 1.
@@ -499,5 +597,15 @@ pub(super) fn delivered_sql(lane: i64, pos: i64, attempt: i32) -> String {
     )
 }
 
+/// `stop_command` as a statement.
+pub(super) fn stop_sql(key: &str, session: &str) -> String {
+    format!("SELECT o_seq, o_result FROM stop_command('{key}'::bytea, 1, '{session}', 1, 'sorry', 'nothing')")
+}
+
+/// `absorb` as a statement: the first step.
+pub(super) fn absorb_sql((session, epoch, seq): (i64, i64, i64), absorbs: i64) -> String {
+    format!("SELECT absorb({session}, {epoch}, {seq}, 1, 1::smallint, {absorbs}, 'b{absorbs}')")
+}
+
 /// `reclaim` as a statement.
-pub(super) const RECLAIM_SQL: &str = "SELECT o_session, o_seq, o_dead FROM reclaim(3, 'sorry')";
+pub(super) const RECLAIM_SQL: &str = "SELECT o_session, o_seq, o_dead FROM reclaim(3, 'sorry', 60000)";

@@ -18,6 +18,7 @@ fn row(epoch: i64, step: i32, phase: Phase, effect: Effect, body: &str) -> StepR
         idempotency_key: (effect == Effect::Idempotent).then(|| "key".to_owned()),
         body: body.as_bytes().to_vec(),
         unknown: false,
+        absorbs: 0,
     }
 }
 

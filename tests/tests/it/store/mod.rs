@@ -5,17 +5,20 @@
 //! until the other one waits for it.
 
 mod accounts;
+mod busy;
 mod db;
 mod deliveries;
 mod journal;
 mod leases;
 mod migrations;
 mod mutations;
+mod outbox;
 mod parting;
 mod races;
 mod registry;
 mod removal;
 mod resets;
+mod retention;
 mod turns;
 
 use anyhow::Result;
@@ -38,6 +41,27 @@ macro_rules! drills {
 }
 
 drills! {
+    busy::{
+        a_stop_is_for_the_turn_that_ran_and_never_for_the_next,
+        a_stop_beside_the_end_of_its_turn_leaves_the_next_one_alone,
+        a_stop_that_comes_twice_acts_once,
+        a_stop_where_nothing_runs_says_so,
+        a_turn_that_waits_is_stopped_at_once_and_the_next_one_runs,
+        a_stop_beside_a_claim_stops_the_turn_either_way,
+        a_stop_in_a_session_that_waits_for_another_strands_nobody,
+        an_operators_stop_names_one_turn,
+        a_stopped_turn_that_lost_its_worker_ends,
+        an_interruption_is_for_the_turn_that_ran,
+        a_steering_message_is_offered_and_taken_in_once,
+        what_was_taken_in_leaves_the_queue_with_the_turn_that_took_it,
+        a_message_that_is_not_taken_in_runs_by_itself,
+        what_was_taken_in_survives_a_crash_and_dies_with_its_turn,
+        a_turn_that_is_to_end_takes_nothing_in,
+        taking_in_beside_a_stop_is_one_or_the_other,
+        what_was_taken_in_is_not_cancelled_with_its_agent,
+        a_full_session_keeps_the_first_come_and_nothing_of_the_rest,
+        the_backlog_counts_turns_that_wait,
+    }
     turns::{
         duplicates_inside_and_across_batches,
         one_key_for_two_sessions_of_a_batch_names_the_first,
@@ -89,6 +113,20 @@ drills! {
         a_chat_has_one_lane_whoever_asks_first,
         being_asked_to_wait_is_no_failure,
     }
+    outbox::{
+        a_dead_chat_is_told_to_whoever_would_send_until_somebody_writes_there,
+        what_was_written_during_the_last_attempt_is_heard,
+        an_attempt_of_a_replica_that_nobody_knows_is_taken_over,
+        a_replica_that_counts_as_lost_hands_itself_nothing,
+        what_has_no_account_waits_for_it_and_counts_no_failure,
+        an_empty_reply_is_no_delivery_unless_its_chat_shows_the_turn,
+        a_shown_turn_has_one_message_whoever_ends_it,
+        a_message_that_nobody_knows_of_makes_the_answer_a_marked_one,
+        a_turn_is_shown_only_while_nothing_waits_before_it,
+        a_turn_that_ends_meanwhile_is_not_shown,
+        a_dead_letter_is_redriven_once_behind_what_its_chat_has,
+        a_backlog_costs_a_claim_no_more_than_it_takes,
+    }
     resets::{
         an_idle_session_is_replaced_and_the_new_one_runs_at_once,
         either_threshold_alone_expires_a_session,
@@ -132,6 +170,15 @@ drills! {
         a_turn_with_steps_is_left_to_workers_that_can_go_on_with_it,
         a_worker_to_part_with_is_told_wherever_it_is_and_stays_so,
         what_is_left_of_a_turns_time_survives_an_adoption,
+        nothing_that_was_handed_out_before_a_fence_is_valid_after_it,
+    }
+    retention::{
+        a_dedupe_key_stays_for_eight_days,
+        steps_of_running_and_waiting_turns_stay,
+        turns_go_with_all_they_have_and_never_what_is_needed,
+        a_session_without_turns_goes_with_its_key_and_comes_back_as_new,
+        dead_deliveries_stay_longer,
+        a_pass_goes_page_by_page_and_one_replica_at_a_time_steps,
     }
     accounts::{
         one_replica_at_a_time_receives_for_an_account,

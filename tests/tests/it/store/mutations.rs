@@ -179,13 +179,43 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "a late replica counts itself among the dead",
-        edits: &[("AND r.replica_id <> p_replica", "")],
+        edits: &[("p_owner <> p_replica AND NOT EXISTS", "NOT EXISTS")],
         caught_by: &["a_replica_does_not_take_its_own_attempts_for_a_dead_senders"],
     },
     Mutation {
         name: "polls wait for each other",
         edits: &[("lease_until < t FOR UPDATE SKIP LOCKED", "lease_until < t FOR UPDATE")],
         caught_by: &["replicas_that_were_all_late_do_not_wait_for_each_other"],
+    },
+    Mutation {
+        name: "dedupe keys go with the day before",
+        edits: &[("i.received_at < over;", "i.received_at < over + interval '1 day';")],
+        caught_by: &["a_dedupe_key_stays_for_eight_days"],
+    },
+    Mutation {
+        name: "steps of running turns go",
+        edits: &[("AND s.session_id = x.session_id AND s.head_seq > x.seq;", "AND s.session_id = x.session_id;")],
+        caught_by: &["steps_of_running_and_waiting_turns_stay"],
+    },
+    Mutation {
+        name: "turns that run or wait go",
+        edits: &[("AND s.head_seq > q.seq\n           WHERE q.ctid", "\n           WHERE q.ctid")],
+        caught_by: &["turns_go_with_all_they_have_and_never_what_is_needed"],
+    },
+    Mutation {
+        name: "undelivered turns go",
+        edits: &[("AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.session_id = q.session_id AND o.seq = q.seq)", "")],
+        caught_by: &["turns_go_with_all_they_have_and_never_what_is_needed"],
+    },
+    Mutation {
+        name: "sessions that have turns go",
+        edits: &[("AND NOT EXISTS (SELECT 1 FROM turns q WHERE q.session_id = s.session_id)", "")],
+        caught_by: &["a_session_without_turns_goes_with_its_key_and_comes_back_as_new"],
+    },
+    Mutation {
+        name: "replicas wait for each other's retention",
+        edits: &[("WHERE what = p_what FOR UPDATE SKIP LOCKED", "WHERE what = p_what FOR UPDATE")],
+        caught_by: &["a_pass_goes_page_by_page_and_one_replica_at_a_time_steps"],
     },
     Mutation {
         name: "an account is taken while another has it",
@@ -229,6 +259,111 @@ const MUTATIONS: &[Mutation] = &[
         name: "a dead sender's attempt is not marked",
         edits: &[("maybe_dup = o.maybe_dup OR o.state = 1", "maybe_dup = o.maybe_dup")],
         caught_by: &["a_retry_keeps_the_lane_and_a_dead_sender_marks_a_possible_duplicate"],
+    },
+    Mutation {
+        name: "a chat that died stays dead for what is written later",
+        edits: &[("<= l.dead_since\n", "IS NOT NULL\n")],
+        caught_by: &[
+            "a_dead_chat_is_told_to_whoever_would_send_until_somebody_writes_there",
+            "what_was_written_during_the_last_attempt_is_heard",
+        ],
+    },
+    Mutation {
+        name: "a dead chat is not marked",
+        edits: &[("IF p_result && '{7,8}' THEN", "IF false THEN")],
+        caught_by: &["a_dead_chat_is_told_to_whoever_would_send_until_somebody_writes_there"],
+    },
+    Mutation {
+        name: "a success does not prove that a chat lives",
+        edits: &[("d.state = 2 AND d.at > l.dead_since", "false")],
+        caught_by: &["a_dead_chat_is_told_to_whoever_would_send_until_somebody_writes_there"],
+    },
+    Mutation {
+        name: "the mark of a dead chat has the time of the outcome",
+        edits: &[(
+            "t - i.delay * interval '1 millisecond' END,\n           dead_reason",
+            "t END,\n           dead_reason",
+        )],
+        caught_by: &["what_was_written_during_the_last_attempt_is_heard"],
+    },
+    Mutation {
+        name: "only attempts of known replicas are taken over",
+        edits: &[(
+            "NOT EXISTS (SELECT 1 FROM replicas r WHERE r.replica_id = p_owner AND r.lost_at IS NULL)",
+            "EXISTS (SELECT 1 FROM replicas r WHERE r.replica_id = p_owner AND r.lost_at IS NOT NULL)",
+        )],
+        caught_by: &["an_attempt_of_a_replica_that_nobody_knows_is_taken_over"],
+    },
+    Mutation {
+        name: "a lost replica hands itself the next of a lane",
+        edits: &[("lost := EXISTS (SELECT 1 FROM replicas r", "lost := false AND EXISTS (SELECT 1 FROM replicas r")],
+        caught_by: &["a_replica_that_counts_as_lost_hands_itself_nothing"],
+    },
+    Mutation {
+        name: "a lost replica hands itself what it completes",
+        edits: &[("alive boolean := NOT EXISTS (", "alive boolean := true OR NOT EXISTS (")],
+        caught_by: &["a_replica_that_counts_as_lost_hands_itself_nothing"],
+    },
+    Mutation {
+        name: "a parked delivery is due at once",
+        edits: &[("WHEN f.result = 9 THEN 'infinity'", "WHEN f.result = 9 THEN t")],
+        caught_by: &["what_has_no_account_waits_for_it_and_counts_no_failure"],
+    },
+    Mutation {
+        name: "an empty reply is a delivery",
+        edits: &[("(octet_length(g.reply) > 0", "(true")],
+        caught_by: &["an_empty_reply_is_no_delivery_unless_its_chat_shows_the_turn"],
+    },
+    Mutation {
+        name: "an unfinished message stays when its turn ends without a word",
+        edits: &[("OR EXISTS (SELECT 1 FROM previews p WHERE p.session_id = g.sid AND p.seq = g.seq))", ")")],
+        caught_by: &["an_empty_reply_is_no_delivery_unless_its_chat_shows_the_turn"],
+    },
+    Mutation {
+        name: "a message without an id is forgotten",
+        edits: &[(
+            "CASE WHEN p.message_id IS NULL THEN 2 ELSE 1 END",
+            "CASE WHEN p.message_id IS NULL THEN 0 ELSE 1 END",
+        )],
+        caught_by: &["a_message_that_nobody_knows_of_makes_the_answer_a_marked_one"],
+    },
+    Mutation {
+        name: "anybody may touch a shown message",
+        edits: &[("p.owner = p_replica OR is_orphaned(p.owner, p_replica)", "true")],
+        caught_by: &["a_shown_turn_has_one_message_whoever_ends_it"],
+    },
+    Mutation {
+        name: "any notice takes the place of the answer",
+        edits: &[("                               AND s.body = p_body)", "                               )")],
+        caught_by: &["a_shown_turn_has_one_message_whoever_ends_it"],
+    },
+    Mutation {
+        name: "a turn is shown while its lane is busy",
+        edits: &[("IF EXISTS (SELECT 1 FROM outbox o WHERE o.lane_id = p_lane AND o.head) THEN", "IF false THEN")],
+        caught_by: &["a_turn_is_shown_only_while_nothing_waits_before_it"],
+    },
+    Mutation {
+        name: "showing a turn does not lock it",
+        edits: &[("AND state = 2 AND head_seq = p_seq FOR SHARE", "AND state = 2 AND head_seq = p_seq")],
+        caught_by: &["a_turn_that_ends_meanwhile_is_not_shown"],
+    },
+    Mutation {
+        name: "a dead letter can be redriven twice",
+        edits: &[("ELSIF d.redriven_pos IS NOT NULL THEN", "ELSIF false THEN")],
+        caught_by: &["a_dead_letter_is_redriven_once_behind_what_its_chat_has"],
+    },
+    Mutation {
+        name: "a redriven letter forgets what may have arrived",
+        edits: &[(
+            "d.session_id, d.seq, d.body, d.maybe_dup, d.part, true)",
+            "d.session_id, d.seq, d.body, false, 0, true)",
+        )],
+        caught_by: &["a_dead_letter_is_redriven_once_behind_what_its_chat_has"],
+    },
+    Mutation {
+        name: "a claim reads all that is due",
+        edits: &[("clock_timestamp() ORDER BY o.next_at LIMIT p_n)", "clock_timestamp() ORDER BY o.next_at)")],
+        caught_by: &["a_backlog_costs_a_claim_no_more_than_it_takes"],
     },
     Mutation {
         name: "an expired lease can be renewed",
@@ -316,6 +451,21 @@ const MUTATIONS: &[Mutation] = &[
         caught_by: &["a_worker_to_part_with_is_told_wherever_it_is_and_stays_so"],
     },
     Mutation {
+        name: "a fence leaves the epochs",
+        edits: &[("SET epoch = epoch + 4294967296, worker_id", "SET worker_id")],
+        caught_by: &["nothing_that_was_handed_out_before_a_fence_is_valid_after_it"],
+    },
+    Mutation {
+        name: "a fence leaves the numbers of sessions",
+        edits: &[("setval('session_ids', nextval('session_ids') + 1000000000), ", "")],
+        caught_by: &["nothing_that_was_handed_out_before_a_fence_is_valid_after_it"],
+    },
+    Mutation {
+        name: "what waits to be delivered is not marked after a fence",
+        edits: &[("UPDATE outbox SET maybe_dup = true;", "")],
+        caught_by: &["nothing_that_was_handed_out_before_a_fence_is_valid_after_it"],
+    },
+    Mutation {
         name: "a replica is not told with whom to part",
         edits: &[("WHERE replica_id = p_replica AND drain_until IS NOT NULL AND NOT lost", "WHERE false")],
         caught_by: &["a_worker_to_part_with_is_told_wherever_it_is_and_stays_so"],
@@ -350,6 +500,93 @@ const MUTATIONS: &[Mutation] = &[
                ORDER BY x.session_id",
         )],
         caught_by: &["waiting_turns_of_a_removed_agent_are_cancelled_and_the_running_one_ends"],
+    },
+    Mutation {
+        name: "a stop is for whatever runs",
+        edits: &[("JOIN sessions s ON s.session_id = g.session_id AND s.head_seq = g.seq AND s.state = 2 AND s.worker_id", "JOIN sessions s ON s.session_id = g.session_id AND s.state = 2 AND s.worker_id"),
+            ("s.session_id IS NULL OR s.head_seq > g.seq ORDER BY g.session_id", "s.session_id IS NULL ORDER BY g.session_id")],
+        caught_by: &["a_stop_is_for_the_turn_that_ran_and_never_for_the_next", "an_interruption_is_for_the_turn_that_ran"],
+    },
+    Mutation {
+        name: "a stop leaves no dedupe key",
+        edits: &[("INSERT INTO inbound(dedupe_key, session_id, seq) VALUES (p_key, o_session, o_seq);", "")],
+        caught_by: &["a_stop_that_comes_twice_acts_once"],
+    },
+    Mutation {
+        name: "a stop does not lock its session",
+        edits: &[(
+            "PERFORM 1 FROM sessions WHERE session_id = p_session FOR NO KEY UPDATE;                               -- A
+  SELECT * INTO r FROM sessions WHERE session_id = p_session;                                           -- B",
+            "SELECT * INTO r FROM sessions WHERE session_id = p_session;",
+        ), ("PERFORM 1 FROM sessions WHERE session_id = o_session FOR NO KEY UPDATE;                               -- A", "")],
+        caught_by: &["a_stop_beside_the_end_of_its_turn_leaves_the_next_one_alone"],
+    },
+    Mutation {
+        name: "a cancelled turn leaves its session ready",
+        edits: &[("IF r.state = 1 AND NOT more THEN
+    DELETE FROM ready WHERE session_id = r.session_id;
+  ELSIF", "IF")],
+        caught_by: &["a_turn_that_waits_is_stopped_at_once_and_the_next_one_runs"],
+    },
+    Mutation {
+        name: "a session that was emptied while it waited releases nobody",
+        edits: &[("RETURN QUERY SELECT release_successors(ARRAY[r.session_id]);", "NULL;")],
+        caught_by: &["a_stop_in_a_session_that_waits_for_another_strands_nobody"],
+    },
+    Mutation {
+        name: "an interruption replaces a stop",
+        edits: &[("DO UPDATE SET kind = least(turn_signals.kind, excluded.kind)", "DO UPDATE SET kind = excluded.kind")],
+        caught_by: &["an_interruption_is_for_the_turn_that_ran"],
+    },
+    Mutation {
+        name: "known messages interrupt",
+        edits: &[("CASE WHEN NOT n.dup AND s.state = 2 THEN s.head_seq END AS behind", "CASE WHEN s.state = 2 THEN s.head_seq END AS behind"), ("FROM f WHERE f.new AND f.busy > 0", "FROM f WHERE f.busy > 0")],
+        caught_by: &["an_interruption_is_for_the_turn_that_ran"],
+    },
+    Mutation {
+        name: "any queued turn may be taken in",
+        edits: &[("p_absorbs <> r.head_seq + r.absorbed + 1 OR p_absorbs > r.tail_seq", "p_absorbs > r.tail_seq")],
+        caught_by: &["a_steering_message_is_offered_and_taken_in_once"],
+    },
+    Mutation {
+        name: "a turn that is to end takes messages in",
+        edits: &[("OR EXISTS (SELECT 1 FROM turn_signals g WHERE g.session_id = p_session AND g.seq = p_seq AND g.kind < 3)", "")],
+        caught_by: &["a_turn_that_is_to_end_takes_nothing_in", "taking_in_beside_a_stop_is_one_or_the_other"],
+    },
+    Mutation {
+        name: "taking in is not fenced",
+        edits: &[("WHERE session_id = p_session AND epoch = p_epoch AND state = 2 AND head_seq = p_seq;", "WHERE session_id = p_session;")],
+        caught_by: &["a_steering_message_is_offered_and_taken_in_once", "a_message_that_is_not_taken_in_runs_by_itself"],
+    },
+    Mutation {
+        name: "an end leaves what was taken in in the queue",
+        edits: &[("SET head_seq = s.head_seq + 1 + s.absorbed, absorbed = 0", "SET head_seq = s.head_seq + 1, absorbed = 0")],
+        caught_by: &["what_was_taken_in_leaves_the_queue_with_the_turn_that_took_it", "a_message_that_is_not_taken_in_runs_by_itself"],
+    },
+    Mutation {
+        name: "a dead letter leaves what was taken in in the queue",
+        edits: &[("crashes = 0, head_seq = head_seq + 1 + absorbed, absorbed = 0,", "crashes = 0, head_seq = head_seq + 1,")],
+        caught_by: &["what_was_taken_in_survives_a_crash_and_dies_with_its_turn"],
+    },
+    Mutation {
+        name: "a cancellation leaves what was taken in in the queue",
+        edits: &[("head_seq = head_seq + 1 + absorbed, absorbed = 0, state = CASE WHEN r.state = 3", "head_seq = head_seq + 1, state = CASE WHEN r.state = 3")],
+        caught_by: &["a_turn_that_is_to_end_takes_nothing_in"],
+    },
+    Mutation {
+        name: "what was taken in is cancelled with its agent",
+        edits: &[("AND (q.seq = s.head_seq OR q.seq > s.head_seq + s.absorbed) ORDER", "ORDER")],
+        caught_by: &["what_was_taken_in_is_not_cancelled_with_its_agent"],
+    },
+    Mutation {
+        name: "sessions have no bound",
+        edits: &[("greatest(p_most - (s.tail_seq - s.head_seq + 1 - s.absorbed), 0)", "1000000")],
+        caught_by: &["a_full_session_keeps_the_first_come_and_nothing_of_the_rest"],
+    },
+    Mutation {
+        name: "what was taken in counts against the bound",
+        edits: &[("(s.tail_seq - s.head_seq + 1 - s.absorbed), 0)", "(s.tail_seq - s.head_seq + 1), 0)")],
+        caught_by: &["a_full_session_keeps_the_first_come_and_nothing_of_the_rest"],
     },
 ];
 

@@ -188,3 +188,37 @@ pub(super) fn what_is_left_of_a_turns_time_survives_an_adoption(db: &mut Db) -> 
     same!(db.wait(db.store.assigned(&[other]))?[0].left > Duration::from_secs(50), true);
     Ok(())
 }
+
+pub(super) fn nothing_that_was_handed_out_before_a_fence_is_valid_after_it(db: &mut Db) -> Result<()> {
+    let w = db.worker(1)?;
+    db.ingest(&[msg("a", "a").on(w, 1), msg("b", "b").on(w, 2)])?;
+    db.ingest(&[msg("c", "c")])?;
+    db.journal(&[(1, 1, 1, 0, "step")])?;
+    db.complete(&[end(2, 1, 1)])?;
+    let fenced = db.wait(db.store.fence())?;
+    same!((fenced.sessions, fenced.workers), (3, 1));
+    same!(db.look("SELECT state, crashes, epoch - 4294967296 FROM sessions ORDER BY session_id")?, "1|0|1 0|0|1 1|0|0");
+    same!(db.look("SELECT session_id, needs FROM ready ORDER BY 1")?, "1|2 3|-");
+    same!(db.complete(&[end(1, 1, 1)])?.starts_with('f'), true);
+    same!(db.wait(db.store.poll(1, &[w], TTL))?.alive, Vec::<i64>::new());
+    same!(db.look("SELECT DISTINCT maybe_dup FROM outbox")?, "t");
+    let next = db.worker(1)?;
+    same!(next > 1_000_000, true);
+    same!(db.wait(db.store.replica_register())? > 1_000_000, true);
+    same!(db.ingest(&[msg("d", "new")])?.starts_with("1000000"), true);
+    same!(db.claim(&[(next, 1)])?, "1/1/4294967298/pa");
+    same!(db.complete(&[end(1, 4_294_967_298, 1)])?.starts_with('t'), true);
+    // Fenced and noted where it lives, it may be used.
+    db.wait(db.store.origin_check())?;
+    same!(db.look("SELECT fenced FROM origins")?, "1");
+    // A row that was written anew is of a copy, whatever it says.
+    db.run("UPDATE origins SET at = at")?;
+    same!(db.wait(db.store.origin_check()).is_err(), true);
+    db.wait(db.store.fence())?;
+    db.wait(db.store.origin_check())?;
+    db.run("UPDATE origins SET timeline = timeline + 1, writer = pg_current_xact_id()::text::bigint")?;
+    same!(db.wait(db.store.origin_check()).is_err(), true);
+    db.run("UPDATE origins SET timeline = timeline - 1, writer = pg_current_xact_id()::text::bigint")?;
+    db.wait(db.store.origin_check())?;
+    Ok(())
+}

@@ -13,7 +13,7 @@ use hermes_tests::fake_telegram::FakeTelegram;
 use hermes_tests::mock_model::{Behaviour, MockModel};
 use hermes_tests::otlp::{Collector, Span};
 use hermes_tests::postgres::TestPostgres;
-use hermes_tests::system::{binary, run};
+use hermes_tests::system::{Output, binary, run};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ const CHATS: i64 = 20;
 const EACH: i64 = 10;
 
 /// A file that only its owner may read.
-fn secret_file(path: &Path, text: &str) {
+pub(super) fn secret_file(path: &Path, text: &str) {
     fs::write(path, text).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
 }
@@ -41,8 +41,8 @@ fn command(program: &str) -> Command {
 }
 
 /// A control plane that starts no workers, and its operator.
-struct Plane {
-    child: Child,
+pub(super) struct Plane {
+    pub(super) child: Child,
     // Held open: whoever writes to a pipe without a reader is ended by it.
     _stdout: Lines<BufReader<ChildStdout>>,
     ready: String,
@@ -50,7 +50,7 @@ struct Plane {
 }
 
 impl Plane {
-    async fn start(database: &TestPostgres, document: &Value, collector: &Collector) -> Self {
+    pub(super) async fn start(database: &TestPostgres, document: &Value, collector: &Collector) -> Self {
         let dir = tempfile::Builder::new().prefix("hermes-external-").tempdir_in("/tmp").unwrap();
         let (config, token) = (dir.path().join("hermes.yaml"), dir.path().join("operator.token"));
         fs::write(&config, document.to_string()).unwrap();
@@ -72,20 +72,30 @@ impl Plane {
     }
 
     /// The `name=value` of the ready line.
-    fn said(&self, name: &str) -> &str {
+    pub(super) fn said(&self, name: &str) -> &str {
         let mut words = self.ready.split(' ');
         words.find_map(|word| word.strip_prefix(name)?.strip_prefix('=')).expect("the ready line has it")
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(super) fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn json(&self, args: &[&str]) -> Value {
+    pub(super) fn json(&self, args: &[&str]) -> Value {
+        self.run(args).ok().json()
+    }
+
+    /// What a command answers, or why it was refused.
+    pub(super) fn try_json(&self, args: &[&str]) -> Result<Value, String> {
+        let output = self.run(args);
+        if output.code == Some(0) { Ok(output.json()) } else { Err(output.err) }
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
         let mut hermesctl = std::process::Command::new(binary("hermesctl"));
         hermesctl.env_clear().args(["--server", &format!("http://{}", self.said("grpc")), "--token-file"]);
         hermesctl.arg(self.file("operator.token")).args(args).args(["-o", "json"]);
-        run(hermesctl, b"", SOON).ok().json()
+        run(hermesctl, b"", SOON)
     }
 
     /// The connected workers of the agent, as soon as there are `count`.
@@ -104,7 +114,7 @@ impl Plane {
     }
 
     /// A worker as the manifests start it, with its own home.
-    fn worker(&self, name: &str) -> Child {
+    pub(super) fn worker(&self, name: &str) -> Child {
         let mut worker = command("hermes-worker");
         worker.args(["--server", &format!("https://{}", self.said("worker"))]);
         worker.arg("--home").arg(self.file(name)).arg("--join-token-file").arg(self.file("join.token"));
@@ -113,7 +123,7 @@ impl Plane {
 }
 
 /// Ends a process in order; answers how long it took.
-async fn end(process: &mut Child) -> Duration {
+pub(super) async fn end(process: &mut Child) -> Duration {
     let asked = Instant::now();
     terminate(process);
     let status = tokio::time::timeout(SOON, process.wait()).await.expect("it ends").unwrap();

@@ -5,6 +5,7 @@ mod strict;
 use proptest::prelude::*;
 
 use super::*;
+use crate::busy::{BusyMode, BusyPolicy};
 use crate::reset::ResetMode;
 use crate::routing::{MatchKey, RouteTable, explain};
 use crate::source::Source;
@@ -36,7 +37,13 @@ reset_by_type:
   dm: {mode: none}
 reset_by_platform:
   slack: {mode: idle, idle_minutes: 30}
-limits: {message_bytes: 1000, history_bytes: 5000, turn_seconds: 60, stall_seconds: 30}
+busy:
+  mode: interrupt
+  notice: false
+  rules:
+    - {platform: slack, mode: queue}
+    - {agent: coder, platform: slack, mode: steer, notice: false}
+limits: {message_bytes: 1000, history_bytes: 5000, turn_seconds: 60, stall_seconds: 30, queued_per_agent: 9, queued_per_session: 3, shed_after_seconds: 0}
 retention: {dedupe_days: 9, steps_days: 3, deliveries_days: 4, dead_days: 5, turns_days: 6}
 providers:
   anthropic: {api_key_env: ANTHROPIC_API_KEY}
@@ -139,8 +146,21 @@ fn every_key_is_read() {
     assert!(!document.isolation().group_per_user && document.isolation().thread_per_user);
     assert_eq!(document.session_reset, ResetPolicy { mode: ResetMode::Both, at_hour: 5, idle_minutes: 90 });
     assert_eq!(document.reset_by_platform["slack"].at_hour, 4);
-    let limits = Limits { message_bytes: 1000, history_bytes: 5000, turn_seconds: 60, stall_seconds: 30 };
+    let limits = Limits {
+        message_bytes: 1000,
+        history_bytes: 5000,
+        turn_seconds: 60,
+        stall_seconds: 30,
+        queued_per_agent: 9,
+        queued_per_session: 3,
+        shed_after_seconds: 0,
+    };
     assert_eq!(document.limits, limits);
+    let coder = AgentId::parse("coder").unwrap();
+    let busy = |agent: &AgentId, platform| document.busy.select(agent, platform);
+    assert_eq!(busy(&AgentId::main(), "irc"), BusyPolicy { mode: BusyMode::Interrupt, notice: false });
+    assert_eq!(busy(&AgentId::main(), "slack"), BusyPolicy { mode: BusyMode::Queue, notice: false });
+    assert_eq!(busy(&coder, "slack"), BusyPolicy { mode: BusyMode::Steer, notice: false });
     let kept = Retention { dedupe_days: 9, steps_days: 3, deliveries_days: 4, dead_days: 5, turns_days: Some(6) };
     assert_eq!(document.retention, kept);
     assert_eq!(document.providers["anthropic"].kind, ProviderKind::Anthropic);
@@ -427,7 +447,15 @@ fn any_document() -> impl Strategy<Value = Document> {
     let routes = prop::collection::vec((prop::sample::select(MatchKey::ALL.to_vec()), value), 0..20);
     (routes, any::<bool>(), 1u64..1000).prop_map(|(keys, flag, bytes)| Document {
         group_sessions_per_user: flag,
-        limits: Limits { message_bytes: bytes, history_bytes: bytes, turn_seconds: bytes, stall_seconds: bytes },
+        limits: Limits {
+            message_bytes: bytes,
+            history_bytes: bytes,
+            turn_seconds: bytes,
+            stall_seconds: bytes,
+            queued_per_agent: bytes,
+            queued_per_session: bytes,
+            shed_after_seconds: bytes,
+        },
         routes: keys.into_iter().map(|pair| Route { keys: vec![pair], agent: AgentId::main() }).collect(),
         ..Document::default()
     })
