@@ -291,6 +291,6 @@ mod tests {
         assert_eq!(row.get::<_, i32>(0), 7);
         let dir = cluster.dir.path().to_owned();
         drop(cluster);
-        assert!(!dir.exists());
+        assert!(!dir.try_exists().unwrap());
     }
 }

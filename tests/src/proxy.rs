@@ -236,12 +236,14 @@ mod tests {
     use super::*;
 
     /// A line to somebody who says everything back until it hears the end, and then says goodbye.
-    async fn line() -> (Proxy, TcpStream) {
+    async fn line() -> (Proxy, TcpStream, JoinSet<()>) {
         let echo = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = Target::Tcp(echo.local_addr().unwrap());
-        tokio::spawn(async move {
+        let mut answering = JoinSet::new();
+        answering.spawn(async move {
+            let mut answers = JoinSet::new();
             while let Ok((mut stream, _)) = echo.accept().await {
-                tokio::spawn(async move {
+                answers.spawn(async move {
                     let (mut from, mut to) = stream.split();
                     let _ = tokio::io::copy(&mut from, &mut to).await;
                     let _ = to.write_all(b"bye").await;
@@ -251,7 +253,7 @@ mod tests {
         let proxy = Proxy::start(Arc::new(move || Some(target.clone()))).await.unwrap();
         let mut near = TcpStream::connect(proxy.address()).await.unwrap();
         assert_eq!(said(&mut near, b"hi").await, b"hi");
-        (proxy, near)
+        (proxy, near, answering)
     }
 
     async fn said(near: &mut TcpStream, text: &[u8]) -> Vec<u8> {
@@ -274,7 +276,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_silent_line_keeps_what_is_said_until_it_heals() {
-        let (proxy, mut near) = line().await;
+        let (proxy, mut near, _answering) = line().await;
         for silent in [Line::Silent, Line::SilentUp, Line::SilentDown] {
             assert_eq!(proxy.all(silent), 1);
             near.write_all(b"kept").await.unwrap();
@@ -286,14 +288,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_half_closed_line_still_answers() {
-        let (proxy, mut near) = line().await;
+        let (proxy, mut near, _answering) = line().await;
         assert!(proxy.one(5, Line::HalfClosed));
         assert_eq!(heard(&mut near, 3).await.unwrap(), b"bye");
     }
 
     #[tokio::test]
     async fn a_cut_ends_what_is_open_and_what_comes() {
-        let (proxy, mut near) = line().await;
+        let (proxy, mut near, _answering) = line().await;
         proxy.all(Line::Cut);
         assert_eq!(heard(&mut near, 1).await, None);
         let mut late = TcpStream::connect(proxy.address()).await.unwrap();
@@ -307,7 +309,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_line_is_late_and_complete() {
-        let (proxy, mut near) = line().await;
+        let (proxy, mut near, _answering) = line().await;
         let by = Duration::from_millis(50);
         proxy.all(Line::Slow(by));
         let asked = std::time::Instant::now();

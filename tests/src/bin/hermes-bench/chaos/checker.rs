@@ -103,15 +103,22 @@ fn check_chat(chat: i64, said: &[&Said], shown: &[&Shown], accepted: &BTreeMap<u
     let mut first = BTreeMap::new();
     let mut notices = Vec::new();
     let mut newest = 0;
+    // The text without a tag that came last, if no answer came since.
+    let mut before = None;
     for (place, one) in shown.iter().enumerate() {
         let is_marked = one.text.starts_with(MARK);
         let Some(number) = tagged(&one.text).filter(|number| known.contains(number)) else {
-            // The mark alone announces the part that comes next; a marked notice is a copy of one.
-            if !is_marked {
+            let body = one.text.strip_prefix(MARK).unwrap_or(&one.text).trim_start();
+            if is_marked && before == Some(body) {
+                verdict.duplicates_marked += 1;
+            } else if !body.is_empty() {
+                // The mark alone announces the part that comes next.
                 notices.push(place);
             }
+            before = Some(body);
             continue;
         };
+        before = None;
         let about = || format!("message {number} of chat {chat}, shown at {:.3} s: {:?}", one.at, shorten(&one.text));
         if first.contains_key(&number) {
             if is_marked {
@@ -286,6 +293,11 @@ mod tests {
         assert_eq!((verdict.lost, verdict.told), (1, 1), "one sentence, one message");
         let verdict = check(&chat(&["echo <1>", "(may be a duplicate)", "echo <3>"]));
         assert_eq!((verdict.lost, verdict.told), (1, 0), "the mark alone tells nothing");
+        let marked = "(may be a duplicate)\nThe model failed.";
+        let verdict = check(&chat(&["echo <1>", marked, "echo <3>"]));
+        assert_eq!((verdict.lost, verdict.told), (0, 1), "nobody knew whether it had arrived");
+        let verdict = check(&chat(&["The model failed.", marked, "echo <3>"]));
+        assert_eq!((verdict.lost, verdict.told, verdict.duplicates_marked), (1, 1, 1), "a copy tells nothing new");
     }
 
     #[test]

@@ -34,7 +34,7 @@ const UNKNOWN: &str = "UNKNOWN";
 /// Who writes this wants an answer at once.
 pub(crate) const QUICK: &str = "quick";
 /// A hang lasts so long, then the connection ends.
-const HANG: Duration = Duration::from_secs(4);
+const HANG: Duration = Duration::from_secs(7);
 
 /// What goes wrong with one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -35,8 +35,8 @@ const READY_WITHIN: Duration = Duration::from_secs(90);
 const COMMAND_WITHIN: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Time limits of the control plane's model calls, milliseconds.
-const FIRST_TOKEN_MS: &str = "6000";
-const BETWEEN_TOKENS_MS: &str = "3000";
+const FIRST_TOKEN_MS: &str = "20000";
+const BETWEEN_TOKENS_MS: &str = "5000";
 
 /// Held while the server is stopped and started again.
 #[expect(clippy::disallowed_types, reason = "whoever stops the server waits for it to be back")]
