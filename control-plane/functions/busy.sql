@@ -11,11 +11,11 @@ BEGIN
     PERFORM 1 FROM ready WHERE session_id = r.session_id FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN RAISE serialization_failure USING MESSAGE = 'the session is being claimed, repeat the call'; END IF;
   END IF;
-  INSERT INTO turn_steps(session_id, seq, step, phase, epoch, kind, ended, body) VALUES (r.session_id, r.head_seq, 2147483647, 1, r.epoch, 3, 5, p_notice);
-  IF p_notice IS NOT NULL THEN
-    PERFORM enqueue(q.lane_id, q.session_id, q.seq, p_notice) FROM turns q
-      WHERE q.session_id = r.session_id AND q.seq = r.head_seq AND q.lane_id IS NOT NULL;
-  END IF;
+  INSERT INTO turn_steps(session_id, seq, step, phase, epoch, kind, ended, body) VALUES (r.session_id, r.head_seq, 2147483647, 1, r.epoch, 3, 5, coalesce(p_notice, ''));
+  -- Without a notice there is nothing to say, unless its chat shows a part of an answer that must be brought to an end.
+  PERFORM enqueue(q.lane_id, q.session_id, q.seq, coalesce(p_notice, '')) FROM turns q
+    WHERE q.session_id = r.session_id AND q.seq = r.head_seq AND q.lane_id IS NOT NULL
+      AND (p_notice IS NOT NULL OR EXISTS (SELECT 1 FROM previews p WHERE p.session_id = q.session_id AND p.seq = q.seq));
   UPDATE sessions SET epoch = epoch + 1, worker_id = CASE WHEN r.state = 2 THEN NULL ELSE worker_id END, deadline = NULL, crashes = 0, updated_at = t,
          head_seq = head_seq + 1 + absorbed, absorbed = 0, state = CASE WHEN r.state = 3 THEN 3 WHEN more THEN 1 ELSE 0 END
    WHERE session_id = r.session_id;

@@ -30,13 +30,17 @@ const KEEP: Duration = Duration::from_secs(600);
 
 type Key = (String, String);
 
+/// Held by the one receiver of an account.
+#[expect(clippy::disallowed_types, reason = "it is held over the whole reception, which waits")]
+type Alone = tokio::sync::Mutex<()>;
+
 struct Seat {
     /// Configurations of this account that want it: two while one replaces the other.
     users: u32,
     /// Until when its receiver may run.
     until: watch::Sender<Option<Instant>>,
     /// One receiver at a time in this process, too.
-    alone: Arc<tokio::sync::Mutex<()>>,
+    alone: Arc<Alone>,
     receiving: bool,
     /// It goes to another replica once its receiver has ended.
     giving: bool,
@@ -162,7 +166,7 @@ impl Leases {
         deaf
     }
 
-    fn want(&self, key: &Key) -> (Arc<tokio::sync::Mutex<()>>, watch::Receiver<Option<Instant>>) {
+    fn want(&self, key: &Key) -> (Arc<Alone>, watch::Receiver<Option<Instant>>) {
         let mut state = self.state();
         let seat = state.seats.entry(key.clone()).or_insert_with(|| Seat {
             users: 0,

@@ -63,7 +63,7 @@ const BORDERS: &[(&[&str], &[&str])] = &[
             "control-plane/src/app/options.rs",
             "control-plane/src/app/secrets.rs",
             "control-plane/src/app/start.rs",
-            "worker/src/main.rs",
+            "worker/src/app.rs",
             "cli/src/main.rs",
         ],
     ),
@@ -96,7 +96,8 @@ const ASKED_FOR: &[(&str, &str)] = &[
 
 /// Longest file, in lines, and those that are longer, each with its reason.
 const LONGEST: usize = 600;
-const LONGER: &[(&str, &str)] = &[("Cargo.lock", "written by cargo")];
+const LONGER: &[(&str, &str)] =
+    &[("Cargo.lock", "written by cargo"), ("tests/tests/it/store/mutations.rs", "one table, an entry for each defect")];
 
 const TOP_LEVEL: &[&str] =
     &["Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "cli", "control-plane", "deploy", "proto", "tests", "worker"];

@@ -219,6 +219,7 @@ async fn histograms(access: &Access) -> anyhow::Result<[(f64, f64); 2]> {
         .map(|name| (value(&format!("{name}_sum")), value(&format!("{name}_count")))))
 }
 
+#[expect(clippy::disallowed_methods, reason = "it ends with its client")]
 async fn connect(url: &str) -> anyhow::Result<Client> {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.context("connect to the database")?;
     tokio::spawn(connection);

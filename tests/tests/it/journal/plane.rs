@@ -120,6 +120,7 @@ impl Plane {
     }
 
     /// A connection to its database.
+    #[expect(clippy::disallowed_methods, reason = "it ends with its client")]
     pub(super) async fn sql(&self) -> tokio_postgres::Client {
         let (client, connection) = tokio_postgres::connect(self.database.url(), tokio_postgres::NoTls).await.unwrap();
         tokio::spawn(async move { drop(connection.await) });

@@ -7,7 +7,8 @@ use hermes_control_plane::store::Absorbed;
 use hermes_core::busy::BusyMode;
 use jiff::Timestamp;
 
-use super::db::{Db, RECLAIM_SQL, absorb_sql, complete_sql, end, end_keep, end_to, msg, same, stop_sql};
+use super::db::{Db, end, end_keep, end_to, msg, same};
+use super::statements::{RECLAIM_SQL, absorb_sql, complete_sql, stop_sql};
 
 /// Longer than a drill takes.
 const LONG: Duration = Duration::from_secs(600);

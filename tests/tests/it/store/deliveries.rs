@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::Result;
 use hermes_control_plane::store::{DeliveryOutcome, LaneKey, SendResult};
 
-use super::db::{Db, TTL, again, complete_sql, delivered, end_to, msg, same, sent};
+use super::db::{Db, TTL, again, delivered, end_to, msg, same, sent};
+use super::statements::complete_sql;
 
 /// Sessions 1.. of `count` messages whose replies all go to lane 9; the first is `attempting`.
 fn replies(db: &Db, count: i64) -> Result<Vec<i64>> {

@@ -19,6 +19,7 @@ mod registry;
 mod removal;
 mod resets;
 mod retention;
+mod statements;
 mod turns;
 
 use anyhow::Result;

@@ -7,7 +7,8 @@ use hermes_control_plane::store::{
     Completion, DeliveryId, DeliveryOutcome, PreviewBegin, PreviewEnd, Redrive, SendResult, SessionId, TurnId,
 };
 
-use super::db::{Db, TTL, complete_sql, delivered, end_to, msg, same, sent};
+use super::db::{Db, TTL, delivered, end_to, msg, same, sent};
+use super::statements::complete_sql;
 
 const LANE: &str = "INSERT INTO lanes(lane_id, platform, account, chat_id) OVERRIDING SYSTEM VALUE VALUES (9, 'telegram', 'front', '7')";
 

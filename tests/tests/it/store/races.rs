@@ -2,9 +2,8 @@
 
 use anyhow::{Result, ensure};
 
-use super::db::{
-    Db, Message, RECLAIM_SQL, complete_sql, delivered, delivered_sql, end, end_to, ingest_sql, journal_sql, msg, same,
-};
+use super::db::{Db, Message, delivered, end, end_to, msg, same};
+use super::statements::{RECLAIM_SQL, complete_sql, delivered_sql, ingest_sql, journal_sql};
 
 pub(super) fn a_duplicate_accepted_at_the_same_time_is_seen(db: &mut Db) -> Result<()> {
     let first = ingest_sql(&[msg("a", "x"), msg("b", "x")]);

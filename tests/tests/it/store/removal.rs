@@ -3,7 +3,8 @@
 use anyhow::{Result, ensure};
 use hermes_control_plane::store::Error;
 
-use super::db::{Db, end, end_to, ingest_sql, msg, same};
+use super::db::{Db, end, end_to, msg, same};
+use super::statements::ingest_sql;
 
 fn remove(db: &Db) -> Result<()> {
     db.run("UPDATE agents SET removed_at = now() WHERE agent_no = 1")

@@ -3,7 +3,8 @@
 use anyhow::{Result, ensure};
 use jiff::Timestamp;
 
-use super::db::{Db, Message, end, end_keep, ingest_sql, msg, same};
+use super::db::{Db, Message, end, end_keep, msg, same};
+use super::statements::ingest_sql;
 
 /// Every session was last used before this.
 fn always() -> Result<Timestamp> {
@@ -193,7 +194,7 @@ pub(super) fn a_reset_beside_the_end_of_the_old_session_strands_nobody(db: &mut 
     same!(answer, "t/t/-/-");
     same!(db.claim(&[(w, 1)])?, "2/1/1/pb");
     let (answer, waited) =
-        db.race(&super::db::complete_sql(&end(2, 1, 1)), |db| db.ingest(&[late("c", "x")?.on(w, 1)]))?;
+        db.race(&super::statements::complete_sql(&end(2, 1, 1)), |db| db.ingest(&[late("c", "x")?.on(w, 1)]))?;
     ensure!(waited);
     same!(answer, "3/1/f/1");
     Ok(())

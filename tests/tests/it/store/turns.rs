@@ -7,7 +7,8 @@ use hermes_control_plane::store::GivenUp;
 use sha2::{Digest as _, Sha256};
 
 use super::db::{Db, end, end_keep, end_to, msg, same};
-use crate::store::db::{delivered, journal_sql};
+use super::statements::journal_sql;
+use crate::store::db::delivered;
 
 pub(super) fn duplicates_inside_and_across_batches(db: &mut Db) -> Result<()> {
     let w = db.worker(1)?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hermes_tests::fake_telegram::{Bot, Delivery, FakeTelegram};
 use hermes_tests::mock_model::{Behaviour, LAST_WORD, MockModel};
-use hermes_tests::system::Up;
+use hermes_tests::system::{Up, until};
 use serde_json::{Value, json};
 
 use super::{SOON, account, start, stop, texts, with_model};
@@ -103,8 +103,13 @@ async fn two_bots_answer_as_their_agents_and_keep_chats_users_and_topics_apart()
     let expected: Vec<String> = (0..20).map(|number| format!("[main] {number}")).collect();
     assert_eq!(texts(&front, 13, 20).await, expected);
 
-    // The accounts that cannot start say what they need and have stopped nobody.
-    let status = up.json(["status"]);
+    // The accounts that cannot start say what they need and have stopped nobody. What a replica receives for it says once a second.
+    let is_up = |account: &Value| account["state"] == "up";
+    let status = until(SOON, "two accounts that are up", || {
+        let status = up.json(["status"]);
+        let up = status["accounts"].as_array().unwrap().iter().filter(|account| is_up(account)).count();
+        (up == 2).then_some(status)
+    });
     let standing = |name: &str| {
         let accounts = status["accounts"].as_array().unwrap();
         let found = accounts.iter().find(|account| account["account"] == name);
