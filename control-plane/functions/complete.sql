@@ -20,7 +20,8 @@ END $$;
 -- One fenced transaction: final reply + turn end (one row), session advances, delivery enters the outbox. If the lane was
 -- idle and p_send[i], the delivery is committed as `attempting` by p_replica here, so it may be sent when this call returns; a replica
 -- that counts as lost hands itself nothing: its deliveries are due for whoever lives.
--- p_next[i]: keep the slot and run the session's next turn if there is one (the caller passes true only if nobody waits for the slot).
+-- p_next[i]: keep the slot and run the session's next turn if there is one (the caller passes true only if nobody waits for the slot);
+-- not when the worker has registered with another replica meanwhile and brought the turn along.
 -- Per row: ok false = fenced, nothing of that row was written. Repeating a call whose answer was lost gives ok again (the turn was
 -- ended by this very epoch) with o_send false; o_pos then names the delivery if it is still `attempting` in p_replica's name.
 -- o_send: send it now. o_epoch/o_seq …: the next turn, already leased. o_ready: the session waits in `ready` now.
@@ -38,7 +39,8 @@ BEGIN
           FROM unnest(p_session, p_epoch, p_seq, p_ended, p_reply, p_usage, p_lane, p_send, p_next) WITH ORDINALITY
                i(sid, epoch, seq, ended, reply, usage, lane, send, nxt, ord)
           LEFT JOIN sessions s ON s.session_id = i.sid AND s.epoch = i.epoch AND s.state = 2 AND s.head_seq = i.seq
-          LEFT JOIN workers k ON k.worker_id = s.worker_id AND NOT k.lost AND NOT k.draining AND k.lease_until > t),
+          -- Only a worker of the caller: another replica would never hear that the next turn was leased to its worker.
+          LEFT JOIN workers k ON k.worker_id = s.worker_id AND k.replica_id = p_replica AND NOT k.lost AND NOT k.draining AND k.lease_until > t),
    -- An empty reply is no message, unless its chat already shows one that must be brought to an end.
    q AS (SELECT g.*, g.ok AND g.lane IS NOT NULL AND (octet_length(g.reply) > 0
              OR EXISTS (SELECT 1 FROM previews p WHERE p.session_id = g.sid AND p.seq = g.seq)) AS says FROM g),

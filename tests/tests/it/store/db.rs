@@ -268,6 +268,11 @@ impl Db {
 
     /// [`Db::worker`] with this certificate that speaks this protocol.
     pub(super) fn worker_as(&self, agent: i32, identity: &str, protocol: i32) -> Result<i64> {
+        self.worker_at(1, agent, identity, protocol)
+    }
+
+    /// [`Db::worker_as`] at this replica.
+    pub(super) fn worker_at(&self, replica: i64, agent: i32, identity: &str, protocol: i32) -> Result<i64> {
         let worker = WorkerRegistration {
             agent_no: agent,
             identity: identity.to_owned(),
@@ -277,7 +282,7 @@ impl Db {
             protocol,
             build: "1.0".to_owned(),
         };
-        Ok(self.wait(self.store.worker_register(1, &worker, Duration::from_secs(3600)))?)
+        Ok(self.wait(self.store.worker_register(replica, &worker, Duration::from_secs(3600)))?)
     }
 
     /// Ends a worker's lease.

@@ -79,6 +79,7 @@ drills! {
         a_waiting_session_is_left_to_its_worker_for_a_while_if_that_lives,
         a_draining_worker_keeps_its_turn_and_gets_no_next_one,
         the_third_crash_is_a_dead_letter_and_the_next_turn_runs,
+        a_late_end_at_its_old_replica_leases_nothing_to_a_worker_that_left,
         a_turn_is_given_up_under_its_own_fence_only,
         a_turn_without_a_lane_has_no_delivery,
     }

@@ -108,6 +108,11 @@ const MUTATIONS: &[Mutation] = &[
         caught_by: &["the_third_crash_is_a_dead_letter_and_the_next_turn_runs"],
     },
     Mutation {
+        name: "a next turn is leased to another replica's worker",
+        edits: &[("AND k.replica_id = p_replica AND NOT k.lost", "AND NOT k.lost")],
+        caught_by: &["a_late_end_at_its_old_replica_leases_nothing_to_a_worker_that_left"],
+    },
+    Mutation {
         name: "anybody's turn is given up",
         edits: &[(
             "s.session_id = r.sid AND s.epoch = r.epoch AND s.state = 2 AND s.head_seq = r.seq",

@@ -227,6 +227,18 @@ pub(super) fn the_third_crash_is_a_dead_letter_and_the_next_turn_runs(db: &mut D
     Ok(())
 }
 
+pub(super) fn a_late_end_at_its_old_replica_leases_nothing_to_a_worker_that_left(db: &mut Db) -> Result<()> {
+    let old = db.worker_as(1, "same", 2)?;
+    db.ingest(&[msg("a", "x").on(old, 1), msg("b", "x")])?;
+    let new = db.worker_at(2, 1, "same", 2)?;
+    same!(db.wait(db.store.adopt(new, "same"))?.len(), 1);
+    // The report had reached replica 1 before the worker went to replica 2.
+    same!(db.complete(&[end_keep(1, 1, 1)])?, "t/t/-/-");
+    same!(db.look("SELECT state, epoch FROM sessions")?, "1|1");
+    same!(db.claim(&[(new, 1)])?, "1/2/2/pb");
+    Ok(())
+}
+
 pub(super) fn a_turn_is_given_up_under_its_own_fence_only(db: &mut Db) -> Result<()> {
     let w = db.worker(1)?;
     db.ingest(&[msg("a", "x").on(w, 1), msg("b", "x"), msg("c", "y").on(w, 2)])?;
