@@ -126,6 +126,10 @@ pub(super) async fn run_poller(dispatcher: Dispatcher, stop: CancellationToken) 
             repair(&dispatcher).await;
         }
         ticks += 1;
+        // A net below what is known to be in doubt: a lease of a worker here that this replica never heard of must not stand still.
+        if ticks.is_multiple_of(10) {
+            inner.fleet.suspect();
+        }
         if ticks.is_multiple_of(60) {
             look_for_old_transactions(&dispatcher).await;
         }
