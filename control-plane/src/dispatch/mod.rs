@@ -274,6 +274,8 @@ impl Dispatcher {
         let span = telemetry::child_of(lease.next.traceparent.as_deref().unwrap_or_default(), span);
         let _entered = span.enter();
         let lane = lease.next.lane;
+        let waited = self.inner.clock.now().duration_since(lease.next.accepted_at);
+        self.inner.metrics.turn_started(Duration::try_from(waited).unwrap_or_default());
         let (running, assignment) = hand_over(&snapshot, agent, lease);
         self.inner.live.begin(turn);
         self.show(turn, lane);
