@@ -1,7 +1,7 @@
 //! Turns that their workers hand back, stored in batches like ends: the connection that comes back is the clock.
 //!
 //! Always true: a worker hands back only what it runs here; a turn that was handed back counts no crash, waits again before
-//! younger ones of its agent and goes on from its journal; whoever hands back takes nothing new.
+//! younger ones of its agent and goes on from its journal; who hands back more than it has slots takes nothing new.
 
 use std::time::Duration;
 
@@ -25,8 +25,12 @@ pub(super) async fn release(dispatcher: &Dispatcher, worker: i64, turn: TurnId, 
         tracing::info!(worker, %turn, epoch, "a turn was handed back that the worker does not run");
         return false;
     }
-    // Handing back means leaving. Otherwise it would be given the very turn again.
-    dispatcher.drain(|about| about.worker_id == worker, DRAIN_GRACE).await;
+    // One that leaves has said so before and gets nothing more. One that was out of touch may be given the very turn again, and
+    // has at most one for each slot; more is no accident, and would go round for ever.
+    if inner.fleet.handed_back(worker) {
+        tracing::warn!(worker, "a worker hands back what it is given and is parted with");
+        dispatcher.drain(|about| about.worker_id == worker, DRAIN_GRACE).await;
+    }
     let (stored, answer) = oneshot::channel();
     if inner.releases.send(Pending { turn, epoch, stored }).await.is_err() {
         return false;

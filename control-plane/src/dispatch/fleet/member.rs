@@ -264,6 +264,8 @@ pub(super) struct Member {
     pub(super) last_heard: Instant,
     /// It takes no new turns, and was told to give back then what it still runs.
     pub(super) draining: Option<Instant>,
+    /// Turns that it gave back.
+    pub(super) handed_back: usize,
 }
 
 impl Member {

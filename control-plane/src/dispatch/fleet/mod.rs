@@ -73,7 +73,8 @@ impl Fleet {
         let slots: Vec<Slot> = (0..slots).map(|_| Slot::Free).collect();
         let free = slots.len();
         let worker_id = about.worker_id;
-        let mut member = Member { about, slots, free, heard: true, last_heard: Instant::now(), draining: None };
+        let mut member =
+            Member { about, slots, free, heard: true, last_heard: Instant::now(), draining: None, handed_back: 0 };
         for (slot, running) in held {
             member.put(slot, Slot::Runs(Box::new(running)));
         }
@@ -187,6 +188,14 @@ impl Fleet {
         state.unresolved = if left == 0 { 0 } else { state.unresolved + 1 };
         // What is in the way ends soon; a lease that stays behind it longer is for the slow search.
         state.doubted = !state.doubts.is_empty() || (1..MAX_UNRESOLVED).contains(&state.unresolved);
+    }
+
+    /// A worker gives a turn back; answers whether it has given back more than it has slots.
+    pub fn handed_back(&self, worker: i64) -> bool {
+        let mut state = self.state();
+        let Some(member) = state.members.get_mut(&worker) else { return false };
+        member.handed_back += 1;
+        member.handed_back > member.slots.len()
     }
 
     /// Ends a worker's stream.

@@ -84,8 +84,13 @@ async fn what_is_handed_back_or_left_in_order_goes_on_elsewhere_as_its_first_att
     let mut leaving = Joined::main(&plane).await.attach().await;
     let asked = plane.ask("1", "hello");
     let turn = leaving.take().await.turn;
+    // One that was out of touch hands back and stays: it may have the turn again.
     leaving.say(ToPlane::HandBack(v1::HandBack { turn })).await;
-    // Whoever hands back is taken at its word and is leaving.
+    let again = leaving.acknowledged_and_given_again().await;
+    assert_eq!((again.turn.unwrap().seq, again.attempt), (turn.unwrap().seq, 1));
+    let turn = again.turn;
+    // One that does it more often than it has slots is parted with.
+    leaving.say(ToPlane::HandBack(v1::HandBack { turn })).await;
     assert!(matches!(leaving.hear().await, Some(FromPlane::Drain(_))));
     assert!(leaving.acknowledged().await);
     let mut other = Joined::main(&plane).await.attach().await;

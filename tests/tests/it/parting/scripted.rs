@@ -161,6 +161,23 @@ impl Scripted {
         }
     }
 
+    /// Waits for the acknowledgement of a hand-back and for an assignment, whichever comes first, and accepts that.
+    pub(super) async fn acknowledged_and_given_again(&mut self) -> v1::Assignment {
+        let (mut stored, mut given) = (None, None);
+        while stored.is_none() || given.is_none() {
+            match self.hear().await {
+                Some(FromPlane::CompletedAck(ack)) => stored = Some(ack.stored),
+                Some(FromPlane::Assignment(assignment)) => {
+                    self.say(ToPlane::Accepted(v1::Accepted { turn: assignment.turn })).await;
+                    given = Some(assignment);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(stored, Some(true));
+        given.unwrap()
+    }
+
     /// Waits for a cancellation.
     pub(super) async fn cancelled(&mut self) -> (v1::CancelKind, String) {
         match self.hear().await {
