@@ -14,8 +14,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use hermes_proto::v1::identity_service_client::IdentityServiceClient;
 use hermes_proto::v1::{JoinRequest, RenewRequest};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Uri};
 use x509_parser::prelude::FromDer as _;
 
 use crate::config::JoinSource;
@@ -256,7 +258,6 @@ async fn dial(
         .map_err(unreachable)?
         .origin(server.url.clone())
         .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(5))
         .keep_alive_while_idle(true)
@@ -265,7 +266,15 @@ async fn dial(
         .http2_max_local_error_reset_streams(None)
         .tls_config(tls)
         .map_err(|error| Error::Certificate(Box::new(error)))?;
-    within(CONNECT_TIMEOUT * 2, endpoint.connect()).await?.map_err(unreachable)
+    let address = server.address;
+    let line = tower::service_fn(move |_: Uri| async move {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok::<_, std::io::Error>(TokioIo::new(stream))
+    });
+    // With a connector of our own the time limit holds for TLS too, also when the channel replaces a line that broke: a call that
+    // waits for a server which takes connections and says nothing must come to an end.
+    within(CONNECT_TIMEOUT * 2, endpoint.connect_with_connector(line)).await?.map_err(unreachable)
 }
 
 async fn within<T>(limit: Duration, call: impl Future<Output = T>) -> Result<T, Error> {

@@ -190,3 +190,45 @@ async fn a_server_of_another_authority_is_not_talked_to() {
     assert!(fake.no_call());
     assert_eq!(*fake.state.joins.lock().unwrap(), 0);
 }
+
+/// A server may be cut off in the middle of everything and its address answer nobody: what calls it must come to an end, so that
+/// the turn asks the server that the worker has found meanwhile.
+#[tokio::test]
+async fn a_call_to_a_server_that_nobody_answers_for_any_more_ends() {
+    use hermes_proto::v1::FetchHomeRequest;
+    use hermes_proto::v1::worker_service_client::WorkerServiceClient;
+    let fake = Fake::start().await;
+    let target = fake.url.trim_start_matches("https://").to_owned();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let cut = tokio_util::sync::CancellationToken::new();
+    let mut lines = tokio::task::JoinSet::new();
+    let dead = cut.clone();
+    lines.spawn(async move {
+        let (mut open, mut silent) = (tokio::task::JoinSet::new(), Vec::new());
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            if dead.is_cancelled() {
+                silent.push(near);
+                continue;
+            }
+            let (target, dead) = (target.clone(), dead.clone());
+            open.spawn(async move {
+                let mut far = tokio::net::TcpStream::connect(target).await.unwrap();
+                dead.run_until_cancelled(tokio::io::copy_bidirectional(&mut near, &mut far)).await
+            });
+        }
+    });
+    let servers = hermes_worker::servers::Servers::new(vec![url.parse().unwrap()]);
+    let join = hermes_worker::config::JoinSource::Text(fake.join_token.clone());
+    let identity = hermes_worker::identity::Identity::new(servers, join, jiff::Timestamp::now);
+    let mut client = WorkerServiceClient::new(identity.connect().await.unwrap().channel);
+    client.fetch_home(FetchHomeRequest::default()).await.unwrap();
+    cut.cancel();
+    // The first finds the line cut, the next ones try to have another.
+    for call in 1..=3 {
+        let ended = tokio::time::timeout(Duration::from_secs(30), client.fetch_home(FetchHomeRequest::default())).await;
+        let answer = ended.unwrap_or_else(|_| panic!("call {call} waits for ever"));
+        assert!(hermes_worker::connection::is_broken(&answer.unwrap_err()), "call {call}");
+    }
+}
