@@ -26,8 +26,9 @@ use crate::telemetry::Telemetry;
 use crate::transcript::Transcripts;
 use crate::turns::Shared;
 
-/// Text of past turns kept in memory, in bytes.
-const TRANSCRIPT_BYTES: usize = 4 << 20;
+/// Text of past turns kept in memory for each slot, in bytes: as much as a turn is given of its session unless the control
+/// plane says otherwise. With less, busy sessions push each other out and are fetched again for each turn.
+const TRANSCRIPT_BYTES: usize = 64 << 10;
 const PARENT_POLL: Duration = Duration::from_secs(1);
 const MAX_JOIN_DELAY: Duration = Duration::from_secs(5);
 
@@ -124,7 +125,7 @@ pub async fn serve_with(config: Config, seams: Seams, stop: CancellationToken) -
     let shared = Arc::new(Shared {
         connection,
         documents,
-        transcripts: Transcripts::new(TRANSCRIPT_BYTES),
+        transcripts: Transcripts::new(TRANSCRIPT_BYTES.saturating_mul(usize::try_from(config.slots).unwrap_or(usize::MAX))),
         prompts: Prompts::default(),
         today: || jiff::Zoned::now().date(),
         seams,

@@ -17,8 +17,8 @@ use crate::model::Message;
 /// What a cached session or turn costs beyond its text, in bytes.
 const OVERHEAD: usize = 160;
 
-/// One ended turn.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One ended turn; the cache and whoever reads it share it.
+#[derive(Debug, PartialEq, Eq)]
 struct EndedTurn {
     seq: u64,
     messages: Vec<Message>,
@@ -30,31 +30,49 @@ impl EndedTurn {
     }
 }
 
+/// Ended turns, oldest first, and how long their text is together.
+#[derive(Clone, Debug, Default)]
+struct Past {
+    turns: VecDeque<Arc<EndedTurn>>,
+    bytes: usize,
+}
+
+impl Past {
+    fn push(&mut self, turn: EndedTurn) {
+        self.bytes += turn.bytes();
+        self.turns.push_back(Arc::new(turn));
+    }
+
+    /// Drops whole turns from the old end until the text fits.
+    fn cut(&mut self, budget: usize) {
+        while self.bytes > budget
+            && let Some(oldest) = self.turns.pop_front()
+        {
+            self.bytes -= oldest.bytes();
+        }
+    }
+
+    /// Drops the turns after `version`.
+    fn end_at(&mut self, version: u64) {
+        while let Some(newest) = self.turns.pop_back_if(|turn| turn.seq > version) {
+            self.bytes -= newest.bytes();
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Session {
     /// All turns up to this number are known (those beyond the budget known and let go).
     through: u64,
     /// The largest budget these turns were cut to.
     budget: usize,
-    turns: VecDeque<EndedTurn>,
+    past: Past,
     used: u64,
 }
 
 impl Session {
     fn cost(&self) -> usize {
-        OVERHEAD + self.turns.iter().map(|turn| turn.bytes() + OVERHEAD).sum::<usize>()
-    }
-
-    fn cut(&mut self) {
-        cut(&mut self.turns, self.budget);
-    }
-}
-
-/// Drops whole turns from the old end until the text fits.
-fn cut(turns: &mut VecDeque<EndedTurn>, budget: usize) {
-    let mut bytes: usize = turns.iter().map(EndedTurn::bytes).sum();
-    while bytes > budget {
-        bytes -= turns.pop_front().map_or(bytes, |turn| turn.bytes());
+        OVERHEAD + self.past.bytes + self.past.turns.len() * OVERHEAD
     }
 }
 
@@ -93,13 +111,13 @@ impl Transcripts {
         if version == 0 || budget == 0 {
             return Ok(Vec::new());
         }
-        let (mut turns, after_seq) = self.known(turn.session_id, version, budget);
+        let (mut past, after_seq) = self.known(turn.session_id, version, budget);
         if after_seq < version {
-            fetch(channel, turn, after_seq, version, budget, &mut turns).await?;
-            self.keep(turn.session_id, Session { through: version, budget, turns: turns.clone(), used: 0 });
+            fetch(channel, turn, after_seq, version, budget, &mut past).await?;
+            self.keep(turn.session_id, Session { through: version, budget, past: past.clone(), used: 0 });
         }
-        cut(&mut turns, budget);
-        Ok(turns.into_iter().flat_map(|turn| turn.messages).collect())
+        past.cut(budget);
+        Ok(past.turns.iter().flat_map(|turn| turn.messages.iter().cloned()).collect())
     }
 
     /// Notes what the control plane has stored as turn `seq`, if all turns before it are known.
@@ -112,29 +130,30 @@ impl Transcripts {
             }
             cache.take(session_id)
         };
-        let mut session = known.unwrap_or(Session { through: 0, budget, turns: VecDeque::new(), used: 0 });
+        let mut session = known.unwrap_or(Session { through: 0, budget, past: Past::default(), used: 0 });
         let user = Message::new(ModelRole::User, input);
         let assistant = Message::new(ModelRole::Assistant, reply);
-        session.turns.push_back(EndedTurn { seq, messages: vec![user, assistant] });
+        session.past.push(EndedTurn { seq, messages: vec![user, assistant] });
         session.through = seq;
         self.keep(session_id, session);
     }
 
     /// What is known of the turns up to `version`, and through which number.
-    fn known(&self, session_id: u64, version: u64, budget: usize) -> (VecDeque<EndedTurn>, u64) {
+    fn known(&self, session_id: u64, version: u64, budget: usize) -> (Past, u64) {
         let mut cache = self.lock();
         match cache.touch(session_id) {
             Some(session) if session.budget >= budget => {
-                let turns = session.turns.iter().filter(|turn| turn.seq <= version).cloned().collect();
-                (turns, session.through.min(version))
+                let mut past = session.past.clone();
+                past.end_at(version);
+                (past, session.through.min(version))
             }
             // Cut to less than is wanted now: what was let go must come again.
-            _ => (VecDeque::new(), 0),
+            _ => (Past::default(), 0),
         }
     }
 
     fn keep(&self, session_id: u64, mut session: Session) {
-        session.cut();
+        session.past.cut(session.budget);
         let mut cache = self.lock();
         cache.take(session_id);
         cache.put(session_id, session);
@@ -176,19 +195,21 @@ impl Cache {
     }
 }
 
-/// Appends the turns after `after_seq` to `turns`, keeping no more text than the budget (and one turn) on the way.
+/// Appends the turns after `after_seq` to `past`, keeping no more text than the budget (and one turn) on the way.
 async fn fetch(
     channel: Channel,
     turn: TurnRef,
     after_seq: u64,
     version: u64,
     budget: usize,
-    turns: &mut VecDeque<EndedTurn>,
+    past: &mut Past,
 ) -> Result<(), tonic::Status> {
     let mut client = WorkerServiceClient::new(channel).max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES);
     let request = FetchTranscriptRequest { turn: Some(turn), after_seq };
     let mut chunks = client.fetch_transcript(request).await?.into_inner();
     let mut open: Option<(u64, ModelRole, Vec<u8>)> = None;
+    // The turn whose entries are coming: whole before it is one of the past.
+    let mut newest: Option<EndedTurn> = None;
     while let Some(chunk) = chunks.message().await? {
         let entry_role = chunk.role();
         let TranscriptChunk { seq, text, more, .. } = chunk;
@@ -212,24 +233,23 @@ async fn fetch(
             entry.truncate(budget.saturating_add(1));
             open = Some((seq, role, entry));
         } else if seq <= version {
-            append(turns, seq, Message::new(role, String::from_utf8_lossy(&entry)));
-            // Keep the newest turn whole until it has ended, cut what is older.
-            let newest = turns.pop_back();
-            cut(turns, budget.saturating_sub(newest.as_ref().map_or(0, EndedTurn::bytes)));
-            turns.extend(newest);
+            let message = Message::new(role, text_of(entry));
+            match &mut newest {
+                Some(turn) if turn.seq == seq => turn.messages.push(message),
+                _ => newest.replace(EndedTurn { seq, messages: vec![message] }).into_iter().for_each(|turn| past.push(turn)),
+            }
+            past.cut(budget.saturating_sub(newest.as_ref().map_or(0, EndedTurn::bytes)));
         }
     }
     if open.is_some() {
         return Err(tonic::Status::unavailable("the transcript broke off inside an entry"));
     }
+    newest.into_iter().for_each(|turn| past.push(turn));
     Ok(())
 }
 
-fn append(turns: &mut VecDeque<EndedTurn>, seq: u64, message: Message) {
-    match turns.back_mut() {
-        Some(last) if last.seq == seq => last.messages.push(message),
-        _ => turns.push_back(EndedTurn { seq, messages: vec![message] }),
-    }
+fn text_of(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
 #[cfg(test)]
@@ -237,10 +257,10 @@ mod tests {
     use super::*;
 
     fn texts(cache: &Transcripts, session: u64, version: u64, budget: usize) -> (Vec<String>, u64) {
-        let (mut turns, through) = cache.known(session, version, budget);
-        cut(&mut turns, budget);
-        let texts = turns.into_iter().flat_map(|turn| turn.messages).map(|message| message.text.to_string());
-        (texts.collect(), through)
+        let (mut past, through) = cache.known(session, version, budget);
+        past.cut(budget);
+        let messages = past.turns.iter().flat_map(|turn| &turn.messages);
+        (messages.map(|message| message.text.to_string()).collect(), through)
     }
 
     fn say(cache: &Transcripts, session: u64, seq: u64) {

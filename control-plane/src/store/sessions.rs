@@ -197,11 +197,7 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn transcript(&self, id: SessionId, after: i64, before: i64, bytes: i64) -> Result<Vec<TranscriptRow>> {
-        let sql = "SELECT seq, payload, reply, absorbed_by FROM (\
-                     SELECT seq, payload, reply, absorbed_by, \
-                            sum(octet_length(payload) + coalesce(octet_length(reply), 0)) OVER (ORDER BY seq DESC) AS total \
-                       FROM transcripts WHERE session_id = $1 AND seq > $2 AND seq < $3 AND ended IN (2, 6)) x \
-                    WHERE total <= $4 ORDER BY seq";
+        let sql = "SELECT o_seq, o_payload, o_reply, o_absorbed_by FROM past_turns($1,$2,$3,$4) ORDER BY o_seq";
         let mut turns: Vec<TranscriptRow> = Vec::new();
         for row in self.query(sql, &[&id.0, &after, &before, &bytes]).await? {
             let payload = row.get(1);

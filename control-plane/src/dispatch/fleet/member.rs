@@ -1,7 +1,9 @@
 //! One worker of the fleet: what it said of itself, its slots, its channel.
 //!
-//! Used by [`super::Fleet`] under its lock. Always true: `free` counts the free slots; what is sent never waits.
+//! Used by [`super::Fleet`] under its lock. Always true: a running turn is found by its fence without a search; what is sent
+//! never waits.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use hermes_core::AgentId;
@@ -205,6 +207,113 @@ pub(super) enum Slot {
     Runs(Box<Running>),
 }
 
+/// The slots of a worker, numbered from 1.
+#[derive(Debug)]
+pub(super) struct Slots {
+    slots: Vec<Slot>,
+    free: usize,
+    /// Where a turn runs, by its fence.
+    places: HashMap<(TurnId, i64), i16>,
+}
+
+impl Slots {
+    pub(super) fn new(count: u32) -> Self {
+        let slots: Vec<Slot> = (0..count).map(|_| Slot::Free).collect();
+        Self { free: slots.len(), slots, places: HashMap::new() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// How many are free.
+    pub(super) fn free(&self) -> usize {
+        self.free
+    }
+
+    pub(super) fn get(&self, slot: i16) -> Option<&Slot> {
+        self.slots.get(usize::try_from(slot).ok()?.checked_sub(1)?)
+    }
+
+    /// What runs here.
+    pub(super) fn runs(&self) -> impl Iterator<Item = &Running> {
+        self.slots.iter().filter_map(|slot| match slot {
+            Slot::Runs(running) => Some(running.as_ref()),
+            _ => None,
+        })
+    }
+
+    /// As [`Slots::runs`]; turn and fence stay what they are.
+    pub(super) fn runs_mut(&mut self) -> impl Iterator<Item = &mut Running> {
+        self.slots.iter_mut().filter_map(|slot| match slot {
+            Slot::Runs(running) => Some(running.as_mut()),
+            _ => None,
+        })
+    }
+
+    /// The slot of a turn under this fence.
+    pub(super) fn place(&self, turn: TurnId, epoch: i64) -> Option<i16> {
+        self.places.get(&(turn, epoch)).copied()
+    }
+
+    /// A turn under this fence.
+    pub(super) fn running(&self, turn: TurnId, epoch: i64) -> Option<&Running> {
+        match self.get(self.place(turn, epoch)?) {
+            Some(Slot::Runs(running)) => Some(running),
+            _ => None,
+        }
+    }
+
+    /// As [`Slots::running`]; turn and fence stay what they are.
+    pub(super) fn running_mut(&mut self, turn: TurnId, epoch: i64) -> Option<&mut Running> {
+        let index = usize::try_from(self.place(turn, epoch)?).ok()?.checked_sub(1)?;
+        match self.slots.get_mut(index) {
+            Some(Slot::Runs(running)) => Some(running),
+            _ => None,
+        }
+    }
+
+    /// Reserves a free one, the one that `hash` points to where that is free.
+    fn take(&mut self, hash: usize) -> Option<i16> {
+        let count = self.slots.len();
+        let is_free = |i: &usize| matches!(self.slots.get(*i), Some(Slot::Free));
+        let index = (0..count).map(|i| hash.wrapping_add(i) % count).find(is_free)?;
+        let slot = i16::try_from(index + 1).unwrap_or(i16::MAX);
+        self.put(slot, Slot::Reserved);
+        Some(slot)
+    }
+
+    pub(super) fn put(&mut self, slot: i16, content: Slot) {
+        let index = usize::try_from(slot).ok().and_then(|number| number.checked_sub(1));
+        let Some(place) = index.and_then(|index| self.slots.get_mut(index)) else { return };
+        match std::mem::replace(place, content) {
+            Slot::Free => self.free -= 1,
+            Slot::Runs(before) => {
+                let fence = (before.turn, before.epoch);
+                if self.places.get(&fence) == Some(&slot) {
+                    self.places.remove(&fence);
+                }
+            }
+            Slot::Reserved => {}
+        }
+        match place {
+            Slot::Free => self.free += 1,
+            Slot::Runs(now) => {
+                self.places.insert((now.turn, now.epoch), slot);
+            }
+            Slot::Reserved => {}
+        }
+    }
+
+    /// What ran here, when the worker is gone.
+    pub(super) fn into_runs(self) -> impl Iterator<Item = Running> {
+        self.slots.into_iter().filter_map(|slot| match slot {
+            Slot::Runs(running) => Some(*running),
+            _ => None,
+        })
+    }
+}
+
 /// A connected worker, for people.
 #[derive(Clone, Debug)]
 pub struct WorkerView {
@@ -258,8 +367,7 @@ pub struct Connected {
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) about: Connected,
-    pub(super) slots: Vec<Slot>,
-    pub(super) free: usize,
+    pub(super) slots: Slots,
     pub(super) heard: bool,
     pub(super) last_heard: Instant,
     /// It takes no new turns, and was told to give back then what it still runs.
@@ -270,35 +378,10 @@ pub(super) struct Member {
 
 impl Member {
     pub(super) fn take_slot(&mut self, hash: usize) -> Option<i16> {
-        if self.free == 0 || self.draining.is_some() || self.about.hang_up.is_cancelled() {
+        if self.slots.free() == 0 || self.draining.is_some() || self.about.hang_up.is_cancelled() {
             return None;
         }
-        let count = self.slots.len();
-        let index = (0..count)
-            .map(|i| hash.wrapping_add(i) % count)
-            .find(|i| matches!(self.slots.get(*i), Some(Slot::Free)))?;
-        *self.slots.get_mut(index)? = Slot::Reserved;
-        self.free -= 1;
-        Some(slot_number(index))
-    }
-
-    pub(super) fn slot(&self, slot: i16) -> Option<&Slot> {
-        self.slots.get(usize::try_from(slot).ok()?.checked_sub(1)?)
-    }
-
-    pub(super) fn put(&mut self, slot: i16, content: Slot) {
-        let Some(place) = usize::try_from(slot).ok().and_then(|n| n.checked_sub(1)).and_then(|i| self.slots.get_mut(i))
-        else {
-            return;
-        };
-        let was_free = matches!(place, Slot::Free);
-        let is_free = matches!(content, Slot::Free);
-        *place = content;
-        match (was_free, is_free) {
-            (true, false) => self.free -= 1,
-            (false, true) => self.free += 1,
-            _ => {}
-        }
+        self.slots.take(hash)
     }
 
     pub(super) fn send(&mut self, message: ToWorker) -> bool {
@@ -311,7 +394,6 @@ impl Member {
     }
 
     pub(super) fn view(&self) -> WorkerView {
-        let running = self.slots.iter().filter(|slot| matches!(slot, Slot::Runs(_))).count();
         WorkerView {
             worker_id: self.about.worker_id,
             agent: self.about.agent.clone(),
@@ -320,18 +402,14 @@ impl Member {
             build: self.about.build.clone(),
             state: if self.draining.is_some() {
                 "draining"
-            } else if self.free == 0 {
+            } else if self.slots.free() == 0 {
                 "busy"
             } else {
                 "ready"
             },
             slots: u32::try_from(self.slots.len()).unwrap_or(u32::MAX),
-            running: u32::try_from(running).unwrap_or(u32::MAX),
+            running: u32::try_from(self.slots.runs().count()).unwrap_or(u32::MAX),
             connected_at: self.about.connected_at,
         }
     }
-}
-
-pub(super) fn slot_number(index: usize) -> i16 {
-    i16::try_from(index + 1).unwrap_or(i16::MAX)
 }

@@ -18,7 +18,7 @@ pub use member::{CancelKind, Connected, Overrun, Running, ToWorker, Told, Worker
 pub use replies::Replies;
 pub(crate) use replies::add as add_usage;
 
-use member::{Member, Slot, slot_number};
+use member::{Member, Slot, Slots};
 
 use super::Assignment;
 use crate::store::{Signalled, TurnId};
@@ -59,8 +59,7 @@ impl Fleet {
     pub fn join(&self, about: Connected, slots: u32, mut held: Vec<(i16, Running)>) {
         let mut state = self.state();
         let before = state.members.values().filter(|member| member.about.identity == about.identity);
-        for slot in before.flat_map(|member| &member.slots) {
-            let Slot::Runs(old) = slot else { continue };
+        for old in before.flat_map(|member| member.slots.runs()) {
             for (_, new) in held.iter_mut().filter(|(_, new)| new.turn == old.turn && new.epoch == old.epoch) {
                 new.usage.clone_from(&old.usage);
                 new.replies.inherit(&old.replies);
@@ -70,14 +69,12 @@ impl Fleet {
             member.about.hang_up.cancel();
         }
         state.by_agent.entry(about.agent_no).or_default().push(about.worker_id);
-        let slots: Vec<Slot> = (0..slots).map(|_| Slot::Free).collect();
-        let free = slots.len();
         let worker_id = about.worker_id;
-        let mut member =
-            Member { about, slots, free, heard: true, last_heard: Instant::now(), draining: None, handed_back: 0 };
+        let mut slots = Slots::new(slots);
         for (slot, running) in held {
-            member.put(slot, Slot::Runs(Box::new(running)));
+            slots.put(slot, Slot::Runs(Box::new(running)));
         }
+        let member = Member { about, slots, heard: true, last_heard: Instant::now(), draining: None, handed_back: 0 };
         state.members.insert(worker_id, member);
     }
 
@@ -89,11 +86,7 @@ impl Fleet {
         if let Some(of_agent) = state.by_agent.get_mut(&member.about.agent_no) {
             of_agent.retain(|id| *id != worker);
         }
-        member
-            .slots
-            .into_iter()
-            .filter_map(|slot| if let Slot::Runs(running) = slot { Some(*running) } else { None })
-            .collect()
+        member.slots.into_runs().collect()
     }
 
     /// Reserves a slot for a message of `session_key`, if the agent has one free here and nobody of it waits. The same session
@@ -123,9 +116,9 @@ impl Fleet {
     /// Gives a reservation back.
     pub fn release(&self, worker: i64, slot: i16) {
         if let Some(member) = self.state().members.get_mut(&worker)
-            && matches!(member.slot(slot), Some(Slot::Reserved))
+            && matches!(member.slots.get(slot), Some(Slot::Reserved))
         {
-            member.put(slot, Slot::Free);
+            member.slots.put(slot, Slot::Free);
         }
     }
 
@@ -134,10 +127,9 @@ impl Fleet {
     pub fn finish(&self, worker: i64, slot: i16, turn: TurnId, epoch: i64) -> bool {
         let mut state = self.state();
         let Some(member) = state.members.get_mut(&worker) else { return false };
-        let there =
-            matches!(member.slot(slot), Some(Slot::Runs(running)) if running.turn == turn && running.epoch == epoch);
+        let there = member.slots.place(turn, epoch) == Some(slot);
         if there {
-            member.put(slot, Slot::Reserved);
+            member.slots.put(slot, Slot::Reserved);
         }
         there
     }
@@ -170,7 +162,7 @@ impl Fleet {
     /// Whether a lease of this slot can be handed over: nothing else runs there.
     pub fn is_vacant(&self, worker: i64, slot: i16) -> bool {
         let state = self.state();
-        state.members.get(&worker).is_some_and(|member| matches!(member.slot(slot), Some(Slot::Free | Slot::Reserved)))
+        state.members.get(&worker).is_some_and(|member| matches!(member.slots.get(slot), Some(Slot::Free | Slot::Reserved)))
     }
 
     /// The store was asked and its leases were handed over, but for those in `left` slots that were not vacant: what is still
@@ -180,9 +172,9 @@ impl Fleet {
         for (worker, slot) in slots {
             state.doubts.remove(&(*worker, *slot));
             if let Some(member) = state.members.get_mut(worker)
-                && matches!(member.slot(*slot), Some(Slot::Reserved))
+                && matches!(member.slots.get(*slot), Some(Slot::Reserved))
             {
-                member.put(*slot, Slot::Free);
+                member.slots.put(*slot, Slot::Free);
             }
         }
         state.unresolved = if left == 0 { 0 } else { state.unresolved + 1 };
@@ -215,27 +207,18 @@ impl Fleet {
     /// The worker has taken a turn.
     pub fn accepted(&self, worker: i64, turn: TurnId, epoch: i64) {
         let mut state = self.state();
-        let slots = state.members.get_mut(&worker).into_iter().flat_map(|member| &mut member.slots);
-        for slot in slots {
-            if let Slot::Runs(running) = slot
-                && running.turn == turn
-                && running.epoch == epoch
-            {
-                running.accepted = true;
-                running.progressed = Instant::now();
-            }
+        let member = state.members.get_mut(&worker);
+        if let Some(running) = member.and_then(|member| member.slots.running_mut(turn, epoch)) {
+            running.accepted = true;
+            running.progressed = Instant::now();
         }
     }
 
     /// A turn showed progress, as its worker says or as the broker sees. False when it does not run there.
     pub fn progressed(&self, identity: Uuid, turn: TurnId, epoch: i64) -> bool {
         let mut state = self.state();
-        let mut slots = state.members.values_mut().filter(|m| m.about.identity == identity).flat_map(|m| &mut m.slots);
-        let found = slots.find_map(|slot| match slot {
-            Slot::Runs(running) if running.turn == turn && running.epoch == epoch => Some(running),
-            _ => None,
-        });
-        found.is_some_and(|running| {
+        let mut members = state.members.values_mut().filter(|m| m.about.identity == identity);
+        members.find_map(|member| member.slots.running_mut(turn, epoch)).is_some_and(|running| {
             running.progressed = Instant::now();
             true
         })
@@ -248,8 +231,7 @@ impl Fleet {
         let now = Instant::now();
         for member in self.state().members.values_mut() {
             let mut messages = Vec::new();
-            for slot in &mut member.slots {
-                let Slot::Runs(running) = slot else { continue };
+            for running in member.slots.runs_mut() {
                 let why = match running.deadline {
                     _ if running.overrun.is_some() => continue,
                     Some(deadline) if now >= deadline => Overrun::Deadline,
@@ -275,13 +257,9 @@ impl Fleet {
     /// Turns that were told to end for overrunning longer than `grace` ago and still run, with their fences.
     pub fn overrun_since(&self, grace: Duration) -> Vec<(TurnId, i64, Overrun)> {
         let state = self.state();
-        let slots = state.members.values().flat_map(|member| &member.slots);
-        let late = slots.filter_map(|slot| match slot {
-            Slot::Runs(running) => {
-                let (why, since) = running.overrun?;
-                (since.elapsed() >= grace).then_some((running.turn, running.epoch, why))
-            }
-            _ => None,
+        let late = state.members.values().flat_map(|member| member.slots.runs()).filter_map(|running| {
+            let (why, since) = running.overrun?;
+            (since.elapsed() >= grace).then_some((running.turn, running.epoch, why))
         });
         late.collect()
     }
@@ -291,11 +269,10 @@ impl Fleet {
     pub fn take(&self, turn: TurnId, epoch: i64, tell: bool) -> Option<i32> {
         let mut state = self.state();
         let (member, slot) = state.members.values_mut().find_map(|member| {
-            let runs = |slot: &Slot| matches!(slot, Slot::Runs(r) if r.turn == turn && r.epoch == epoch);
-            let index = member.slots.iter().position(runs)?;
-            Some((member, slot_number(index)))
+            let slot = member.slots.place(turn, epoch)?;
+            Some((member, slot))
         })?;
-        member.put(slot, Slot::Free);
+        member.slots.put(slot, Slot::Free);
         if tell {
             let reason = "it was given up".to_owned();
             member.send(ToWorker::Cancel { turn, epoch, kind: CancelKind::Abandoned, reason });
@@ -308,9 +285,9 @@ impl Fleet {
     pub fn hang_up_idlers(&self, silence: Duration) -> Vec<i64> {
         let state = self.state();
         let idles = |member: &&Member| {
-            let forgotten = |slot: &Slot| matches!(slot, Slot::Runs(running) if !running.accepted && running.since.elapsed() > silence);
+            let forgotten = |running: &Running| !running.accepted && running.since.elapsed() > silence;
             !member.about.hang_up.is_cancelled()
-                && (member.last_heard.elapsed() > silence || member.slots.iter().any(forgotten))
+                && (member.last_heard.elapsed() > silence || member.slots.runs().any(forgotten))
         };
         let idlers: Vec<&Member> = state.members.values().filter(idles).collect();
         idlers.iter().for_each(|member| member.about.hang_up.cancel());
@@ -327,7 +304,7 @@ impl Fleet {
     pub fn assign(&self, worker: i64, slot: i16, running: Running, assignment: Box<Assignment>) -> bool {
         let mut state = self.state();
         let Some(member) = state.members.get_mut(&worker) else { return false };
-        member.put(slot, Slot::Runs(Box::new(running)));
+        member.slots.put(slot, Slot::Runs(Box::new(running)));
         member.send(ToWorker::Assign(assignment))
     }
 
@@ -361,19 +338,13 @@ impl Fleet {
     pub fn running(&self, worker: i64, turn: TurnId, epoch: i64) -> Option<(i16, Running)> {
         let state = self.state();
         let member = state.members.get(&worker)?;
-        member.slots.iter().enumerate().find_map(|(index, slot)| match slot {
-            Slot::Runs(running) if running.turn == turn && running.epoch == epoch => {
-                Some((slot_number(index), running.as_ref().clone()))
-            }
-            _ => None,
-        })
+        Some((member.slots.place(turn, epoch)?, member.slots.running(turn, epoch)?.clone()))
     }
 
     /// Whether any worker connected here runs the turn under this fence.
     pub fn runs(&self, turn: TurnId, epoch: i64) -> bool {
         let state = self.state();
-        let mut slots = state.members.values().flat_map(|member| &member.slots);
-        slots.any(|slot| matches!(slot, Slot::Runs(running) if running.turn == turn && running.epoch == epoch))
+        state.members.values().any(|member| member.slots.place(turn, epoch).is_some())
     }
 
     /// The turn that any connection of this certificate runs under this fence.
@@ -400,11 +371,8 @@ impl Fleet {
         let Signalled { worker, turn, epoch, signal } = signalled;
         let mut state = self.state();
         let Some(member) = state.members.get_mut(&worker) else { return };
-        let message = member.slots.iter_mut().find_map(|slot| match slot {
-            Slot::Runs(running) if running.turn == turn && running.epoch == epoch => Some(running),
-            _ => None,
-        });
-        if let Some(message) = message.and_then(|running| running.tell(signal)) {
+        let running = member.slots.running_mut(turn, epoch);
+        if let Some(message) = running.and_then(|running| running.tell(signal)) {
             member.send(message);
         }
     }
@@ -442,7 +410,7 @@ impl Fleet {
         let state = self.state();
         let has_free = |agent: &i32| {
             state.by_agent.get(agent).is_some_and(|workers| {
-                workers.iter().any(|w| state.members.get(w).is_some_and(|m| m.free > 0 && m.draining.is_none()))
+                workers.iter().any(|w| state.members.get(w).is_some_and(|m| m.slots.free() > 0 && m.draining.is_none()))
             })
         };
         state.waiting.iter().filter(|(agent, _)| has_free(agent)).map(|(agent, said)| (*agent, *said)).collect()
@@ -517,13 +485,8 @@ impl Fleet {
     /// Turns that have run for at least `age` and have a lane, for typing signals.
     pub fn long_running(&self, age: Duration) -> Vec<i64> {
         let state = self.state();
-        let slots = state.members.values().flat_map(|m| &m.slots);
-        slots
-            .filter_map(|slot| match slot {
-                Slot::Runs(running) if running.since.elapsed() >= age => running.lane,
-                _ => None,
-            })
-            .collect()
+        let runs = state.members.values().flat_map(|m| m.slots.runs());
+        runs.filter(|running| running.since.elapsed() >= age).filter_map(|running| running.lane).collect()
     }
 
     /// Connected workers, for people, by number.

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use hermes_core::turn::Usage;
 
-use super::{Fleet, Slot};
+use super::Fleet;
 use crate::store::TurnId;
 
 /// See the module.
@@ -83,14 +83,8 @@ impl Fleet {
     /// Applies `change` to the turn in each connection of its worker: for a moment there may be two.
     fn each_running(&self, turn: TurnId, epoch: i64, mut change: impl FnMut(&mut Replies, &mut Option<Usage>)) {
         let mut state = self.state();
-        let slots = state.members.values_mut().flat_map(|m| &mut m.slots);
-        for slot in slots {
-            if let Slot::Runs(running) = slot
-                && running.turn == turn
-                && running.epoch == epoch
-            {
-                change(&mut running.replies, &mut running.usage);
-            }
+        for running in state.members.values_mut().filter_map(|member| member.slots.running_mut(turn, epoch)) {
+            change(&mut running.replies, &mut running.usage);
         }
     }
 }
