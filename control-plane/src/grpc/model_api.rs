@@ -153,16 +153,16 @@ impl Input {
             last.extend(&message.text, calls);
             return Ok(());
         }
-        let said = |role| Message::Said { role, text: message.text.clone() };
+        let text = message.text;
         self.request.messages.push(match role {
-            v1::ModelRole::System => said(Role::System),
-            v1::ModelRole::User => said(Role::User),
-            v1::ModelRole::Assistant if calls.is_empty() => said(Role::Assistant),
-            v1::ModelRole::Assistant => Message::Asked { text: message.text, calls },
+            v1::ModelRole::System => Message::Said { role: Role::System, text },
+            v1::ModelRole::User => Message::Said { role: Role::User, text },
+            v1::ModelRole::Assistant if calls.is_empty() => Message::Said { role: Role::Assistant, text },
+            v1::ModelRole::Assistant => Message::Asked { text, calls },
             v1::ModelRole::Tool if message.tool_call_id.is_empty() => {
                 return Err(invalid("message.tool_call_id", "a result names its call"));
             }
-            v1::ModelRole::Tool => Message::Answered { call: message.tool_call_id, text: message.text },
+            v1::ModelRole::Tool => Message::Answered { call: message.tool_call_id, text },
             v1::ModelRole::Unspecified => return Err(invalid("message.role", "it is missing")),
         });
         Ok(())

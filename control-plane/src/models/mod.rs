@@ -102,12 +102,6 @@ pub enum Message {
 }
 
 impl Message {
-    /// Its text.
-    pub fn text(&self) -> &str {
-        let (Self::Said { text, .. } | Self::Asked { text, .. } | Self::Answered { text, .. }) = self;
-        text
-    }
-
     /// Continues it.
     pub fn extend(&mut self, more: &str, more_calls: Vec<ToolCall>) {
         if let Self::Said { role: Role::Assistant, text } = self
@@ -120,6 +114,12 @@ impl Message {
         if let Self::Asked { calls, .. } = self {
             calls.extend(more_calls);
         }
+    }
+
+    /// Its text.
+    pub fn text(&self) -> &str {
+        let (Self::Said { text, .. } | Self::Asked { text, .. } | Self::Answered { text, .. }) = self;
+        text
     }
 
     /// The calls that it asks for.

@@ -29,6 +29,8 @@ use super::{Call, ChatModel, Message, Piece, ProviderTarget, retry, tools};
 
 /// A piece of joined tokens is handed over at this size.
 const PIECE_BYTES: usize = 16 << 10;
+/// What stands around the text of a message of a request, about.
+const MESSAGE_BYTES: usize = 40;
 /// Most of an error's body that is read.
 const ERROR_BYTES: usize = 64 << 10;
 
@@ -97,7 +99,10 @@ async fn send(http: &reqwest::Client, call: &Call, target: &ProviderTarget) -> R
         CallError::new(FailureReason::BadRequest, false, format!("the base_url cannot be extended: {error}"))
     })?;
     url.set_query(base.query());
-    let body = serde_json::to_vec(&Body::of(call, target)).map_err(|error| {
+    // A history is long: written into what holds it, it is not moved again and again.
+    let text: usize = call.messages.iter().map(|message| message.text().len() + MESSAGE_BYTES).sum();
+    let mut body = Vec::with_capacity(text + text / 8 + MESSAGE_BYTES);
+    serde_json::to_writer(&mut body, &Body::of(call, target)).map_err(|error| {
         CallError::new(FailureReason::BadRequest, false, format!("the request cannot be written: {error}"))
     })?;
     let request = http.post(url).header(CONTENT_TYPE, "application/json").body(body);

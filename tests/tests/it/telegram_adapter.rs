@@ -202,6 +202,24 @@ async fn what_the_sink_cannot_keep_is_offered_again_and_never_confirmed() {
 }
 
 #[tokio::test]
+async fn an_account_that_brings_more_than_it_may_is_slowed_down_and_not_called_down() {
+    let rig = Rig::new().await;
+    for text in ["one", "two", "three"] {
+        rig.bot.push_text(1, 1, text);
+    }
+    let later = Duration::from_millis(120);
+    rig.sink.script([Receipt::Accepted { duplicate: false }, Receipt::Later(later), Receipt::Later(later)]);
+    rig.sink.script([Receipt::Accepted { duplicate: false }, Receipt::Later(later)]);
+    let started = std::time::Instant::now();
+    rig.receive();
+    rig.sink.wait_until(|sink| sink.texts() == ["one", "two", "three", "two", "three", "three"]).await;
+    rig.confirmed(4).await;
+    assert!(started.elapsed() >= later * 2);
+    assert_eq!(rig.sink.states(), [AccountState::Up]);
+    rig.end().await;
+}
+
+#[tokio::test]
 async fn duplicate_updates_carry_the_same_key_and_do_not_move_the_offset_back() {
     let rig = Rig::new().await;
     let first = rig.bot.push_text(1, 1, "one");

@@ -28,6 +28,8 @@ const SINK_BACKOFF: Duration = Duration::from_secs(3);
 const HANDOVER: Duration = Duration::from_secs(40);
 const HANDOVER_BACKOFF: Duration = Duration::from_secs(1);
 const POLL_LIMIT: usize = 100;
+/// An account that brings more than it may is asked again after at least this long: each of its polls brings what it may not, too.
+const PACED_PAUSE: Duration = Duration::from_millis(50);
 /// A long poll that ends empty sooner than this did not wait as asked.
 const SHORT_POLL: Duration = Duration::from_millis(500);
 /// Refused messages whose senders still have to be told.
@@ -52,6 +54,16 @@ enum Next {
     Again(Option<Duration>),
     /// End: a person is needed.
     End,
+}
+
+/// What became of a batch.
+enum Offered {
+    /// Every message was answered for good.
+    All,
+    /// The rest may come after this time; nothing is wrong.
+    Later(Duration),
+    /// The rest cannot be stored now.
+    NotKept,
 }
 
 /// Tells the sink and the log how the account stands, once per change.
@@ -130,12 +142,24 @@ impl Telegram {
                 if timeout > 0 && started.elapsed() < SHORT_POLL {
                     tokio::time::sleep(SHORT_POLL).await;
                 }
-            } else if self.offer(updates, bot_id, sink, &notices, &mut offset).await {
-                reporter.say(AccountState::Up);
-                sink_backoff.reset();
             } else {
-                reporter.say(AccountState::Down("messages cannot be stored now, offering them again".to_owned()));
-                sink_backoff.wait(None).await;
+                match self.offer(updates, bot_id, sink, &notices, &mut offset).await {
+                    Offered::All => {
+                        reporter.say(AccountState::Up);
+                        sink_backoff.reset();
+                    }
+                    // What is not fetched waits at the platform.
+                    Offered::Later(after) => {
+                        reporter.say(AccountState::Up);
+                        sink_backoff.reset();
+                        tokio::time::sleep(after.max(PACED_PAUSE)).await;
+                    }
+                    Offered::NotKept => {
+                        let why = "messages cannot be stored now, offering them again";
+                        reporter.say(AccountState::Down(why.to_owned()));
+                        sink_backoff.wait(None).await;
+                    }
+                }
             }
             timeout = POLL_SECONDS;
         }
@@ -178,7 +202,7 @@ impl Telegram {
         Next::Again(after)
     }
 
-    /// Offers a batch and moves `offset` behind what was answered for good; answers whether that was all of it.
+    /// Offers a batch and moves `offset` behind what was answered for good.
     async fn offer(
         &self,
         updates: Vec<Value>,
@@ -186,7 +210,7 @@ impl Telegram {
         sink: &dyn InboundSink,
         notices: &mpsc::Sender<OutboundMessage>,
         offset: &mut i64,
-    ) -> bool {
+    ) -> Offered {
         let mut updates: Vec<(i64, Option<InboundMessage>)> =
             updates.into_iter().filter_map(|update| self.read(update, bot_id)).collect();
         updates.sort_by_key(|(id, _)| *id);
@@ -200,17 +224,13 @@ impl Telegram {
                     Some(Receipt::Refused { reason } | Receipt::Busy { reason, .. }) => {
                         self.notice(notices, &message, reason);
                     }
-                    // What is not fetched waits at the platform.
-                    Some(Receipt::Later(after)) => {
-                        tokio::time::sleep(after).await;
-                        return false;
-                    }
-                    Some(Receipt::Unavailable) | None => return false,
+                    Some(Receipt::Later(after)) => return Offered::Later(after),
+                    Some(Receipt::Unavailable) | None => return Offered::NotKept,
                 }
             }
             *offset = (*offset).max(id.saturating_add(1));
         }
-        true
+        Offered::All
     }
 
     /// One update's id and its message, if it has one for us. An update we cannot read must not stop those behind it.

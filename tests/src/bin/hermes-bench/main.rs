@@ -48,8 +48,8 @@ const EXAMPLE: &str = "Examples:
   target/release/hermes-bench idle --workers 100 --seconds 30
   target/release/hermes-bench scale --sessions 1000000 --turns 5000000
 
-The Telegram account runs without pacing of its own (`rate: off`), against a Bot API server on this
-machine. CPU and memory are those of the control plane, the workers and Postgres; this program, its
+The Telegram account runs without bounds of its own (`rate: off`, `inbound_per_second: 0`), against a
+Bot API server on this machine. CPU and memory are those of the control plane, the workers and Postgres; this program, its
 Bot API server and the model server are shown apart. The floor is what the same Postgres does with
 nothing else running: 32 connections, each looping the four transactions of a turn, loops a second.";
 
