@@ -60,17 +60,18 @@ BEGIN
   END LOOP;
 END $$;
 
--- When more leases have lapsed than workers die at once (more than one, and more than 30 % of all), it is rather the clock that jumped or
--- the database that stood still. Those workers are suspected: whoever is heard of within one more lease goes on. One caller at a time,
+-- A lease lapses because its worker is silent, or because nobody was there to renew it: the clock jumped, the database stood still, every
+-- replica was away. The second is so where no replica has polled for a fifth of a lease; then workers whose lease is over, or nearly, are
+-- only suspected: whoever is heard of within one more lease goes on. Ask before the caller's own lease is renewed. One caller at a time,
 -- because polls that suspected each other's workers would wait in a circle.
-CREATE FUNCTION suspect() RETURNS void LANGUAGE plpgsql AS $$
-DECLARE t timestamptz := clock_timestamp();
+CREATE FUNCTION suspect(p_ttl_ms bigint) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE t timestamptz := clock_timestamp(); ttl interval := p_ttl_ms * interval '1 millisecond';
 BEGIN
-  IF (SELECT count(*) FILTER (WHERE lease_until < t) > greatest(1, 0.3 * count(*)) AND bool_or(lease_until < t AND suspected_at IS NULL)
-        FROM workers WHERE NOT lost) THEN
+  IF EXISTS (SELECT 1 FROM workers WHERE NOT lost AND suspected_at IS NULL AND lease_until < t + ttl / 5)
+     AND NOT EXISTS (SELECT 1 FROM replicas WHERE lost_at IS NULL AND lease_until > t + ttl * 4 / 5) THEN
     PERFORM pg_advisory_xact_lock(hashtext('hermes.suspect'));
     UPDATE workers SET suspected_at = t WHERE worker_id IN (
-      SELECT worker_id FROM workers WHERE NOT lost AND suspected_at IS NULL AND lease_until < t ORDER BY worker_id FOR UPDATE);
+      SELECT worker_id FROM workers WHERE NOT lost AND suspected_at IS NULL AND lease_until < t + ttl / 5 ORDER BY worker_id FOR UPDATE);
   END IF;
 END $$;
 
@@ -81,7 +82,7 @@ CREATE FUNCTION reclaim(p_max_crashes int, p_notice bytea, p_ttl_ms bigint) RETU
 SET enable_seqscan = off AS $$
 DECLARE sid bigint[]; t timestamptz := clock_timestamp(); r record;
 BEGIN
-  PERFORM suspect();
+  PERFORM suspect(p_ttl_ms);
   UPDATE workers SET lost = true, lost_at = t WHERE worker_id IN (
     SELECT worker_id FROM workers WHERE NOT lost AND lease_until < t AND (suspected_at IS NULL OR suspected_at < t - p_ttl_ms * interval '1 millisecond')
      ORDER BY worker_id FOR UPDATE SKIP LOCKED);

@@ -11,7 +11,7 @@ CREATE FUNCTION register_worker(p_agent int, p_replica bigint, p_identity text, 
 
 -- The one statement an idle replica sends, every second: renews its own lease, those of the workers that were heard of and those of
 -- the accounts it receives for, and answers for all loops. o_alive: the workers whose lease still holds (an expired one cannot be
--- revived, unless it expired in a storm and is only suspected). o_draining: workers of this replica that somebody wants to part with,
+-- revived, unless it expired while nobody polled and is only suspected). o_draining: workers of this replica that somebody wants to part with,
 -- and o_grace_ms what is left to each. p_want: accounts it could receive for; with p_leave it does not (any more) and gives up what it
 -- has. o_have: places in p_want of the accounts it may receive for, o_left_ms until when. o_live: replicas that live.
 CREATE FUNCTION poll(p_replica bigint, p_workers bigint[], p_ttl_ms bigint, p_platform text[] DEFAULT '{}', p_want text[] DEFAULT '{}',
@@ -23,12 +23,12 @@ LANGUAGE plpgsql AS $$
 DECLARE t timestamptz := clock_timestamp(); ttl interval := p_ttl_ms * interval '1 millisecond'; alive bigint[]; live bigint;
   have int[]; epochs bigint[]; lefts bigint[];
 BEGIN
+  PERFORM suspect(p_ttl_ms);
   INSERT INTO replicas(replica_id, lease_until) VALUES (p_replica, t + ttl)
     ON CONFLICT (replica_id) DO UPDATE SET lease_until = excluded.lease_until, lost_at = NULL;
   -- One that is polling right now is late and not lost; waiting for it could be waiting for each other.
   UPDATE replicas SET lost_at = t WHERE replica_id IN (
     SELECT replica_id FROM replicas WHERE lost_at IS NULL AND lease_until < t FOR UPDATE SKIP LOCKED);
-  PERFORM suspect();
   IF cardinality(p_workers) > 0 THEN
     PERFORM 1 FROM workers WHERE worker_id = ANY(p_workers) ORDER BY worker_id FOR NO KEY UPDATE;
     WITH u AS (UPDATE workers SET lease_until = t + ttl, suspected_at = NULL

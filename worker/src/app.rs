@@ -125,7 +125,9 @@ pub async fn serve_with(config: Config, seams: Seams, stop: CancellationToken) -
     let shared = Arc::new(Shared {
         connection,
         documents,
-        transcripts: Transcripts::new(TRANSCRIPT_BYTES.saturating_mul(usize::try_from(config.slots).unwrap_or(usize::MAX))),
+        transcripts: Transcripts::new(
+            TRANSCRIPT_BYTES.saturating_mul(usize::try_from(config.slots).unwrap_or(usize::MAX)),
+        ),
         prompts: Prompts::default(),
         today: || jiff::Zoned::now().date(),
         seams,

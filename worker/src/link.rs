@@ -238,6 +238,7 @@ impl Link {
             // The clone ends with this round, so that closing finds the only sender in `stream`.
             let outbound = stream.outbound.clone();
             let expires = identity.expires_at();
+            let answer_due = stream.answer_due().filter(|_| !self.shared.seams.without.self_fence);
             let renew = identity.renew_at().filter(|_| self.background.is_empty());
             tokio::select! {
                 permit = outbound.reserve(), if !stream.waiting.is_empty() => match (permit, stream.waiting.pop_front()) {
@@ -256,9 +257,8 @@ impl Link {
                     Some(_) => self.turns.give_up_steps(),
                     None => {}
                 },
-                _ = beats.tick() => if let Some(end) = stream.beat() {
-                    return end;
-                },
+                _ = beats.tick() => stream.beat(),
+                () = sleep_until(answer_due) => return lost("a heartbeat was not answered in time"),
                 () = self.stop.cancelled(), if self.grace.is_none() => {
                     self.drain(&mut stream, self.registration.drain_grace, "asked to stop");
                 }
@@ -466,15 +466,17 @@ impl Stream {
         self.takes_steps || !new
     }
 
-    /// Sends a heartbeat, or ends the stream when none was answered for a whole lease.
-    fn beat(&mut self) -> Option<End> {
-        if self.unanswered.front().is_some_and(|(_, sent)| sent.elapsed() > self.lease) {
-            return Some(lost("no heartbeat was answered within the lease"));
-        }
+    /// Sends a heartbeat.
+    fn beat(&mut self) {
         self.beats += 1;
         self.unanswered.push_back((self.beats, Instant::now()));
         self.waiting.push_back(worker_message::Message::Heartbeat(Heartbeat { sequence: self.beats }));
-        None
+    }
+
+    /// Until when the oldest open heartbeat must be answered. A replica that stands still looks like one that is idle; whoever
+    /// goes elsewhere by then keeps its lease and what it runs, with a heartbeat's time to spare.
+    fn answer_due(&self) -> Option<Instant> {
+        self.unanswered.front().map(|(_, sent)| *sent + self.lease.mul_f32(0.4))
     }
 
     /// When the answered heartbeat was sent; older open ones are answered with it.

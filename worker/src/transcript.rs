@@ -236,7 +236,10 @@ async fn fetch(
             let message = Message::new(role, text_of(entry));
             match &mut newest {
                 Some(turn) if turn.seq == seq => turn.messages.push(message),
-                _ => newest.replace(EndedTurn { seq, messages: vec![message] }).into_iter().for_each(|turn| past.push(turn)),
+                _ => newest
+                    .replace(EndedTurn { seq, messages: vec![message] })
+                    .into_iter()
+                    .for_each(|turn| past.push(turn)),
             }
             past.cut(budget.saturating_sub(newest.as_ref().map_or(0, EndedTurn::bytes)));
         }

@@ -268,8 +268,6 @@ pub(super) async fn run_typing(dispatcher: Dispatcher, stop: CancellationToken) 
             () = stop.cancelled() => return,
             () = tokio::time::sleep(PERIOD) => {}
         }
-        for lane in dispatcher.inner.fleet.long_running(PERIOD) {
-            dispatcher.inner.outbox.typing(lane);
-        }
+        dispatcher.inner.outbox.typing(dispatcher.inner.fleet.long_running(PERIOD));
     }
 }

@@ -12,6 +12,7 @@ mod attempt;
 mod preview;
 mod upkeep;
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -219,18 +220,22 @@ impl Outbox {
         self.lanes(|lanes| if dead { lanes.dead.insert(lane) } else { lanes.dead.remove(&lane) });
     }
 
-    /// Shows in a lane's chat that an answer is being written; at most every four seconds.
-    pub fn typing(&self, lane: i64) {
-        let due = self.lanes(|lanes| {
-            let now = Instant::now();
-            lanes.typed.retain(|_, at| now.duration_since(*at) < Duration::from_secs(4));
-            let fresh = !lanes.typed.contains_key(&lane);
-            if fresh {
-                lanes.typed.insert(lane, now);
-            }
+    /// Shows in the chats of these lanes that an answer is being written; in each at most every four seconds.
+    pub fn typing(&self, lanes: Vec<i64>) {
+        let now = Instant::now();
+        let due: Vec<i64> = self.lanes(|known| {
+            known.typed.retain(|_, at| now.duration_since(*at) < Duration::from_secs(4));
+            let mut fresh = lanes;
+            fresh.retain(|lane| match known.typed.entry(*lane) {
+                Entry::Vacant(vacant) => {
+                    vacant.insert(now);
+                    true
+                }
+                Entry::Occupied(_) => false,
+            });
             fresh
         });
-        if due {
+        for lane in due {
             let outbox = self.clone();
             self.inner.tasks.spawn("typing", async move {
                 if let Ok((adapter, chat)) = outbox.route(lane).await {

@@ -162,7 +162,10 @@ impl Fleet {
     /// Whether a lease of this slot can be handed over: nothing else runs there.
     pub fn is_vacant(&self, worker: i64, slot: i16) -> bool {
         let state = self.state();
-        state.members.get(&worker).is_some_and(|member| matches!(member.slots.get(slot), Some(Slot::Free | Slot::Reserved)))
+        state
+            .members
+            .get(&worker)
+            .is_some_and(|member| matches!(member.slots.get(slot), Some(Slot::Free | Slot::Reserved)))
     }
 
     /// The store was asked and its leases were handed over, but for those in `left` slots that were not vacant: what is still

@@ -137,7 +137,8 @@ impl Report {
     pub(crate) fn table(&self) -> String {
         let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
         let settings = &self.settings;
-        let rate = settings.account_rate.map_or_else(String::new, |rate| format!(", account rate and inbound pace: {rate}"));
+        let rate =
+            settings.account_rate.map_or_else(String::new, |rate| format!(", account rate and inbound pace: {rate}"));
         let otlp = settings.otlp.as_deref().map_or_else(String::new, |otlp| format!(", OTLP to {otlp}"));
         let floor = self.postgres.as_ref().map_or_else(String::new, |floor| {
             let of = &floor.settings;

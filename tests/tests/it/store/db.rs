@@ -21,6 +21,8 @@ use tokio::runtime::Runtime;
 
 use super::statements::journal_sql;
 
+/// Somebody who polls beside whom a drill is about.
+const OTHER_REPLICA: i64 = 99;
 /// How long leases last where a drill does not end them itself.
 pub(super) const TTL: Duration = Duration::from_secs(60);
 /// More turns than any drill lets a session hold.
@@ -287,9 +289,15 @@ impl Db {
 
     /// Ends a worker's lease.
     pub(super) fn expire(&self, worker: i64) -> Result<()> {
+        self.wait(self.store.poll(OTHER_REPLICA, &[], TTL))?;
         self.run(&format!(
             "UPDATE workers SET lease_until = clock_timestamp() - interval '1 s' WHERE worker_id = {worker}"
         ))
+    }
+
+    /// Nobody has polled for a while: the database stood still, or its clock jumped.
+    pub(super) fn stand_still(&self) -> Result<()> {
+        self.run("UPDATE replicas SET lease_until = lease_until - interval '13 s'")
     }
 
     /// All that waits may be claimed now.

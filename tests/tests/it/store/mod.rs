@@ -166,7 +166,7 @@ drills! {
         a_turn_handed_back_runs_before_younger_ones_and_counts_no_crash,
         only_who_runs_a_turn_hands_it_back_and_once,
         who_leaves_in_order_crashes_nothing_and_who_dies_does,
-        leases_that_lapse_all_at_once_have_one_more_to_be_heard_of,
+        leases_that_lapse_while_nobody_polls_have_one_more_to_be_heard_of,
         the_poll_that_first_sees_a_jump_renews_its_workers,
         two_polls_that_see_a_jump_do_not_wait_in_a_circle,
         a_turn_with_steps_is_left_to_workers_that_can_go_on_with_it,

@@ -414,24 +414,24 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "nobody is only suspected",
-        edits: &[("> greatest(1, 0.3 * count(*))", "> 1000000")],
+        edits: &[("lease_until > t + ttl * 4 / 5)", "lease_until > t - ttl * 4)")],
         caught_by: &[
-            "leases_that_lapse_all_at_once_have_one_more_to_be_heard_of",
+            "leases_that_lapse_while_nobody_polls_have_one_more_to_be_heard_of",
             "the_poll_that_first_sees_a_jump_renews_its_workers",
         ],
     },
     Mutation {
-        name: "one late worker is only suspected",
-        edits: &[("> greatest(1, 0.3 * count(*))", "> 0")],
+        name: "whoever is late is only suspected",
+        edits: &[("lease_until > t + ttl * 4 / 5)", "lease_until > t + ttl * 4)")],
         caught_by: &[
-            "leases_that_lapse_all_at_once_have_one_more_to_be_heard_of",
+            "leases_that_lapse_while_nobody_polls_have_one_more_to_be_heard_of",
             "the_poll_that_first_sees_a_jump_renews_its_workers",
         ],
     },
     Mutation {
         name: "a suspicion never ends",
         edits: &[("OR suspected_at < t - p_ttl_ms * interval '1 millisecond')", ")")],
-        caught_by: &["leases_that_lapse_all_at_once_have_one_more_to_be_heard_of"],
+        caught_by: &["leases_that_lapse_while_nobody_polls_have_one_more_to_be_heard_of"],
     },
     Mutation {
         name: "who waits for the suspicion does not see it",

@@ -125,7 +125,7 @@ impl Common {
             workers_per_agent: self.workers_per_agent.into(),
             slots: 16,
             chats: self.chats,
-            thinks: (50, 1_500),
+            thinks: (30, 700),
         })
     }
 
@@ -136,8 +136,8 @@ impl Common {
             agents: self.agents.into(),
             platform_chats: 1..platform + 1,
             gateway_chats: platform + 1..self.chats + 1,
-            pause: 400..4_000,
-            open: 3,
+            pause: 100..1_500,
+            open: 4,
         }
     }
 }
