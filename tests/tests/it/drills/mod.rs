@@ -8,6 +8,7 @@ mod chats;
 mod effects;
 mod letters;
 mod mutations;
+mod stale;
 mod streams;
 
 use std::path::PathBuf;
@@ -77,6 +78,9 @@ drills! {
         an_idempotent_effect_is_repeated_under_its_key,
         a_pure_tool_is_run_again,
         a_worker_out_of_touch_stops_before_its_lease_ends,
+    }
+    stale::{
+        a_worker_whose_turn_is_anothers_appends_and_ends_nothing,
     }
 }
 

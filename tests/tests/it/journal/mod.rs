@@ -1,7 +1,7 @@
 //! The journal of turns, through the real control plane: what workers report is stored before it counts, what was stored is
 //! handed on and never done over, and who has no turn writes nothing. The workers are the test's own.
 
-mod plane;
+pub(crate) mod plane;
 
 use std::time::Duration;
 
@@ -32,11 +32,13 @@ fn step(turn: Option<v1::TurnRef>, step: u32, phase: v1::StepPhase, body: &str) 
     }
 }
 
-fn intent(turn: Option<v1::TurnRef>, number: u32, body: &str) -> v1::StepReport {
+/// Before a call that may happen once.
+pub(crate) fn intent(turn: Option<v1::TurnRef>, number: u32, body: &str) -> v1::StepReport {
     step(turn, number, v1::StepPhase::Intent, body)
 }
 
-fn result(turn: Option<v1::TurnRef>, number: u32, body: &str) -> v1::StepReport {
+/// After it.
+pub(crate) fn result(turn: Option<v1::TurnRef>, number: u32, body: &str) -> v1::StepReport {
     step(turn, number, v1::StepPhase::Result, body)
 }
 

@@ -15,6 +15,7 @@ use hermes_proto::v1::identity_service_client::IdentityServiceClient;
 use hermes_proto::v1::model_service_client::ModelServiceClient;
 use hermes_proto::v1::worker_message::Message as Says;
 use hermes_proto::v1::worker_service_client::WorkerServiceClient;
+use hermes_tests::drill::{Mechanism, WITHOUT};
 use hermes_tests::mock_model::MockModel;
 use hermes_tests::postgres::TestPostgres;
 use hermes_tests::system::{binary, run};
@@ -31,10 +32,10 @@ use tonic::{Status, Streaming};
 use crate::identity::fixture::{identity, key_and_csr};
 
 /// Longer than anything here takes; an error is shown then.
-pub(super) const SOON: Duration = Duration::from_secs(30);
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 /// A control plane whose workers are those of the test. Agents: `coder`, who answers, and `other`.
-pub(super) struct Plane {
+pub(crate) struct Plane {
     _child: Child,
     // Held open: whoever writes to a pipe without a reader is ended by it.
     _stdout: Lines<BufReader<ChildStdout>>,
@@ -49,7 +50,18 @@ fn secret_file(path: &Path, text: &str) {
 }
 
 impl Plane {
-    pub(super) async fn start(mock: &MockModel) -> Self {
+    /// As shipped.
+    pub(crate) async fn start(mock: &MockModel) -> Self {
+        Self::start_as("hermes-control-plane", &[], mock).await
+    }
+
+    /// With its seams opened, and without a mechanism.
+    pub(crate) async fn drilled(without: Option<Mechanism>, mock: &MockModel) -> Self {
+        let without: Vec<_> = without.iter().map(|mechanism| (WITHOUT, mechanism.name())).collect();
+        Self::start_as("hermes-drill-control-plane", &without, mock).await
+    }
+
+    async fn start_as(program: &str, env: &[(&str, &str)], mock: &MockModel) -> Self {
         let database = TestPostgres::empty().unwrap();
         let dir = tempfile::Builder::new().prefix("hermes-journal-").tempdir_in("/tmp").unwrap();
         let (config, token) = (dir.path().join("hermes.yaml"), dir.path().join("operator.token"));
@@ -61,8 +73,8 @@ impl Plane {
         });
         fs::write(&config, document.to_string()).unwrap();
         secret_file(&token, &format!("hermes.v1.operator.{}", URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>())));
-        let mut serve = Command::new(binary("hermes-control-plane"));
-        serve.env_clear().stdin(Stdio::null()).kill_on_drop(true);
+        let mut serve = Command::new(binary(program));
+        serve.env_clear().envs(env.iter().copied()).stdin(Stdio::null()).kill_on_drop(true);
         serve.args(["serve", "--launcher", "external", "--database-url", database.url()]);
         serve.arg("--config").arg(&config).arg("--operator-token-file").arg(&token);
         for flag in ["--grpc-addr", "--http-addr", "--worker-addr"] {
@@ -94,26 +106,26 @@ impl Plane {
         run(hermesctl, b"", SOON)
     }
 
-    pub(super) fn json(&self, args: &[&str]) -> Value {
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
         self.hermesctl(&[args, &["-o", "json"]].concat()).ok().json()
     }
 
-    pub(super) fn table(&self, args: &[&str]) -> String {
+    pub(crate) fn table(&self, args: &[&str]) -> String {
         self.hermesctl(args).ok().out
     }
 
     /// A message of one chat; answers its turn.
-    pub(super) fn tell(&self, text: &str) -> Value {
+    pub(crate) fn tell(&self, text: &str) -> Value {
         self.json(&["send", "--platform", "telegram", "--chat-id", "1", "--text", text])
     }
 
     /// `hermesctl turn show`.
-    pub(super) fn turn(&self, turn: &Value) -> Value {
+    pub(crate) fn turn(&self, turn: &Value) -> Value {
         self.json(&["turn", "show", turn["turn"].as_str().unwrap()])
     }
 
     /// What `/metrics` says of this line's name and labels.
-    pub(super) async fn metric(&self, name: &str) -> Option<String> {
+    pub(crate) async fn metric(&self, name: &str) -> Option<String> {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let text = reqwest::get(format!("http://{}/metrics", self.said("http"))).await.unwrap().text().await.unwrap();
         text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').map(str::to_owned))
@@ -121,7 +133,7 @@ impl Plane {
 
     /// A connection to its database.
     #[expect(clippy::disallowed_methods, reason = "it ends with its client")]
-    pub(super) async fn sql(&self) -> tokio_postgres::Client {
+    pub(crate) async fn sql(&self) -> tokio_postgres::Client {
         let (client, connection) = tokio_postgres::connect(self.database.url(), tokio_postgres::NoTls).await.unwrap();
         tokio::spawn(async move { drop(connection.await) });
         client.batch_execute("SET search_path = hermes").await.unwrap();
@@ -129,7 +141,7 @@ impl Plane {
     }
 
     /// A registered worker of `agent` with one slot.
-    pub(super) async fn worker(&self, agent: &str) -> Worker {
+    pub(crate) async fn worker(&self, agent: &str) -> Worker {
         let made = self.json(&["token", "create", "--role", "worker", "--agent", agent, "--uses", "1", "--ttl", "1h"]);
         let authority: Vec<u8> =
             self.sql().await.query_one("SELECT certificate FROM authorities", &[]).await.unwrap().get(0);
@@ -152,9 +164,9 @@ fn pem(der: &[u8]) -> String {
 }
 
 /// A worker that says what a test has it say. It heartbeats by itself.
-pub(super) struct Worker {
+pub(crate) struct Worker {
     channel: Channel,
-    pub(super) says: mpsc::Sender<v1::WorkerMessage>,
+    pub(crate) says: mpsc::Sender<v1::WorkerMessage>,
     told: Streaming<v1::ControlMessage>,
     /// What came while something else was waited for.
     passed_over: VecDeque<Told>,
@@ -191,12 +203,12 @@ impl Worker {
         worker
     }
 
-    pub(super) async fn say(&self, said: Says) {
+    pub(crate) async fn say(&self, said: Says) {
         self.says.send(message(said)).await.unwrap();
     }
 
     /// The next message that `pick` takes; the others are kept for later.
-    pub(super) async fn told<T>(&mut self, what: &str, pick: impl Fn(&Told) -> Option<T>) -> T {
+    pub(crate) async fn told<T>(&mut self, what: &str, pick: impl Fn(&Told) -> Option<T>) -> T {
         if let Some(at) = self.passed_over.iter().position(|told| pick(told).is_some()) {
             return self.passed_over.remove(at).as_ref().and_then(&pick).unwrap();
         }
@@ -215,13 +227,13 @@ impl Worker {
     }
 
     /// The stream ends.
-    pub(super) async fn hung_up(&mut self) {
+    pub(crate) async fn hung_up(&mut self) {
         let end = async { while let Ok(Some(_)) = self.told.message().await {} };
         tokio::time::timeout(SOON, end).await.expect("the stream ends");
     }
 
     /// The next assignment, accepted.
-    pub(super) async fn assignment(&mut self) -> v1::Assignment {
+    pub(crate) async fn assignment(&mut self) -> v1::Assignment {
         let given =
             self.told("Assignment", |told| if let Told::Assignment(given) = told { Some(given.clone()) } else { None });
         let given = given.await;
@@ -230,7 +242,7 @@ impl Worker {
     }
 
     /// What becomes of this step.
-    pub(super) async fn step(&mut self, report: v1::StepReport) -> v1::StepOutcome {
+    pub(crate) async fn step(&mut self, report: v1::StepReport) -> v1::StepOutcome {
         let (turn, step, phase) = (report.turn, report.step, report.phase);
         self.say(Says::Step(report)).await;
         let ack = self.told("StepAck", |told| match told {
@@ -241,7 +253,7 @@ impl Worker {
     }
 
     /// The turn succeeds with this reply; whether that was stored.
-    pub(super) async fn complete(&mut self, turn: Option<v1::TurnRef>, reply: &str) -> bool {
+    pub(crate) async fn complete(&mut self, turn: Option<v1::TurnRef>, reply: &str) -> bool {
         let completed =
             v1::Completed { turn, outcome: v1::Outcome::Succeeded.into(), reply: reply.into(), usage: None };
         self.say(Says::Completed(completed)).await;
@@ -251,7 +263,7 @@ impl Worker {
     }
 
     /// Says goodbye and gives its turn back.
-    pub(super) async fn hand_back(&mut self, turn: Option<v1::TurnRef>) {
+    pub(crate) async fn hand_back(&mut self, turn: Option<v1::TurnRef>) {
         self.say(Says::GoingAway(v1::GoingAway { reason: "the test says so".to_owned() })).await;
         self.told("Drain", |told| if let Told::Drain(drain) = told { Some(*drain) } else { None }).await;
         self.say(Says::HandBack(v1::HandBack { turn })).await;
@@ -259,7 +271,7 @@ impl Worker {
     }
 
     /// Asks for a model's reply, offering the tool `act`.
-    pub(super) async fn generate(
+    pub(crate) async fn generate(
         &self,
         turn: Option<v1::TurnRef>,
         step: u32,
@@ -283,7 +295,7 @@ impl Worker {
     }
 
     /// All events of a model's reply.
-    pub(super) async fn reply(&self, turn: Option<v1::TurnRef>, step: u32, text: &str) -> Reply {
+    pub(crate) async fn reply(&self, turn: Option<v1::TurnRef>, step: u32, text: &str) -> Reply {
         let mut events = self.generate(turn, step, text).await.unwrap();
         let mut reply = Reply::default();
         let read = async {
@@ -296,7 +308,7 @@ impl Worker {
     }
 
     /// The journal of a turn, as (step, phase, kind, body, unknown), chunks joined.
-    pub(super) async fn journal(&self, turn: Option<v1::TurnRef>) -> Result<Vec<v1::JournalChunk>, Status> {
+    pub(crate) async fn journal(&self, turn: Option<v1::TurnRef>) -> Result<Vec<v1::JournalChunk>, Status> {
         let request = v1::FetchJournalRequest { turn };
         let mut chunks = WorkerServiceClient::new(self.channel.clone()).fetch_journal(request).await?.into_inner();
         let (mut rows, mut continued) = (Vec::<v1::JournalChunk>::new(), false);
@@ -314,14 +326,14 @@ impl Worker {
 
 /// A model's reply as its worker saw it.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Reply {
-    pub(super) text: String,
-    pub(super) calls: Vec<v1::ToolCall>,
-    pub(super) done: Option<v1::GenerateDone>,
+pub(crate) struct Reply {
+    pub(crate) text: String,
+    pub(crate) calls: Vec<v1::ToolCall>,
+    pub(crate) done: Option<v1::GenerateDone>,
 }
 
 impl Reply {
-    pub(super) fn take(&mut self, event: v1::GenerateEvent) {
+    pub(crate) fn take(&mut self, event: v1::GenerateEvent) {
         use v1::generate_event::Event;
         match event.event.expect("an event") {
             Event::TextDelta(text) => self.text.push_str(&text),

@@ -65,6 +65,7 @@ drills! {
     }
     turns::{
         duplicates_inside_and_across_batches,
+        a_past_is_the_newest_turns_that_fit_and_no_more,
         one_key_for_two_sessions_of_a_batch_names_the_first,
         another_body_under_a_known_key_is_a_conflict,
         one_new_key_of_two_agents_makes_two_sessions,

@@ -24,6 +24,26 @@ pub(super) fn duplicates_inside_and_across_batches(db: &mut Db) -> Result<()> {
     Ok(())
 }
 
+pub(super) fn a_past_is_the_newest_turns_that_fit_and_no_more(db: &mut Db) -> Result<()> {
+    let w = db.worker(1)?;
+    for seq in 1..=5 {
+        // An input of 3 bytes and a reply of 4.
+        db.ingest(&[msg(&format!("m{seq}"), "x").on(w, 1)])?;
+        db.complete(&[end(1, seq, seq)])?;
+    }
+    let past = |after, before, bytes| -> Result<Vec<i64>> {
+        let rows = db.wait(db.store.transcript("s1".parse()?, after, before, bytes))?;
+        Ok(rows.iter().map(|row| row.seq).collect())
+    };
+    same!(past(0, 9, 1000)?, [1, 2, 3, 4, 5]);
+    same!(past(0, 9, 21)?, [3, 4, 5]);
+    same!(past(0, 9, 20)?, [4, 5]);
+    same!(past(0, 5, 14)?, [3, 4]);
+    same!(past(3, 9, 1000)?, [4, 5]);
+    same!(past(0, 9, 6)?, [0_i64; 0]);
+    Ok(())
+}
+
 pub(super) fn one_key_for_two_sessions_of_a_batch_names_the_first(db: &mut Db) -> Result<()> {
     same!(db.ingest(&[msg("a", "x"), msg("a", "y"), msg("a", "x").agent(2)])?, "1/1/f/- 1/1/t/- 1/1/t/-");
     same!(db.look("SELECT session_id, seq FROM turns")?, "1|1");

@@ -23,6 +23,9 @@ const LISTED: usize = 20;
 /// A turn that only went on elsewhere asks the model again within this time after a kill, seconds; what takes longer waited for
 /// the end of a lease.
 const GOES_ON_WITHIN: f64 = 3.0;
+/// A turn that was being worked on had asked the model within this time, seconds: it thinks for less, and so do the tools. What had
+/// not was held up by something else, and how long that lasts is not a worker's end to answer for.
+const WORKED_WITHIN: f64 = 3.0;
 
 /// What a run came to.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -183,7 +186,7 @@ fn check_effects(lines: &[String], verdict: &mut Verdict) {
     }
 }
 
-/// For each kill, the messages of that agent on which the model worked and whose next request repeats one, or comes so late that
+/// For each kill, the messages of that agent on which was being worked and whose next request repeats one, or comes so late that
 /// nobody worked on them in between.
 fn check_recovery(record: &Record, verdict: &mut Verdict) {
     let agents: HashMap<u64, usize> = record.said.iter().map(|one| (one.number, one.agent)).collect();
@@ -202,10 +205,10 @@ fn check_recovery(record: &Record, verdict: &mut Verdict) {
                 continue;
             }
             let next = requests.partition_point(|(at, ..)| *at <= kill.at);
-            let Some((_, step, failed)) = next.checked_sub(1).and_then(|last| requests.get(last)) else { continue };
+            let Some((last, step, failed)) = next.checked_sub(1).and_then(|last| requests.get(last)) else { continue };
             let Some((at, next_step, _)) = requests.get(next) else { continue };
             let took = at - kill.at;
-            if !failed && (next_step <= step || took > GOES_ON_WITHIN) {
+            if !failed && kill.at - last < WORKED_WITHIN && (next_step <= step || took > GOES_ON_WITHIN) {
                 times.push(took);
             }
         }
@@ -371,6 +374,10 @@ mod tests {
         let verdict = check(&record);
         // Of 2 the model had failed anyway, 3 went on with its next step elsewhere.
         assert_eq!((verdict.recoveries, verdict.recovery_p99_s), (1, Some(15.2)));
+        // Nobody was working on it when the worker ended.
+        record.asked[0].at = -2.0;
+        assert_eq!(check(&record).recovery_p99_s, None, "it was held up before");
+        record.asked[0].at = 1.6;
         record.killed[0].agent = 1;
         assert_eq!(check(&record).recovery_p99_s, None, "somebody else's worker");
     }

@@ -136,7 +136,7 @@ impl Common {
             agents: self.agents.into(),
             platform_chats: 1..platform + 1,
             gateway_chats: platform + 1..self.chats + 1,
-            pause: 100..1_500,
+            pause: 100..1_100,
             open: 4,
         }
     }
