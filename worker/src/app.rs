@@ -4,6 +4,7 @@
 //! of the control plane, the first signal drains, the second ends at once, and without its parent this process does not
 //! stay.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::config::Config;
 use crate::connection::Connection;
 use crate::documents::Documents;
 use crate::home::Home;
-use crate::identity::Identity;
+use crate::identity::{Dial, Identity};
 use crate::link::{Link, Registration, chain};
 use crate::prompt::Prompts;
 use crate::seams::Seams;
@@ -120,20 +121,49 @@ pub async fn serve_with(config: Config, seams: Seams, stop: CancellationToken) -
         agent = joined(&identity) => agent?,
         () = stop.cancelled() => return Ok(()),
     };
-    let documents = Documents::open(home.path(), &agent).context("take over the agent's home")?;
+    let registration =
+        Registration { slots: config.slots, home: home.path().display().to_string(), drain_grace: config.drain_grace };
+    attend(identity, &agent, &home, registration, seams, stop).await
+}
+
+/// As [`serve_with`] for this agent, over connections that `dial` makes; see [`Identity::given`].
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_over(
+    dial: Dial,
+    agent: &str,
+    home: &Path,
+    slots: u32,
+    seams: Seams,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let home = Home::open(home).context("open the agent's home")?;
+    let registration =
+        Registration { slots, home: home.path().display().to_string(), drain_grace: Duration::from_secs(1) };
+    attend(Arc::new(Identity::given(dial)), agent, &home, registration, seams, stop).await
+}
+
+/// Builds what turns share and holds the stream until it is drained.
+async fn attend(
+    identity: Arc<Identity>,
+    agent: &str,
+    home: &Home,
+    registration: Registration,
+    seams: Seams,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let documents = Documents::open(home.path(), agent).context("take over the agent's home")?;
     let (published, connection) = watch::channel(Connection::none());
+    let slots = usize::try_from(registration.slots).unwrap_or(usize::MAX);
     let shared = Arc::new(Shared {
         connection,
         documents,
-        transcripts: Transcripts::new(
-            TRANSCRIPT_BYTES.saturating_mul(usize::try_from(config.slots).unwrap_or(usize::MAX)),
-        ),
+        transcripts: Transcripts::new(TRANSCRIPT_BYTES.saturating_mul(slots)),
         prompts: Prompts::default(),
         today: || jiff::Zoned::now().date(),
         seams,
     });
-    let registration =
-        Registration { slots: config.slots, home: home.path().display().to_string(), drain_grace: config.drain_grace };
     Link::new(identity, registration, published, shared, stop).run().await?;
     Ok(())
 }

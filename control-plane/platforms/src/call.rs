@@ -4,8 +4,14 @@
 //! URLs), redirects are not followed, nothing is sent twice by itself. It does not know any platform's answers.
 
 use std::error::Error as _;
-use std::time::Duration;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
 use reqwest::{Client, Response, Url};
 
 use crate::SendError;
@@ -13,7 +19,8 @@ use crate::SendError;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Shorter than common servers keep an idle connection, so that a request seldom meets a closing one.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
-const IDLE_CONNECTIONS: usize = 32;
+/// As many as one busy account has sends on their way.
+const IDLE_CONNECTIONS: usize = 128;
 const CAUSE_CHARS: usize = 300;
 /// A platform cannot pause us for longer than this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(24 * 3_600);
@@ -25,6 +32,8 @@ pub(crate) enum Fault {
     NotSent(String),
     /// The platform may have seen it.
     Unknown(String),
+    /// It was too late to send it, and it was not.
+    Late,
 }
 
 impl Fault {
@@ -42,7 +51,51 @@ impl From<Fault> for SendError {
         match fault {
             Fault::NotSent(cause) => Self::Retry(cause),
             Fault::Unknown(cause) => Self::Ambiguous(cause),
+            Fault::Late => Self::Expired,
         }
+    }
+}
+
+/// A request's body that is handed out before an instant or not at all. A process may stand still between the decision to send and the
+/// last moment before the bytes leave: what it began must not reach the platform when somebody else has sent it meanwhile.
+pub(crate) struct Timely {
+    body: Option<Bytes>,
+    not_after: Option<Instant>,
+    late: Arc<AtomicBool>,
+}
+
+impl Timely {
+    /// The body, and whether it was too late for it.
+    pub(crate) fn new(body: Vec<u8>, not_after: Option<Instant>) -> (Self, Arc<AtomicBool>) {
+        let late = Arc::new(AtomicBool::new(false));
+        (Self { body: Some(body.into()), not_after, late: Arc::clone(&late) }, late)
+    }
+}
+
+/// See [`Timely`].
+#[derive(Debug, thiserror::Error)]
+#[error("it is too late to send this")]
+pub(crate) struct TooLate;
+
+impl Body for Timely {
+    type Data = Bytes;
+    type Error = TooLate;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TooLate>>> {
+        if self.body.is_some() && self.not_after.is_some_and(|end| Instant::now() >= end) {
+            self.body = None;
+            self.late.store(true, Ordering::Release);
+            return Poll::Ready(Some(Err(TooLate)));
+        }
+        Poll::Ready(self.body.take().map(|body| Ok(Frame::data(body))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.body.as_ref().map_or(0, |body| body.len() as u64))
     }
 }
 
@@ -118,4 +171,32 @@ pub(crate) fn cause(error: reqwest::Error) -> String {
         text.push_str(": timed out");
     }
     quoted(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn first_frame(body: &mut Timely) -> Option<Result<Bytes, TooLate>> {
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        match Pin::new(body).poll_frame(&mut context) {
+            Poll::Ready(frame) => frame.map(|frame| frame.map(|frame| frame.into_data().unwrap())),
+            Poll::Pending => panic!("it never waits"),
+        }
+    }
+
+    #[test]
+    fn a_body_leaves_in_time_or_not_at_all() {
+        let soon = Instant::now() + Duration::from_secs(60);
+        for not_after in [None, Some(soon)] {
+            let (mut body, late) = Timely::new(b"text".to_vec(), not_after);
+            assert_eq!(body.size_hint().exact(), Some(4));
+            assert_eq!(first_frame(&mut body).unwrap().unwrap(), "text");
+            assert!(first_frame(&mut body).is_none() && body.is_end_stream() && !late.load(Ordering::Acquire));
+        }
+        let (mut body, late) = Timely::new(b"text".to_vec(), Some(Instant::now()));
+        assert!(first_frame(&mut body).unwrap().is_err());
+        assert!(first_frame(&mut body).is_none() && late.load(Ordering::Acquire));
+        assert_eq!(SendError::from(Fault::Late), SendError::Expired);
+    }
 }

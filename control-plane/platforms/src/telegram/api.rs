@@ -5,15 +5,17 @@
 //! in no error, log line or `Debug`, even when the server echoes it.
 
 use std::fmt;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
+use http::header::CONTENT_TYPE;
 use reqwest::Client;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::wire::Envelope;
-use crate::call::{self, Fault};
+use crate::call::{self, Fault, Timely};
 
 /// 100 updates with their entities stay far below.
 const ANSWER_BYTES: usize = 16 * 1024 * 1024;
@@ -50,6 +52,7 @@ impl fmt::Display for CallError {
             Self::Refused(refusal) => write!(out, "telegram says {} {}", refusal.code, refusal.description),
             Self::Fault(Fault::NotSent(cause)) => write!(out, "cannot reach telegram: {cause}"),
             Self::Fault(Fault::Unknown(cause)) => write!(out, "no answer from telegram: {cause}"),
+            Self::Fault(Fault::Late) => write!(out, "it was too late to call telegram"),
         }
     }
 }
@@ -86,14 +89,15 @@ impl Api {
         Ok(Self { token, base: url.as_str().trim_end_matches('/').to_owned(), poll: client()?, other: client()? })
     }
 
-    /// Calls `method` within `limit`.
+    /// Calls `method` within `limit`; its body leaves before `not_after` or not at all ([`Fault::Late`]).
     pub(super) async fn call<T: DeserializeOwned>(
         &self,
         method: &str,
         body: &impl Serialize,
         limit: Duration,
+        not_after: Option<Instant>,
     ) -> Result<T, CallError> {
-        self.call_by(&self.other, method, body, limit).await
+        self.call_by(&self.other, method, body, limit, not_after).await
     }
 
     /// Like [`Api::call`], on the poll's own connection.
@@ -103,7 +107,7 @@ impl Api {
         body: &impl Serialize,
         limit: Duration,
     ) -> Result<T, CallError> {
-        self.call_by(&self.poll, method, body, limit).await
+        self.call_by(&self.poll, method, body, limit, None).await
     }
 
     async fn call_by<T: DeserializeOwned>(
@@ -112,10 +116,18 @@ impl Api {
         method: &str,
         body: &impl Serialize,
         limit: Duration,
+        not_after: Option<Instant>,
     ) -> Result<T, CallError> {
+        let body = serde_json::to_vec(body)
+            .map_err(|error| CallError::Fault(Fault::NotSent(format!("the request cannot be written: {error}"))))?;
+        let (body, late) = Timely::new(body, not_after);
         let url = format!("{}/bot{}/{method}", self.base, self.token.expose_secret());
-        let answer = client.post(url).timeout(limit).json(body).send().await;
-        let response = answer.map_err(|error| CallError::Fault(self.redacted(Fault::of(error))))?;
+        let request = client.post(url).timeout(limit).header(CONTENT_TYPE, "application/json");
+        let response = match request.body(reqwest::Body::wrap(body)).send().await {
+            Ok(response) => response,
+            Err(_) if late.load(Ordering::Acquire) => return Err(CallError::Fault(Fault::Late)),
+            Err(error) => return Err(CallError::Fault(self.redacted(Fault::of(error)))),
+        };
         let status = response.status();
         let header_pause = call::retry_after(&response);
         let unknown = |cause: String| CallError::Fault(Fault::Unknown(self.redact(&cause)));
@@ -156,6 +168,7 @@ impl Api {
         match fault {
             Fault::NotSent(cause) => Fault::NotSent(self.redact(&cause)),
             Fault::Unknown(cause) => Fault::Unknown(self.redact(&cause)),
+            Fault::Late => Fault::Late,
         }
     }
 

@@ -35,7 +35,7 @@ impl Telegram {
         }
         expired(edit.not_after)?;
         let body = EditMessageText { chat_id: chat_id_of(chat_id), message_id, text: &edit.text };
-        match self.api.call::<Value>("editMessageText", &body, SEND_TIMEOUT).await {
+        match self.api.call::<Value>("editMessageText", &body, SEND_TIMEOUT, edit.not_after).await {
             Ok(_) => Ok(()),
             Err(CallError::Fault(fault)) => Err(SendError::from(fault).into()),
             Err(CallError::Refused(refusal)) => {

@@ -71,16 +71,16 @@ impl Telegram {
     ) -> Result<Sent, SendError> {
         self.wait_for_turn(chat_id).await?;
         expired(not_after)?;
-        let mut answer = self.call_send(chat_id_of(chat_id), thread, text).await;
+        let mut answer = self.call_send(chat_id_of(chat_id), thread, text, not_after).await;
         // Both answers say that nothing was sent and where the message can go instead.
         match &answer {
             Err(CallError::Refused(refusal)) if thread.is_some() && refusal.says("message thread not found") => {
                 tracing::info!(account = self.account, chat_id, "the topic is gone, answering in the chat itself");
-                answer = self.call_send(chat_id_of(chat_id), None, text).await;
+                answer = self.call_send(chat_id_of(chat_id), None, text, not_after).await;
             }
             Err(CallError::Refused(Refusal { migrated_to: Some(moved), .. })) => {
                 tracing::info!(account = self.account, chat_id, moved, "the group has become a supergroup");
-                answer = self.call_send(ChatId::Number(*moved), thread, text).await;
+                answer = self.call_send(ChatId::Number(*moved), thread, text, not_after).await;
             }
             _ => {}
         }
@@ -99,9 +99,15 @@ impl Telegram {
         }
     }
 
-    async fn call_send(&self, chat_id: ChatId<'_>, thread: Option<i64>, text: &str) -> Result<Value, CallError> {
+    async fn call_send(
+        &self,
+        chat_id: ChatId<'_>,
+        thread: Option<i64>,
+        text: &str,
+        not_after: Option<Instant>,
+    ) -> Result<Value, CallError> {
         let body = SendMessage { chat_id, message_thread_id: thread, text };
-        self.api.call("sendMessage", &body, SEND_TIMEOUT).await
+        self.api.call("sendMessage", &body, SEND_TIMEOUT, not_after).await
     }
 
     /// Waits for the chat's turn, then for the account's.
@@ -123,7 +129,7 @@ impl Telegram {
             return;
         }
         let body = SendChatAction { chat_id: chat_id_of(&chat.chat_id), message_thread_id, action: "typing" };
-        match self.api.call::<Value>("sendChatAction", &body, TYPING_TIMEOUT).await {
+        match self.api.call::<Value>("sendChatAction", &body, TYPING_TIMEOUT, None).await {
             Ok(_) => {}
             Err(CallError::Refused(Refusal { retry_after: Some(after), .. })) => {
                 self.pacing.pause(&chat.chat_id, after, Instant::now());

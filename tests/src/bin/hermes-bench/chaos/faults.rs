@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use rand::rngs::StdRng;
-use rand::seq::SliceRandom as _;
+use rand::seq::{IndexedRandom as _, SliceRandom as _};
 use rand::{Rng as _, SeedableRng as _};
 
 /// A kind of fault.
@@ -61,6 +61,8 @@ pub(crate) enum Fault {
     ModelError,
     /// The model's answer is cut.
     ModelCut,
+    /// A worker ends without a word while replicas, lines and Postgres are well: what the time to recover is taken from.
+    KillWorkerAlone,
     /// Replicas and workers are asked to end, one after another, each waited for. Not part of a run without a choice.
     Rolling,
 }
@@ -77,6 +79,24 @@ impl Fault {
     }
 }
 
+impl Fault {
+    /// Whether it leaves replicas, workers, lines and Postgres alone.
+    fn is_outside(self) -> bool {
+        matches!(
+            self,
+            Self::PlatformFlood
+                | Self::PlatformError
+                | Self::PlatformCut
+                | Self::PlatformProxy
+                | Self::PlatformPoll
+                | Self::PlatformRedelivers
+                | Self::ModelHangs
+                | Self::ModelError
+                | Self::ModelCut
+        )
+    }
+}
+
 /// One fault of a plan.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Planned {
@@ -90,20 +110,24 @@ pub(crate) struct Planned {
     pub(crate) lasts: Duration,
 }
 
-/// The plan of a run: `faults` dealt in rounds, each round in another order.
+/// From the end of all else to a worker's end alone: by then every process is back and connected.
+const SETTLE: Duration = Duration::from_secs(4);
+/// What is left of its recovery after the lease.
+const RECOVERY: Duration = Duration::from_secs(3);
+
+/// The plan of a run: `faults` dealt in rounds, each round in another order. At the end of a round comes what must come alone, with
+/// only platform and model failing until it is over.
 pub(crate) fn plan(seed: u64, length: Duration, lease: Duration, faults: &[Fault]) -> Vec<Planned> {
     let mut dice = StdRng::seed_from_u64(seed);
-    let mut plan = Vec::new();
+    let mut plan: Vec<Planned> = Vec::new();
     let mut at = Duration::from_millis(1_500);
-    let mut round: Vec<Fault> = Vec::new();
-    while at < length {
-        if round.is_empty() {
-            round = faults.to_vec();
-            round.sort_unstable();
-            round.dedup();
-            round.shuffle(&mut dice);
-        }
-        let Some(fault) = round.pop() else { break };
+    let (mut dealt, outside) = (faults.to_vec(), faults.iter().copied().filter(|fault| fault.is_outside()));
+    let outside: Vec<Fault> = outside.collect();
+    dealt.sort_unstable();
+    dealt.dedup();
+    let alone = dealt.contains(&Fault::KillWorkerAlone);
+    dealt.retain(|fault| *fault != Fault::KillWorkerAlone);
+    let mut add = |dice: &mut StdRng, at: Duration, fault: Fault| {
         let lasts = match fault {
             Fault::StopWorker => lease.mul_f64(dice.random_range(0.5..3.0)),
             Fault::StopReplica => lease.mul_f64(dice.random_range(0.2..1.5)),
@@ -112,8 +136,42 @@ pub(crate) fn plan(seed: u64, length: Duration, lease: Duration, faults: &[Fault
             Fault::PgImmediate => Duration::from_millis(dice.random_range(100..2_500)),
             _ => Duration::from_millis(dice.random_range(500..4_000)),
         };
-        plan.push(Planned { at, fault, dice: dice.random(), lasts: lasts.min(length.saturating_sub(at)) });
-        at += Duration::from_millis(dice.random_range(400..2_200));
+        let lasts = lasts.min(length.saturating_sub(at));
+        plan.push(Planned { at, fault, dice: dice.random(), lasts });
+        at + lasts
+    };
+    let mut round = |dice: &mut StdRng, mut at: Duration| {
+        let mut well = at;
+        let mut left = dealt.clone();
+        left.shuffle(dice);
+        for fault in left {
+            if at >= length {
+                return at;
+            }
+            let over = add(dice, at, fault);
+            if !fault.is_outside() && fault != Fault::StopWorker {
+                well = well.max(over);
+            }
+            at += Duration::from_millis(dice.random_range(300..1_500));
+        }
+        if alone {
+            at = at.max(well + SETTLE);
+            let over = at + lease + RECOVERY;
+            if at < length && over <= length {
+                add(dice, at, Fault::KillWorkerAlone);
+            }
+            at += Duration::from_millis(dice.random_range(300..1_500));
+            while at < over.min(length) {
+                if let Some(fault) = outside.choose(dice) {
+                    add(dice, at, *fault);
+                }
+                at += Duration::from_millis(dice.random_range(300..1_500));
+            }
+        }
+        at
+    };
+    while at < length && !faults.is_empty() {
+        at = round(&mut dice, at);
     }
     plan
 }
@@ -134,6 +192,19 @@ mod tests {
         assert_ne!(first, plan(8, length, LEASE, &Fault::all()));
         let round: BTreeSet<Fault> = first.iter().take(Fault::all().len()).map(|planned| planned.fault).collect();
         assert_eq!(round.into_iter().collect::<Vec<_>>(), Fault::all());
+        // While somebody recovers alone, whatever must help is well. A worker that stands still is no help it needs.
+        let alone = first.iter().filter(|planned| planned.fault == Fault::KillWorkerAlone);
+        for kill in alone {
+            let disturbs = |one: &&Planned| {
+                let stands = one.fault == Fault::StopWorker && one.at < kill.at;
+                !one.fault.is_outside()
+                    && one.fault != Fault::KillWorkerAlone
+                    && !stands
+                    && one.at + one.lasts > kill.at
+                    && one.at < kill.at + LEASE
+            };
+            assert_eq!(first.iter().find(disturbs), None, "{kill:?}");
+        }
         assert!(first.iter().all(|planned| planned.at + planned.lasts <= length), "nothing lasts beyond the faults");
     }
 

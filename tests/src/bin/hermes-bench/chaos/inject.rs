@@ -50,7 +50,9 @@ impl Struck {
 pub(crate) async fn inject(world: Arc<World>, planned: Planned, struck: Struck) {
     let mut dice = StdRng::seed_from_u64(planned.dice);
     let times = match planned.fault {
-        Fault::KillWorker | Fault::StopWorker | Fault::TermWorker => worker(&world, &planned, &mut dice).await,
+        Fault::KillWorker | Fault::KillWorkerAlone | Fault::StopWorker | Fault::TermWorker => {
+            worker(&world, &planned, &mut dice).await
+        }
         Fault::KillReplica | Fault::StopReplica | Fault::TermReplica => replica(&world, &planned, &mut dice).await,
         Fault::PgTerminate | Fault::PgImmediate => postgres(&world, &planned, &mut dice).await,
         Fault::WorkerCut | Fault::WorkerSlow | Fault::WorkerSilent | Fault::WorkerHalfClosed => {
@@ -83,7 +85,7 @@ async fn worker(world: &World, planned: &Planned, dice: &mut StdRng) -> u64 {
     let at = world.recorder.now();
     let mut all = all.filter(|worker| worker.process.signal(signal));
     let Some(worker) = all.next() else { return 0 };
-    if planned.fault == Fault::KillWorker {
+    if planned.fault == Fault::KillWorkerAlone {
         world.recorder.locked().killed.push(Killed { agent: worker.agent, at });
     }
     stand_still(&worker.process, planned, signal).await;
@@ -100,7 +102,7 @@ async fn replica(world: &World, planned: &Planned, dice: &mut StdRng) -> u64 {
 
 fn signal_of(fault: Fault) -> Signal {
     match fault {
-        Fault::KillWorker | Fault::KillReplica => Signal::SIGKILL,
+        Fault::KillWorker | Fault::KillWorkerAlone | Fault::KillReplica => Signal::SIGKILL,
         Fault::StopWorker | Fault::StopReplica => Signal::SIGSTOP,
         _ => Signal::SIGTERM,
     }

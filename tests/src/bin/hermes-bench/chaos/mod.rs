@@ -136,8 +136,8 @@ impl Common {
             agents: self.agents.into(),
             platform_chats: 1..platform + 1,
             gateway_chats: platform + 1..self.chats + 1,
-            pause: 100..1_100,
-            open: 4,
+            pause: 100..700,
+            open: 5,
         }
     }
 }

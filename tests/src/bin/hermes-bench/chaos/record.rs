@@ -56,7 +56,7 @@ pub(crate) struct Asked {
     pub(crate) at: f64,
 }
 
-/// A worker that was ended without a word.
+/// A worker that was ended without a word while all else was well.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Killed {
     /// Whose.
