@@ -25,17 +25,18 @@ pub(super) async fn release(dispatcher: &Dispatcher, worker: i64, turn: TurnId, 
         tracing::info!(worker, %turn, epoch, "a turn was handed back that the worker does not run");
         return false;
     }
-    // One that leaves has said so before and gets nothing more. One that was out of touch may be given the very turn again, and
-    // has at most one for each slot; more is no accident, and would go round for ever.
-    if inner.fleet.handed_back(worker) {
-        tracing::warn!(worker, "a worker hands back what it is given and is parted with");
-        dispatcher.drain(|about| about.worker_id == worker, DRAIN_GRACE).await;
-    }
     let (stored, answer) = oneshot::channel();
     if inner.releases.send(Pending { turn, epoch, stored }).await.is_err() {
         return false;
     }
-    answer.await.unwrap_or(false)
+    let released = answer.await.unwrap_or(false);
+    // One that leaves has said so before and gets nothing more. One that was out of touch may be given the very turn again, and
+    // has at most one for each slot; more is no accident, and would go round for ever. It may well say each twice.
+    if released && inner.fleet.handed_back(worker) {
+        tracing::warn!(worker, "a worker hands back what it is given and is parted with");
+        dispatcher.drain(|about| about.worker_id == worker, DRAIN_GRACE).await;
+    }
+    released
 }
 
 /// The loop.

@@ -152,7 +152,7 @@ pub(crate) fn plan(seed: u64, length: Duration, lease: Duration, faults: &[Fault
             if !fault.is_outside() && fault != Fault::StopWorker {
                 well = well.max(over);
             }
-            at += Duration::from_millis(dice.random_range(300..1_500));
+            at += Duration::from_millis(dice.random_range(250..1_200));
         }
         if alone {
             at = at.max(well + SETTLE);
@@ -160,12 +160,12 @@ pub(crate) fn plan(seed: u64, length: Duration, lease: Duration, faults: &[Fault
             if at < length && over <= length {
                 add(dice, at, Fault::KillWorkerAlone);
             }
-            at += Duration::from_millis(dice.random_range(300..1_500));
+            at += Duration::from_millis(dice.random_range(250..1_200));
             while at < over.min(length) {
                 if let Some(fault) = outside.choose(dice) {
                     add(dice, at, *fault);
                 }
-                at += Duration::from_millis(dice.random_range(300..1_500));
+                at += Duration::from_millis(dice.random_range(250..1_200));
             }
         }
         at
