@@ -111,7 +111,7 @@ pub(crate) fn script(turn: &TurnRef, step: u32) -> Line {
     };
     match u64::from(step) {
         0 => wish(calls(first, 0)),
-        at if at == 1 + first && dice % 2 == 0 => wish(calls(1, at)),
+        at if at == 1 + first && dice.is_multiple_of(2) => wish(calls(1, at)),
         _ => say(&format!("done {}.{}", turn.session_id, turn.seq)),
     }
 }
