@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{Dispatcher, Report, STOPPED, journal};
+use crate::outbox::HandingOver;
 use crate::store::{self, BATCH_ROWS, Completion, CompletionOutcome, DueDelivery, Ended, Leased, Signal, TurnEnd};
 
 /// How long a turn may run before the store is asked whether its chat is still there: what dies faster is found by the attempt.
@@ -149,7 +150,7 @@ async fn store_batch(dispatcher: &Dispatcher, batch: &mut Vec<Pending>, stop: &C
         let mut again = Vec::new();
         for (mut pending, answer) in batch.drain(..).zip(answers) {
             match answer {
-                Ok(outcome) => settle(dispatcher, pending, outcome),
+                Ok(outcome) => settle(dispatcher, pending, outcome, &handing_over),
                 // A repeat is answered as stored, but without what the first answer handed over.
                 Err(store::Error::Unavailable(_)) => {
                     pending.uncertain = true;
@@ -197,7 +198,7 @@ fn without_the_fault(dispatcher: &Dispatcher, mut pending: Pending) -> Option<Pe
     Some(pending)
 }
 
-fn settle(dispatcher: &Dispatcher, pending: Pending, outcome: CompletionOutcome) {
+fn settle(dispatcher: &Dispatcher, pending: Pending, outcome: CompletionOutcome, handing_over: &HandingOver<'_>) {
     let inner = &dispatcher.inner;
     let counted = outcome.stored;
     let Pending { completion, place, end, agent, since, traceparent, stored, uncertain, .. } = pending;
@@ -220,7 +221,7 @@ fn settle(dispatcher: &Dispatcher, pending: Pending, outcome: CompletionOutcome)
                 // Its chat may have died while it ran.
                 ask: place.is_none() || since.elapsed() > ASK_AFTER || inner.outbox.is_suspected(lane),
             };
-            inner.outbox.send(delivery);
+            handing_over.send(delivery);
         }
         inner.live.end(completion.turn, end);
     } else {

@@ -8,6 +8,7 @@ use hermes_platforms::{Adapter, ChatRef, Edit, EditError, OutboundMessage, SendE
 use tracing::Instrument as _;
 
 use super::adapters::parking_key;
+use super::tenure::Tenure;
 use super::{Astray, Outbox};
 use crate::store::{self, DeliveryOutcome, DueDelivery, PreviewEnd, SendResult};
 use crate::telemetry::{self, TRACE};
@@ -36,18 +37,29 @@ const ENDED_EMPTY: &str = "(ended without an answer)";
 /// What is said of a message on which the adapter panicked.
 const ADAPTER_FAILED: &str = "the adapter failed on this message";
 
-pub(super) async fn run(outbox: &Outbox, delivery: DueDelivery) {
-    let span = tracing::info_span!(target: TRACE, "delivery", turn = %delivery.turn, lane = delivery.lane, attempt = delivery.attempt);
-    let span = telemetry::child_of(delivery.traceparent.as_deref().unwrap_or_default(), span);
-    send(outbox, delivery).instrument(span).await;
+/// What became of the delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// Its outcome is stored, or another replica stores it.
+    Settled,
+    /// This replica may not send it any more. Another one may be sending it; if none is, it is ours and nobody's.
+    Left,
 }
 
-async fn send(outbox: &Outbox, mut delivery: DueDelivery) {
+/// One attempt at a delivery that was taken over in this tenure.
+pub(super) async fn run(outbox: &Outbox, delivery: DueDelivery, tenure: &Tenure) -> End {
+    let span = tracing::info_span!(target: TRACE, "delivery", turn = %delivery.turn, lane = delivery.lane, attempt = delivery.attempt);
+    outbox.inner.store.failpoints().reach("attempt.before").await;
+    let span = telemetry::child_of(delivery.traceparent.as_deref().unwrap_or_default(), span);
+    send(outbox, delivery, tenure).instrument(span).await
+}
+
+async fn send(outbox: &Outbox, mut delivery: DueDelivery, tenure: &Tenure) -> End {
     let (adapter, chat) = match outbox.route(delivery.lane).await {
         Ok(found) => found,
         Err(astray) => {
             settle(outbox, "none", &delivery, astray_result(&delivery, astray)).await;
-            return;
+            return End::Settled;
         }
     };
     let adapter = adapter.as_ref();
@@ -58,29 +70,31 @@ async fn send(outbox: &Outbox, mut delivery: DueDelivery) {
             let reason = format!("not sent, the chat is gone: {gone}");
             let result = SendResult::Dead { reason, maybe_duplicate: delivery.maybe_duplicate };
             settle(outbox, platform, &delivery, result).await;
-            return;
+            return End::Settled;
         }
         Err(error) => {
             settle(outbox, platform, &delivery, wait(&delivery, STORE_PAUSE, &error.to_string())).await;
-            return;
+            return End::Settled;
         }
     }
     // An attempt that took its process along counts as failed: what does so again and again is not tried for ever.
     if usize::try_from(delivery.failures).unwrap_or(0) > SCHEDULE.len() {
         let outcome = retry(&delivery, false, "its sender ended during the attempt");
         settle(outbox, platform, &delivery, outcome).await;
-        return;
+        return End::Settled;
     }
     let result = match prepare(outbox, adapter, &mut delivery).await {
         Err(result) => result,
-        Ok((parts, shown)) => match send_parts(outbox, adapter, &chat, &mut delivery, &parts, shown).await {
+        Ok((parts, shown)) => match send_parts(outbox, adapter, &chat, &mut delivery, tenure, &parts, shown).await {
             Ok(message_id) => SendResult::Delivered { message_id, revived: suspected },
-            Err(Ended::Elsewhere) => return,
+            Err(Ended::Elsewhere) => return End::Settled,
             Err(Ended::Failed(error, called)) => match error {
                 SendError::RetryAfter { after, ref cause } => wait(&delivery, after, cause),
                 SendError::Retry(ref cause) => retry(&delivery, false, cause),
-                // Looked at where it was sent.
-                SendError::Expired => return,
+                SendError::Expired => {
+                    tracing::warn!(turn = %delivery.turn, lane = delivery.lane, "this replica's lease ended, a delivery is left to others");
+                    return End::Left;
+                }
                 SendError::Ambiguous(ref cause) => retry(&delivery, true, cause),
                 SendError::Refused(reason) => SendResult::Dead { reason, maybe_duplicate: delivery.maybe_duplicate },
                 SendError::ChatGone(reason) => {
@@ -99,6 +113,7 @@ async fn send(outbox: &Outbox, mut delivery: DueDelivery) {
         // What fails here is swept up later.
         let _ = outbox.inner.store.preview_forget(delivery.turn).await;
     }
+    End::Settled
 }
 
 /// Why the chat is gone, if the store says so.
@@ -150,6 +165,7 @@ async fn send_parts(
     adapter: &dyn Adapter,
     chat: &ChatRef,
     delivery: &mut DueDelivery,
+    tenure: &Tenure,
     parts: &[String],
     shown: Option<String>,
 ) -> Result<Option<String>, Ended> {
@@ -159,11 +175,7 @@ async fn send_parts(
         let edited = match &shown {
             Some(message) if index == 0 => {
                 let called = Instant::now();
-                let edited = edit_part(outbox, adapter, chat, message, text).await;
-                if edited == Err(SendError::Expired) {
-                    outbox.doubt();
-                    return Err(Ended::Elsewhere);
-                }
+                let edited = edit_part(outbox, adapter, chat, tenure, message, text).await;
                 edited.map_err(|error| Ended::Failed(error, called))?
             }
             _ => false,
@@ -176,19 +188,13 @@ async fn send_parts(
                 text: text.clone(),
                 maybe_duplicate: delivery.maybe_duplicate && index == first && !adapter.deduplicates(),
                 idempotency_key: format!("{}-{}-{index}", delivery.lane, delivery.pos),
-                not_after: Some(outbox.held_until()),
+                not_after: Some(tenure.until()),
             };
             let failpoints = outbox.inner.store.failpoints();
             failpoints.reach("send.before").await;
             let called = Instant::now();
             let sent = send_part(adapter, message).await;
             failpoints.reach("send.after").await;
-            if sent == Err(SendError::Expired) {
-                // Another replica may be sending it. If none is, it is found among those that nobody sends.
-                tracing::warn!(turn = %delivery.turn, lane = delivery.lane, "this replica's lease is over, a delivery is left to others");
-                outbox.doubt();
-                return Err(Ended::Elsewhere);
-            }
             message_id = message_id.or(sent.map_err(|error| Ended::Failed(error, called))?.message_id);
         }
         delivery.part = i32::try_from(index + 1).unwrap_or(i32::MAX);
@@ -207,6 +213,7 @@ async fn edit_part(
     outbox: &Outbox,
     adapter: &dyn Adapter,
     chat: &ChatRef,
+    tenure: &Tenure,
     message: &str,
     text: &str,
 ) -> Result<bool, SendError> {
@@ -215,7 +222,7 @@ async fn edit_part(
         message_id: message.to_owned(),
         text: text.to_owned(),
         passing: false,
-        not_after: Some(outbox.held_until()),
+        not_after: Some(tenure.until()),
     };
     let failpoints = outbox.inner.store.failpoints();
     failpoints.reach("edit.before").await;

@@ -5,11 +5,13 @@
 //! delivery of a lane is in flight at a time, because the store hands out one; parts that certainly arrived are committed before
 //! the next is sent, so a retry goes on where it stopped; a copy that may be a duplicate is marked; a delivery that was handed
 //! to this replica in an answer that got lost is found as soon as the store answers again (`upkeep`); what is known here of
-//! dead chats only decides whether the store is asked. It knows adapters, not platforms.
+//! dead chats only decides whether the store is asked; nothing is sent on the strength of a lease other than the one it was
+//! taken over in (`tenure`). It knows adapters, not platforms.
 
 mod adapters;
 mod attempt;
 mod preview;
+mod tenure;
 mod upkeep;
 
 use std::collections::hash_map::Entry;
@@ -27,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 pub use adapters::Adapters;
 
 use preview::Previews;
+use tenure::{Tenure, Tenures};
 
 use crate::store::{self, BATCH_ROWS, DeliveryOutcome, DueDelivery, LaneKey, Store};
 use crate::tasks::Tasks;
@@ -57,8 +60,7 @@ struct Inner {
     replica: i64,
     adapters: Adapters,
     in_flight: AtomicUsize,
-    /// This replica's deliveries are its own until then.
-    held_until: Mutex<Instant>,
+    tenures: Tenures,
     /// Nothing new is begun: this replica stops.
     closing: AtomicBool,
     attempts: Mutex<HashSet<Attempt>>,
@@ -110,7 +112,7 @@ impl Outbox {
             replica,
             adapters,
             in_flight: AtomicUsize::new(0),
-            held_until: Mutex::new(Instant::now() + FIRST_LEASE),
+            tenures: Tenures::new(Instant::now() + FIRST_LEASE),
             closing: AtomicBool::new(false),
             attempts: Mutex::default(),
             lanes: Mutex::default(),
@@ -130,14 +132,9 @@ impl Outbox {
         outbox
     }
 
-    /// The lease of this replica was renewed: what it has is its own until then.
+    /// The lease of this replica was renewed, as is known from now on: what it took over since it last had none is its own `until` then.
     pub fn held(&self, until: Instant) {
-        *self.inner.held_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
-    }
-
-    /// From when on another replica may send what is in this one's hands.
-    fn held_until(&self) -> Instant {
-        *self.inner.held_until.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.tenures.renewed(Instant::now(), until);
     }
 
     /// Whether another delivery may be committed as `attempting` in this replica's name.
@@ -162,9 +159,10 @@ impl Outbox {
     }
 
     /// Hold it around a call of the store that may commit deliveries as `attempting` in this replica's name, until they were given
-    /// to [`Outbox::send`] or [`Outbox::doubt`] was called.
-    pub async fn handing_over(&self) -> RwLockReadGuard<'_, ()> {
-        self.inner.handing_over.read().await
+    /// to [`HandingOver::send`] or [`Outbox::doubt`] was called.
+    pub async fn handing_over(&self) -> HandingOver<'_> {
+        let excluding = self.inner.handing_over.read().await;
+        HandingOver { outbox: self, tenure: self.inner.tenures.current(), _excluding: excluding }
     }
 
     /// A call that may have handed deliveries over got no answer: the store is asked what is ours.
@@ -173,13 +171,16 @@ impl Outbox {
         self.inner.doubt.notify_one();
     }
 
-    /// Sends a delivery that is `attempting` in this replica's name.
-    pub fn send(&self, delivery: DueDelivery) {
+    /// Sends a delivery that became `attempting` in this replica's name in this tenure.
+    fn begin(&self, delivery: DueDelivery, tenure: &Tenure) {
         let Some(sending) = Sending::begin(self, &delivery) else { return };
-        let outbox = self.clone();
+        let (outbox, tenure) = (self.clone(), tenure.clone());
         self.inner.tasks.spawn("delivery", async move {
-            attempt::run(&outbox, delivery).await;
+            let ended = attempt::run(&outbox, delivery, &tenure).await;
             drop(sending);
+            if ended == attempt::End::Left {
+                outbox.doubt();
+            }
         });
     }
 
@@ -293,6 +294,21 @@ impl Outbox {
     }
 }
 
+/// A call of the store is on its way that may hand deliveries over.
+pub struct HandingOver<'a> {
+    outbox: &'a Outbox,
+    /// As it was before the call.
+    tenure: Tenure,
+    _excluding: RwLockReadGuard<'a, ()>,
+}
+
+impl HandingOver<'_> {
+    /// Sends a delivery that the call made `attempting` in this replica's name.
+    pub fn send(&self, delivery: DueDelivery) {
+        self.outbox.begin(delivery, &self.tenure);
+    }
+}
+
 /// Stores outcomes in batches and starts the next deliveries of their lanes.
 async fn run_recorder(outbox: Outbox, mut recorded: mpsc::Receiver<Recorded>, stop: CancellationToken) {
     let mut batch = Vec::with_capacity(BATCH_ROWS);
@@ -313,7 +329,7 @@ async fn run_recorder(outbox: Outbox, mut recorded: mpsc::Receiver<Recorded>, st
                         let _ = recorded.held.send(held);
                     }
                     for delivery in next {
-                        outbox.send(delivery);
+                        handing_over.send(delivery);
                     }
                     break;
                 }
@@ -352,14 +368,14 @@ async fn run_due(outbox: Outbox, stop: CancellationToken) {
         if room == 0 || outbox.is_closing() {
             continue;
         }
-        let _handing_over = outbox.handing_over().await;
+        let handing_over = outbox.handing_over().await;
         match outbox.inner.store.outbox_claim(outbox.inner.replica, i32::try_from(room).unwrap_or(1)).await {
             Ok(due) => {
                 if due.len() >= room {
                     outbox.nudge();
                 }
                 for delivery in due {
-                    outbox.send(delivery);
+                    handing_over.send(delivery);
                 }
             }
             Err(error) => {

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Outbox;
+use super::tenure::Tenure;
 use crate::store::{self, DueDelivery, PreviewBegin, PreviewEnd, TurnId};
 
 /// Least time between two edits of one message.
@@ -140,6 +141,7 @@ impl Showing<'_> {
         if !adapter.streams() {
             return;
         }
+        let mut tenure = self.outbox.inner.tenures.current();
         let (mut message, mut seen, mut strikes, mut asked) = (None, 0, 0, false);
         while let Some(Some(text)) = self.stop.run_until_cancelled(texts.next()).await {
             let length = text.chars().count();
@@ -150,8 +152,11 @@ impl Showing<'_> {
             let Some((view, full)) = view(adapter.as_ref(), &text) else { break };
             asked = true;
             let step = match message.take() {
-                None => self.begin(adapter.as_ref(), &chat, view).await,
-                Some(message) => self.edit(adapter.as_ref(), &chat, message, view).await,
+                None => {
+                    tenure = self.outbox.inner.tenures.current();
+                    self.begin(adapter.as_ref(), &chat, &tenure, view).await
+                }
+                Some(message) => self.edit(adapter.as_ref(), &chat, &tenure, message, view).await,
             };
             match step {
                 Step::There(id) => (message, seen) = (Some(id), length),
@@ -172,11 +177,11 @@ impl Showing<'_> {
     }
 
     /// The first send, or the message of an earlier run of this turn.
-    async fn begin(&self, adapter: &dyn Adapter, chat: &ChatRef, view: String) -> Step {
+    async fn begin(&self, adapter: &dyn Adapter, chat: &ChatRef, tenure: &Tenure, view: String) -> Step {
         let (store, replica) = (&self.outbox.inner.store, self.outbox.inner.replica);
         match store.preview_begin(replica, self.lane, self.turn).await {
             Ok(PreviewBegin::Send) => {}
-            Ok(PreviewBegin::Edit(message)) => return self.edit(adapter, chat, message, view).await,
+            Ok(PreviewBegin::Edit(message)) => return self.edit(adapter, chat, tenure, message, view).await,
             Ok(PreviewBegin::NotNow) => return Step::Later,
             Ok(PreviewBegin::Never) => return Step::Over,
             Err(error) => {
@@ -189,7 +194,7 @@ impl Showing<'_> {
             text: view,
             maybe_duplicate: false,
             idempotency_key: format!("{}-preview", self.turn),
-            not_after: Some(self.outbox.held_until()),
+            not_after: Some(tenure.until()),
         };
         store.failpoints().reach("preview.before").await;
         let sent = AssertUnwindSafe(async { adapter.send(message).await }).catch_unwind().await;
@@ -232,13 +237,20 @@ impl Showing<'_> {
         }
     }
 
-    async fn edit(&self, adapter: &dyn Adapter, chat: &ChatRef, message_id: String, view: String) -> Step {
+    async fn edit(
+        &self,
+        adapter: &dyn Adapter,
+        chat: &ChatRef,
+        tenure: &Tenure,
+        message_id: String,
+        view: String,
+    ) -> Step {
         let edit = Edit {
             chat: chat.clone(),
             message_id: message_id.clone(),
             text: view,
             passing: true,
-            not_after: Some(self.outbox.held_until()),
+            not_after: Some(tenure.until()),
         };
         let failpoints = self.outbox.inner.store.failpoints();
         failpoints.reach("passing.before").await;

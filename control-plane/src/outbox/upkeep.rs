@@ -51,11 +51,12 @@ pub(super) async fn run(outbox: Outbox, stop: CancellationToken) {
 /// Takes up what the store believes to be in our hands and what is not. Without this those lanes would stand still.
 async fn settle_doubts(outbox: &Outbox) -> store::Result<()> {
     let _nothing_is_handed_over = outbox.inner.handing_over.write().await;
+    let tenure = outbox.inner.tenures.current();
     let held = outbox.inner.store.outbox_held(outbox.inner.replica).await?;
     let found = strays(held, &outbox.attempts());
     for delivery in found {
         tracing::warn!(turn = %delivery.turn, lane = delivery.lane, "a delivery whose hand-over was lost is taken up");
-        outbox.send(delivery);
+        outbox.begin(delivery, &tenure);
     }
     Ok(())
 }

@@ -8,18 +8,18 @@ use serde_json::json;
 use super::SOON;
 use super::cluster::{Cluster, Replica};
 
-const BOT: &str = "700:a-secret-of-the-bot";
+pub(super) const BOT: &str = "700:a-secret-of-the-bot";
 /// Time to live of the lease, and as long as Telegram may hold the last poll of a dead receiver.
 const HANDOVER: Duration = Duration::from_secs(15 + 35);
 
-async fn cluster(fake: &FakeTelegram) -> Cluster {
+pub(super) async fn cluster(fake: &FakeTelegram) -> Cluster {
     let account =
         json!({"id": "front", "token_env": "FRONT_TOKEN", "api_base": fake.base(), "allow_all": true, "rate": "off"});
     Cluster::new(&json!({"platforms": {"telegram": {"accounts": [account]}}}), &[("FRONT_TOKEN", BOT)], &[]).await
 }
 
 /// The replica that receives, as soon as `by` says that the account is up.
-async fn owner(by: &Replica, cluster: &Cluster) -> u64 {
+pub(super) async fn owner(by: &Replica, cluster: &Cluster) -> u64 {
     let look = async {
         loop {
             let status = by.json(&["status"]);

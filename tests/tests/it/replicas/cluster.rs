@@ -8,6 +8,7 @@ use std::process::Stdio;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hermes_proto::v1;
+use hermes_tests::drill;
 use hermes_tests::postgres::TestPostgres;
 use hermes_tests::relay::{Relay, Target};
 use hermes_tests::system::{Grpc, binary, run};
@@ -94,10 +95,14 @@ impl Replica {
         self.child.kill().await.unwrap();
     }
 
+    pub(super) fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id().expect("it runs")).unwrap();
+        kill(Pid::from_raw(pid), signal).unwrap();
+    }
+
     /// Ends it in order.
     pub(super) async fn stop(mut self) {
-        let pid = i32::try_from(self.child.id().expect("it runs")).unwrap();
-        kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+        self.signal(Signal::SIGTERM);
         let status = tokio::time::timeout(SOON, self.child.wait()).await.expect("it ends").unwrap();
         assert!(status.success(), "{status}");
     }
@@ -144,15 +149,30 @@ impl Cluster {
     }
 
     pub(super) async fn replica(&mut self) -> Replica {
+        self.start("hermes-control-plane", &[]).await
+    }
+
+    /// A replica with drill rules for its points; answers the log of points that it reaches, too. `DIR` in the rules is the
+    /// directory of that log.
+    pub(super) async fn drilled_replica(&mut self, rules: &str) -> (Replica, PathBuf) {
+        let log = self.dir.path().join("points");
+        let rules = rules.replace("DIR", &self.dir.path().display().to_string());
+        let env = [(drill::POINTS, rules), (drill::LOG, log.display().to_string())];
+        (self.start("hermes-drill-control-plane", &env).await, log)
+    }
+
+    async fn start(&mut self, program: &str, env: &[(&str, String)]) -> Replica {
         self.started += 1;
         let token_file = self.dir.path().join("operator.token");
-        let mut serve = command("hermes-control-plane");
+        let mut serve = command(program);
         serve.args(["serve", "--database-url", &self.url]).args(&self.flags);
         serve.arg("--config").arg(self.dir.path().join("hermes.yaml")).arg("--operator-token-file").arg(&token_file);
         for flag in ["--grpc-addr", "--http-addr", "--worker-addr"] {
             serve.args([flag, "127.0.0.1:0"]);
         }
-        serve.envs(self.env.iter().map(|(name, value)| (name, value)));
+        serve
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .envs(env.iter().map(|(name, value)| (name, value)));
         let log_file = self.dir.path().join(format!("serve-{}.log", self.started));
         let log = fs::File::create(&log_file).unwrap();
         let mut child = serve.stdout(Stdio::piped()).stderr(log).spawn().unwrap();

@@ -3,6 +3,7 @@
 mod accounts;
 mod cluster;
 mod database;
+mod sender;
 mod turns;
 
 use std::time::Duration;
