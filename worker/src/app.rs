@@ -141,7 +141,7 @@ pub async fn serve_over(
     let home = Home::open(home).context("open the agent's home")?;
     let registration =
         Registration { slots, home: home.path().display().to_string(), drain_grace: Duration::from_secs(1) };
-    attend(Arc::new(Identity::given(dial)), agent, &home, registration, seams, stop).await
+    attend(Arc::new(Identity::given(dial, jiff::Timestamp::now)), agent, &home, registration, seams, stop).await
 }
 
 /// Builds what turns share and holds the stream until it is drained.

@@ -127,9 +127,9 @@ impl Identity {
 
     /// One without certificates, whose connections `dial` makes: for a simulated network, which has neither TLS nor anybody to
     /// keep out. No flag or variable leads here; it takes a program that composes a worker of its own.
-    pub fn given(dial: Dial) -> Self {
+    pub fn given(dial: Dial, now: fn() -> jiff::Timestamp) -> Self {
         let nothing = JoinSource::File(std::path::PathBuf::new());
-        Self { dial: Some(dial), ..Self::new(Servers::new(Vec::new()), nothing, jiff::Timestamp::now) }
+        Self { dial: Some(dial), ..Self::new(Servers::new(Vec::new()), nothing, now) }
     }
 
     /// A mutual-TLS connection to the next server; joins first where no valid certificate is at hand.

@@ -13,6 +13,7 @@ use crate::store::{BATCH_ROWS, TurnId};
 
 /// A turn on its way back.
 pub(super) struct Pending {
+    worker: i64,
     turn: TurnId,
     epoch: i64,
     stored: oneshot::Sender<bool>,
@@ -26,17 +27,10 @@ pub(super) async fn release(dispatcher: &Dispatcher, worker: i64, turn: TurnId, 
         return false;
     }
     let (stored, answer) = oneshot::channel();
-    if inner.releases.send(Pending { turn, epoch, stored }).await.is_err() {
+    if inner.releases.send(Pending { worker, turn, epoch, stored }).await.is_err() {
         return false;
     }
-    let released = answer.await.unwrap_or(false);
-    // One that leaves has said so before and gets nothing more. One that was out of touch may be given the very turn again, and
-    // has at most one for each slot; more is no accident, and would go round for ever. It may well say each twice.
-    if released && inner.fleet.handed_back(worker) {
-        tracing::warn!(worker, "a worker hands back what it is given and is parted with");
-        dispatcher.drain(|about| about.worker_id == worker, DRAIN_GRACE).await;
-    }
-    released
+    answer.await.unwrap_or(false)
 }
 
 /// The loop.
@@ -59,8 +53,15 @@ pub(super) async fn run(dispatcher: Dispatcher, mut pending: mpsc::Receiver<Pend
                 () = tokio::time::sleep(Duration::from_millis(200)) => {}
             }
         };
-        for (Pending { turn, epoch, stored }, released) in batch.drain(..).zip(answers) {
+        for (Pending { worker, turn, epoch, stored }, released) in batch.drain(..).zip(answers) {
             tracing::info!(%turn, epoch, released, "a turn was handed back");
+            // One that leaves has said so before and gets nothing more. One that was out of touch may be given the very turn again,
+            // and has at most one for each slot; more is no accident, and would go round for ever, so it is parted with before its
+            // slot is free again. It may well say each twice.
+            if released && dispatcher.inner.fleet.handed_back(worker) {
+                tracing::warn!(worker, "a worker hands back what it is given and is parted with");
+                dispatcher.drain(|about| about.worker_id == worker, DRAIN_GRACE).await;
+            }
             // Also when a repeated call says that it is fenced: either way it does not run here any more.
             if let Some(agent_no) = dispatcher.inner.fleet.take(turn, epoch, false) {
                 dispatcher.inner.live.forget(turn);

@@ -153,8 +153,13 @@ impl Attached {
     }
 
     pub(crate) async fn next_any(&mut self) -> worker_message::Message {
+        self.next_if_any().await.expect("the worker ended the stream")
+    }
+
+    /// Nothing when the worker ended its side.
+    pub(crate) async fn next_if_any(&mut self) -> Option<worker_message::Message> {
         let message = soon("a message of the worker", self.from_worker.message()).await.expect("stream");
-        message.expect("the worker ended the stream").message.expect("a known message")
+        message.map(|message| message.message.expect("a known message"))
     }
 
     /// Whether the worker ended its side.

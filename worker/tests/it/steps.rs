@@ -304,23 +304,31 @@ async fn held_beyond_the_fence(point: &str, without: Without) -> (Vec<String>, u
     stage.fake.state.journal.lock().unwrap().lease(&turn(1, 1, 1));
     link.assign(assignment(turn(1, 1, 1), &says("hi"))).await;
     let silent = tokio::time::Instant::now();
-    let mut held = false;
-    // Steps are answered, heartbeats are not.
+    let (mut held, mut given_up) = (false, false);
+    // Steps are answered, heartbeats are not; the worker looks for another control plane long before its fence.
     while silent.elapsed() < Duration::from_millis(1_650) {
         tokio::select! {
             () = stage.world.held.notified() => held = true,
-            message = link.next_any() => if let worker_message::Message::Step(report) = message {
+            () = tokio::time::sleep(Duration::from_millis(20)) => {}
+            message = link.next_if_any(), if !given_up => match message {
+                Some(worker_message::Message::Step(report)) => {
                 let outcome = stage.fake.state.journal.lock().unwrap().record(&report).into();
                 let ack = StepAck { turn: report.turn, step: report.step, phase: report.phase, outcome };
                 link.send(control_message::Message::StepAck(ack)).await;
+                }
+                message => given_up = message.is_none(),
             },
         }
     }
+    assert_eq!(given_up, !without.self_fence, "{point}");
     assert!(held, "{point}");
     stage.world.release.notify_one();
-    // The stream is given up next; until then whatever begins would have begun.
-    let mut again = stage.fake.attached().await;
-    again.register().await;
+    // By the time that the worker is back, or says what came of it, whatever begins has begun.
+    if given_up {
+        stage.fake.attached().await.register().await;
+    } else {
+        while !matches!(link.next_any().await, worker_message::Message::Step(_)) {}
+    }
     (stage.world.effects(), stage.fake.state.asked(0).len())
 }
 

@@ -44,14 +44,29 @@ async fn a_turn_is_answered_with_prompt_history_and_usage() {
     assert_eq!(completed.usage.as_ref().unwrap().output_tokens, 5);
     link.acknowledge(&completed).await;
 
-    // The next turn knows this one without asking, and cuts whole turns from the old end.
+    // That is more than is kept for a session at rest, so the next turn asks again; whole turns are cut from the old end.
+    let third = [(3, TranscriptRole::User, "third".into()), (3, TranscriptRole::Assistant, "third!".into())];
+    fake.state.transcript.lock().unwrap().extend(third);
     let mut next = assignment(turn(5, 4, 9), &says("fourth"));
     next.history_bytes = 100;
     link.assign(next).await;
     let call = fake.call().await;
     let said: Vec<_> = call.messages[1..].iter().map(|(_, text)| text.as_str()).collect();
     assert_eq!(said, ["third", "third!", "fourth"]);
-    assert_eq!(*fake.state.transcript_fetches.lock().unwrap(), [0]);
+    assert_eq!(*fake.state.transcript_fetches.lock().unwrap(), [0, 0]);
+    call.say("fourth!").await;
+    call.done().await;
+    let completed = link.completed().await;
+    link.acknowledge(&completed).await;
+
+    // What fits is known without asking.
+    let mut next = assignment(turn(5, 5, 9), &says("fifth"));
+    next.history_bytes = 100;
+    link.assign(next).await;
+    let call = fake.call().await;
+    let said: Vec<_> = call.messages[1..].iter().map(|(_, text)| text.as_str()).collect();
+    assert_eq!(said, ["third", "third!", "fourth", "fourth!", "fifth"]);
+    assert_eq!(*fake.state.transcript_fetches.lock().unwrap(), [0, 0]);
 }
 
 #[tokio::test]
