@@ -22,7 +22,7 @@ const OURS: &[(&str, &[&str])] = &[
 
 /// Pure decisions need these and no more; a runtime, a socket or a clock would be a new line here.
 const CORE_MAY_USE: &[&str] =
-    &["indexmap", "jiff", "saphyr-parser", "serde", "serde_json", "strsim", "thiserror", "yaml_serde"];
+    &["indexmap", "jiff", "regex", "saphyr-parser", "serde", "serde_json", "strsim", "thiserror", "yaml_serde"];
 
 const POSTGRES: &[&str] =
     &["postgres", "tokio-postgres", "deadpool-postgres", "tokio-postgres-rustls", "refinery", "sqlx"];

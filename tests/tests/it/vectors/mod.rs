@@ -4,6 +4,7 @@
 
 mod agent_ids;
 mod attach_agent;
+mod memory_ops;
 mod reset_policy;
 mod routing;
 mod session_keys;
