@@ -126,6 +126,7 @@ impl Common {
             slots: 16,
             chats: self.chats,
             thinks: (30, 700),
+            queued: None,
         })
     }
 

@@ -1,12 +1,13 @@
 //! Bad neighbours: one agent's worker keeps dying, another agent has a long queue, and a third one's answers are timed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use nix::sys::signal::Signal;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::model::QUICK;
 use super::record::{Record, tagged};
@@ -27,6 +28,10 @@ const CRASHING: usize = 0;
 const QUEUED: usize = 1;
 const TIMED: usize = 2;
 const AGENTS: usize = 3;
+/// The queue is really there: nothing of it is refused.
+const MOST_QUEUED: u64 = 1_000_000;
+/// From the last message of the queue to the last one that is accepted.
+const ACCEPTED_WITHIN: Duration = Duration::from_secs(120);
 /// The model takes this long, so that its time does not vary.
 const THINKS_MS: u64 = 200;
 
@@ -37,7 +42,13 @@ const THINKS_MS: u64 = 200;
 pub(crate) async fn run(args: &NeighbourArgs, plan: &Plan) -> anyhow::Result<Report> {
     // The queue has to be answered too, after the part that is timed.
     let common = &Common { drain: args.common.drain.max(QUEUE_ENDS_WITHIN), ..args.common.clone() };
-    let plan = Plan { agents: AGENTS, workers_per_agent: 1, thinks: (THINKS_MS, THINKS_MS), ..plan.clone() };
+    let plan = Plan {
+        agents: AGENTS,
+        workers_per_agent: 1,
+        thinks: (THINKS_MS, THINKS_MS),
+        queued: Some(MOST_QUEUED),
+        ..plan.clone()
+    };
     let world = Arc::new(World::start(&plan).await?);
     let chats = |agent| (1..=common.chats).filter(move |chat| agent_of(*chat, AGENTS) == agent);
     let load =
@@ -61,6 +72,15 @@ pub(crate) async fn run(args: &NeighbourArgs, plan: &Plan) -> anyhow::Result<Rep
     for chat in chats(CRASHING) {
         say(&world, chat, CRASHING, "please");
     }
+    let queue: BTreeSet<u64> =
+        world.record().said.iter().filter(|said| said.agent == QUEUED).map(|said| said.number).collect();
+    let accepted = async {
+        while world.record().accepted.iter().filter(|one| queue.contains(&one.number)).count() < queue.len() {
+            sleep(Duration::from_millis(200)).await;
+        }
+    };
+    timeout(ACCEPTED_WITHIN, accepted).await.context("the queue is not accepted")?;
+    note(&world, "the queue is there")?;
     let beside = world.recorder.now();
     let end = Instant::now() + common.seconds / 2;
     sleep_until(end).await;
@@ -83,9 +103,16 @@ pub(crate) async fn run(args: &NeighbourArgs, plan: &Plan) -> anyhow::Result<Rep
     let ratio = before.zip(during).map(|(before, during)| during / before);
     let said = format!("{before:?} s alone, {during:?} s beside them, ratio {ratio:?}, {left} still waited then");
     let kept = ratio.is_some_and(|ratio| ratio <= ALLOWED);
+    // Turns of the first agent are given up; nothing else is told of a failure.
+    let (told, given_up) = (report.verdict.told, chats(CRASHING).count());
     report.conditions = vec![
         Condition::new("the third agent's p99 is at most twice", kept, said),
         Condition::new("the first agent's worker kept dying", crashes > 2, crashes),
+        Condition::new(
+            "the second agent's queue was taken whole",
+            told <= given_up,
+            format!("{told} told of a failure"),
+        ),
     ];
     Ok(report)
 }

@@ -60,6 +60,8 @@ pub(crate) struct Plan {
     pub(crate) chats: i64,
     /// How long the model thinks about a reply: from, to, milliseconds.
     pub(crate) thinks: (u64, u64),
+    /// Most messages that may wait, for an agent and for a session; the control plane's own bounds where nothing is said.
+    pub(crate) queued: Option<u64>,
 }
 
 /// One replica and its line to Postgres.
@@ -405,7 +407,7 @@ fn document(plan: &Plan, dir: &Path, api_base: &str, model: &str) -> Value {
             json!({"match": {"platform": "telegram", "chat_id": chat.to_string()}, "agent": agent})
         })
         .collect();
-    json!({
+    let mut document = json!({
         "model": "mock/mock-1",
         "providers": {"mock": {"kind": "openai", "base_url": model}},
         "agents": agents,
@@ -413,7 +415,11 @@ fn document(plan: &Plan, dir: &Path, api_base: &str, model: &str) -> Value {
         "platforms": {"telegram": {"accounts": [{
             "id": ACCOUNT, "token_file": dir.join("bot-token"), "api_base": api_base, "allow_all": true, "rate": "off",
         }]}},
-    })
+    });
+    if let Some(most) = plan.queued {
+        document["limits"] = json!({"queued_per_agent": most, "queued_per_session": most});
+    }
+    document
 }
 
 /// Whose chat it is.
@@ -450,6 +456,7 @@ mod tests {
             slots: 4,
             chats: 6,
             thinks: (1, 2),
+            queued: Some(500),
         };
         let text = document(&plan, Path::new("/x"), "http://127.0.0.1:1", "http://127.0.0.1:2/v1").to_string();
         let (document, warnings) = hermes_core::config::load_offline(&text).unwrap();
