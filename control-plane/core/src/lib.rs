@@ -8,7 +8,6 @@
 pub mod busy;
 pub mod config;
 pub mod id;
-pub mod memory;
 pub mod reset;
 pub mod routing;
 pub mod session_key;

@@ -9,7 +9,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use super::path::DocumentPath;
+use hermes_home::DocumentPath;
 
 /// Largest document, in bytes.
 pub(super) const MAX_DOCUMENT_BYTES: u64 = 1 << 20;

@@ -8,7 +8,6 @@
 
 mod files;
 mod ledger;
-mod path;
 
 use std::collections::HashMap;
 use std::io;
@@ -16,6 +15,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use hermes_home::DocumentPath;
+use hermes_home::memory::Target;
 use hermes_proto::v1::worker_service_client::WorkerServiceClient;
 use hermes_proto::v1::{
     DocumentVersion, FetchHomeRequest, PushDocumentRequest, PushDocumentResponse, PushHeader, home_chunk,
@@ -25,7 +26,6 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 
 use ledger::{Entry, Ledger, digest};
-pub use path::DocumentPath;
 
 /// How old a look at the files may be.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -69,11 +69,30 @@ struct Look {
     unchanged: Vec<(DocumentPath, files::Stamp)>,
 }
 
+/// Counts changes of documents, from either side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Generation {
+    /// Of those that a running session follows: who the agent is, and its skills.
+    pub followed: u64,
+    /// Of its memories, which a session sees as they were when it began.
+    pub memories: u64,
+}
+
+impl Generation {
+    fn count(&mut self, path: &DocumentPath) {
+        if path.as_str() == Target::Memory.path() || path.as_str() == Target::User.path() {
+            self.memories += 1;
+        } else {
+            self.followed += 1;
+        }
+    }
+}
+
 /// What everyone may read without waiting for a sync.
 #[derive(Debug, Default)]
 struct View {
     home_version: u64,
-    generation: u64,
+    generation: Generation,
     looked: Option<Instant>,
 }
 
@@ -116,8 +135,8 @@ impl Documents {
         &self.home
     }
 
-    /// Counts changes of documents, from either side; starts at 0.
-    pub fn generation(&self) -> u64 {
+    /// How often documents changed since this process began.
+    pub fn generation(&self) -> Generation {
         self.view().generation
     }
 
@@ -141,7 +160,7 @@ impl Documents {
             view.looked = Some(Instant::now());
             view.home_version = state.ledger.home_version.max(wanted);
         }
-        tracing::trace!(?before, home_version = view.home_version, generation = view.generation, "documents looked at");
+        tracing::trace!(?before, home_version = view.home_version, generation = ?view.generation, "documents looked at");
         synced
     }
 
@@ -268,7 +287,7 @@ impl Documents {
                 tracing::warn!(%path, copy = %copy.display(), "both sides changed a document; the local text is kept beside it");
             }
         }
-        self.view().generation += 1;
+        self.view().generation.count(path);
         match new {
             Some((body, _)) => files::write(&self.home, path, body).map(Some),
             None => files::remove(&self.home, path).map(|()| None),
@@ -297,7 +316,7 @@ impl Documents {
         let Edit { path, body, sha256 } = edit;
         let known = state.ledger.documents.get(path.as_str());
         let base_version = known.map_or(0, |entry| entry.version);
-        self.view().generation += 1;
+        self.view().generation.count(&path);
         let answer = match push_document(channel, &path, base_version, body.clone()).await {
             Ok(answer) => answer,
             Err(status) if crate::connection::is_broken(&status) => return Err(status.into()),

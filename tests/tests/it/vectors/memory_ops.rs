@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hermes_core::memory::{Edit, Notes, Refused, Target, block, open};
+use hermes_home::memory::{Edit, Notes, Refused, Target, block, open};
 use serde_json::Value;
 
 use super::{each_row, same};

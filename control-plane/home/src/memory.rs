@@ -6,14 +6,12 @@
 //!
 //! The form is that of existing homes: notes are joined by a line with a section sign alone, without a newline at the end.
 
-mod threats;
-
 use std::collections::HashSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use threats::{Threat, scan};
+use crate::threats::{Scope, Threat, scan};
 
 /// Between two notes.
 const SEPARATOR: &str = "\n§\n";
@@ -285,7 +283,7 @@ pub fn block(target: Target, notes: &Notes, limit: usize) -> Option<String> {
     }
     let shown: Vec<String> = notes
         .iter()
-        .map(|note| match scan(note) {
+        .map(|note| match scan(note, Scope::Strict) {
             Some(threat) => format!("[BLOCKED: this entry matches threat pattern '{threat}']"),
             None => note.to_owned(),
         })
@@ -304,7 +302,7 @@ fn clean(content: &str, empty: Refused) -> Result<&str, Refused> {
     if note.is_empty() {
         return Err(empty);
     }
-    scan(note).map_or(Ok(note), |threat| Err(Refused::Threat(threat)))
+    scan(note, Scope::Strict).map_or(Ok(note), |threat| Err(Refused::Threat(threat)))
 }
 
 fn preview(note: &str) -> String {

@@ -1,4 +1,7 @@
-//! Which files of a home are documents. The one place that turns a document's name into a path.
+//! Which files of a home are documents.
+//!
+//! Called by whoever takes a document's name from elsewhere, on either side. Always true: what it accepts names nothing outside the
+//! home, and it is the one place that turns a name into a path.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -32,13 +35,13 @@ impl DocumentPath {
     }
 
     /// The names of the folders it lies in, outermost first.
-    pub(super) fn folders(&self) -> impl Iterator<Item = &str> {
+    pub fn folders(&self) -> impl Iterator<Item = &str> {
         let folders = self.0.rsplit_once('/').map(|(folders, _)| folders);
         folders.into_iter().flat_map(|folders| folders.split('/'))
     }
 
     /// Its place in a home.
-    pub(super) fn under(&self, home: &Path) -> PathBuf {
+    pub fn under(&self, home: &Path) -> PathBuf {
         home.join(&self.0)
     }
 }
