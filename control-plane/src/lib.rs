@@ -2,8 +2,8 @@
 //! and its reply to the chat.
 //!
 //! Run by `main.rs`; the tests drive it in process too. Always true: Postgres is the only truth and `store` the only SQL;
-//! prost types stop at `grpc`; platform wire formats stop in `hermes-platforms`. It never executes a tool and never opens
-//! a path that a worker named.
+//! prost types stop at `grpc`; platform wire formats stop in `hermes-platforms`. It executes no tool but
+//! its own few (`tools`), and never opens a path that a worker named.
 
 pub mod accounts;
 pub mod app;
@@ -23,3 +23,4 @@ pub mod retention;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;
+pub mod tools;

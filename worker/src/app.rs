@@ -24,6 +24,7 @@ use crate::prompt::Prompts;
 use crate::seams::Seams;
 use crate::servers::Servers;
 use crate::telemetry::Telemetry;
+use crate::tools::PlaneTools;
 use crate::transcript::Transcripts;
 use crate::turns::Shared;
 
@@ -161,6 +162,7 @@ async fn attend(
         documents,
         transcripts: Transcripts::new(TRANSCRIPT_BYTES.saturating_mul(slots)),
         prompts: Prompts::default(),
+        plane_tools: PlaneTools::default(),
         today: || jiff::Zoned::now().date(),
         seams,
     });

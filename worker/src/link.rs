@@ -212,6 +212,7 @@ impl Link {
         tracing::info!(agent = welcome.agent, worker = welcome.worker_id, "registered");
         self.failures = 0;
         self.sync_documents(channel.clone());
+        self.shared.plane_tools.forget();
         let mut stream = Stream::new(outbound, &welcome);
         stream.waiting.extend(self.turns.unanswered(stream.takes_steps));
         if self.grace.is_some() {

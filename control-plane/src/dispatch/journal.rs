@@ -7,14 +7,16 @@
 
 use std::time::Duration;
 
-use hermes_core::step::{Phase, StepKind};
+use hermes_core::step::{Effect, Phase, StepKind};
 use hermes_core::turn::{TurnState, Usage};
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{Dispatcher, fleet};
-use crate::store::{self, Absorbed, BATCH_ROWS, GivenUp, Journaled, StepRow, Store, TurnEnd, TurnId};
+use crate::store::{
+    self, Absorbed, BATCH_ROWS, CallEffect, CallStep, Called, GivenUp, Journaled, StepRow, Store, TurnEnd, TurnId,
+};
 
 /// Steps on their way into the store; whoever brings more waits.
 pub(super) const QUEUE: usize = 512;
@@ -91,6 +93,38 @@ impl Dispatcher {
                 None
             }
         }
+    }
+
+    /// Does a tool's call of a turn that runs here and journals it; `None` when it is not known what became of it: a repetition
+    /// tells.
+    pub async fn call_tool(&self, step: &CallStep, effect: &dyn CallEffect) -> Option<Called> {
+        let inner = &self.inner;
+        let called = match inner.store.call_tool(step, effect).await {
+            Ok(called) => called,
+            Err(error) => {
+                tracing::warn!(turn = %step.turn, step = step.step, %error, "it is not known whether a tool was called");
+                return None;
+            }
+        };
+        self.settle_call(step, called).await
+    }
+
+    /// Draws the consequences of what became of a call, or was there before it.
+    pub async fn settle_call(&self, step: &CallStep, called: Called) -> Option<Called> {
+        let inner = &self.inner;
+        match &called {
+            Called::Stored { now, moved, .. } => {
+                if let Some((agent_no, version)) = moved {
+                    inner.registry.home_moved(*agent_no, *version);
+                }
+                if *now {
+                    inner.metrics.step(StepKind::ToolCall.as_str(), Effect::Idempotent.as_str(), false);
+                }
+            }
+            Called::Fenced => inner.metrics.report_fenced("step"),
+            Called::Diverged => park(self, step.turn, step.epoch).await.ok()?,
+        }
+        Some(called)
     }
 
     /// Journals a model's reply to a step of a turn that runs here.

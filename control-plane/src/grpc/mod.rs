@@ -17,4 +17,5 @@ pub mod session_api;
 pub mod status;
 mod steps;
 pub mod system_api;
+mod tools;
 pub mod worker_api;

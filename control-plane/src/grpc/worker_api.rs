@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, FuturesUnordered};
 use hermes_core::AgentId;
 use hermes_core::turn::TurnInput;
+use hermes_home::DocumentPath;
 use hermes_proto::v1::control_message::Message as ToWire;
 use hermes_proto::v1::worker_message::Message as FromWire;
 use hermes_proto::v1::worker_service_server::{WorkerService, WorkerServiceServer};
@@ -23,6 +24,7 @@ use super::convert::{self, signed, store_status, unsigned};
 use super::layers::principal;
 use super::status::{Reason, invalid, refuse};
 use super::steps::{self, Recording};
+use super::tools;
 use crate::dispatch::{
     Arrival, Assignment, CancelKind, DRAIN_GRACE, Dispatcher, HEARTBEAT, LEASE, Report, Running, ToWorker,
 };
@@ -30,6 +32,7 @@ use crate::identity::Principal;
 use crate::registry::Registry;
 use crate::store::{Ended, HomeDocumentInfo, SessionId, TurnId};
 use crate::tasks::Tasks;
+use crate::tools::Tools;
 
 /// Slots a worker may offer.
 const MAX_SLOTS: u32 = 1024;
@@ -45,6 +48,7 @@ const MAX_DOCUMENTS: usize = 10_000;
 pub struct WorkerApi {
     registry: Registry,
     dispatcher: Dispatcher,
+    tools: Tools,
     tasks: Tasks,
 }
 
@@ -76,7 +80,8 @@ pub(super) fn turn_to(turn: TurnId, epoch: i64) -> Option<v1::TurnRef> {
 impl WorkerApi {
     /// As a tonic service.
     pub fn server(registry: Registry, dispatcher: Dispatcher, tasks: Tasks) -> WorkerServiceServer<Self> {
-        WorkerServiceServer::new(Self { registry, dispatcher, tasks })
+        let tools = Tools::new(registry.store().clone(), dispatcher.clone());
+        WorkerServiceServer::new(Self { registry, dispatcher, tools, tasks })
             .max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES)
             .max_encoding_message_size(2 * hermes_proto::MAX_MESSAGE_BYTES)
     }
@@ -192,6 +197,22 @@ impl WorkerService for WorkerApi {
         let caller = caller(&request)?;
         let (turn, _) = self.running(&caller, request.into_inner().turn.as_ref())?;
         Ok(Response::new(steps::journal(self.registry.store().clone(), turn)))
+    }
+
+    async fn list_tools(
+        &self,
+        request: Request<v1::ListToolsRequest>,
+    ) -> Result<Response<v1::ListToolsResponse>, Status> {
+        caller(&request)?;
+        Ok(Response::new(tools::list()))
+    }
+
+    async fn call_tool(&self, request: Request<v1::CallToolRequest>) -> Result<Response<v1::CallToolResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let (turn, running) = self.running(&caller, request.turn.as_ref())?;
+        self.dispatcher.fleet().progressed(caller.worker, turn, running.epoch);
+        Ok(Response::new(tools::call(&self.tools, (turn, running.epoch), request).await?))
     }
 
     type FetchHomeStream = BoxStream<'static, Result<v1::HomeChunk, Status>>;
@@ -528,17 +549,12 @@ fn manifest_chunks(home_version: i64, documents: &[HomeDocumentInfo]) -> Vec<v1:
     chunks
 }
 
-/// A document's path: SOUL.md, or a file below memories/ or skills/, without anything that could leave the home.
+/// A document's path.
 fn check_path(path: &str) -> Result<(), Status> {
-    let plain = |part: &str| {
-        !part.is_empty() && part != "." && part != ".." && !part.chars().any(|c| c.is_control() || c == '\\')
-    };
-    let known = path == "SOUL.md" || path.starts_with("memories/") || path.starts_with("skills/");
-    if known && path.len() <= 512 && path.split('/').all(plain) {
-        Ok(())
-    } else {
-        Err(invalid("header.path", "documents are SOUL.md and files below memories/ and skills/"))
-    }
+    let known = DocumentPath::parse(path).map(|_| ());
+    known.ok_or_else(|| {
+        invalid("header.path", "documents are SOUL.md, memories/<name>.md and files below skills/, none of them hidden")
+    })
 }
 
 /// What a worker says of itself is shown to people: shortened, one line.

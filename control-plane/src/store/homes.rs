@@ -1,9 +1,11 @@
 //! Home documents: SOUL.md, memories and skills with versions, compared and swapped.
 //!
 //! Always true: a document's version and its agent's `home_version` move together, and two pushes that started from the same
-//! version cannot both win.
+//! version cannot both win. A change of a document holds its agent's row: all changes of one agent follow each other.
 
-use super::{Error, Result, Store};
+use deadpool_postgres::Transaction;
+
+use super::{CallScope, Error, Result, Store};
 
 /// A document without its body.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,13 +100,7 @@ impl Store {
             tx.rollback().await?;
             return Ok(PushOutcome { stored: false, version, home_version: home_version - 1 });
         }
-        tx.execute(
-            "INSERT INTO home_documents(agent_no, path, version, home_version, deleted, sha256, body) VALUES ($1,$2,$3,$4,$5,sha256($6),$6) \
-             ON CONFLICT (agent_no, path) DO UPDATE SET version = excluded.version, home_version = excluded.home_version, \
-                deleted = excluded.deleted, sha256 = excluded.sha256, body = excluded.body, updated_at = now()",
-            &[&agent_no, &path, &(version + 1), &home_version, &deleted, &body],
-        )
-        .await?;
+        put(&tx, agent_no, path, (version + 1, home_version), deleted, body).await?;
         tx.commit().await?;
         Ok(PushOutcome { stored: true, version: version + 1, home_version })
     }
@@ -116,5 +112,61 @@ impl Store {
     pub async fn home_versions(&self) -> Result<Vec<(i32, i64)>> {
         let rows = self.query("SELECT agent_no, home_version FROM agents", &[]).await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+}
+
+/// Writes the next version of a document.
+async fn put(
+    tx: &Transaction<'_>,
+    agent_no: i32,
+    path: &str,
+    (version, home_version): (i64, i64),
+    deleted: bool,
+    body: &[u8],
+) -> Result<()> {
+    let sql = "INSERT INTO home_documents(agent_no, path, version, home_version, deleted, sha256, body) VALUES ($1,$2,$3,$4,$5,sha256($6),$6) \
+               ON CONFLICT (agent_no, path) DO UPDATE SET version = excluded.version, home_version = excluded.home_version, \
+                  deleted = excluded.deleted, sha256 = excluded.sha256, body = excluded.body, updated_at = now()";
+    tx.execute(sql, &[&agent_no, &path, &version, &home_version, &deleted, &body]).await?;
+    Ok(())
+}
+
+/// A document that is being changed.
+#[derive(Clone, Debug)]
+pub struct OpenDocument {
+    path: String,
+    version: i64,
+    /// Its bytes; empty where it is not there.
+    pub body: Vec<u8>,
+}
+
+impl CallScope<'_> {
+    /// Opens a document of the agent; until the call has ended nobody else changes one of them.
+    ///
+    /// # Errors
+    /// As of the call.
+    pub async fn open_document(&mut self, path: &str) -> Result<OpenDocument> {
+        let agent_no = self.caller().agent_no;
+        let lock = self.tx.prepare_cached("SELECT 1 FROM agents WHERE agent_no = $1 FOR NO KEY UPDATE").await?;
+        self.tx.execute(&lock, &[&agent_no]).await?;
+        let sql = "SELECT version, CASE WHEN deleted THEN ''::bytea ELSE body END FROM home_documents WHERE agent_no = $1 AND path = $2";
+        let statement = self.tx.prepare_cached(sql).await?;
+        let row = self.tx.query_opt(&statement, &[&agent_no, &path]).await?;
+        let (version, body) = row.map_or((0, Vec::new()), |row| (row.get(0), row.get(1)));
+        Ok(OpenDocument { path: path.to_owned(), version, body })
+    }
+
+    /// Writes its next version.
+    ///
+    /// # Errors
+    /// As of the call.
+    pub async fn write_document(&mut self, open: OpenDocument, body: &[u8]) -> Result<()> {
+        let agent_no = self.caller().agent_no;
+        let sql = "UPDATE agents SET home_version = home_version + 1 WHERE agent_no = $1 RETURNING home_version";
+        let statement = self.tx.prepare_cached(sql).await?;
+        let home_version = self.tx.query_one(&statement, &[&agent_no]).await?.get(0);
+        put(&self.tx, agent_no, &open.path, (open.version + 1, home_version), false, body).await?;
+        self.moved = Some(home_version);
+        Ok(())
     }
 }

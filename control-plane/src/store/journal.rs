@@ -185,7 +185,7 @@ pub(super) fn phase_code(phase: Phase) -> i16 {
     }
 }
 
-fn kind_code(kind: StepKind) -> i16 {
+pub(super) fn kind_code(kind: StepKind) -> i16 {
     match kind {
         StepKind::ModelReply => 4,
         StepKind::ToolCall => 5,
@@ -202,7 +202,7 @@ fn kind_of(code: i16) -> Option<StepKind> {
     })
 }
 
-fn effect_code(effect: Effect) -> i16 {
+pub(super) fn effect_code(effect: Effect) -> i16 {
     match effect {
         Effect::Pure => 1,
         Effect::Idempotent => 2,

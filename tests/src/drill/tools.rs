@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -24,7 +25,7 @@ const TOOLS: [(&str, &str, Effect); 3] = [
 #[derive(Debug)]
 pub struct Notes {
     file: PathBuf,
-    specs: Vec<ToolSpec>,
+    specs: Arc<[ToolSpec]>,
 }
 
 impl Notes {
@@ -34,6 +35,7 @@ impl Notes {
             name: name.to_owned(),
             description: "Notes a text.".to_owned(),
             parameters: r#"{"type":"object","properties":{"text":{"type":"string"}},"required":["text"]}"#.to_owned(),
+            toolset: "drill".to_owned(),
             effect,
             time_limit: Duration::from_secs(30),
             max_output: 4096,
@@ -43,8 +45,8 @@ impl Notes {
 }
 
 impl Toolbox for Notes {
-    fn specs(&self) -> &[ToolSpec] {
-        &self.specs
+    fn specs(&self) -> Arc<[ToolSpec]> {
+        Arc::clone(&self.specs)
     }
 
     fn call(&self, call: ToolCall) -> BoxFuture<'_, ToolResult> {

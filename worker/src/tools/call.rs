@@ -61,7 +61,7 @@ pub(crate) async fn run(
 /// What to say of a call that did not come to its own end.
 fn doubt(effect: Effect) -> &'static str {
     match effect {
-        Effect::Pure => "",
+        Effect::Pure | Effect::Journaled => "",
         Effect::Idempotent | Effect::AtMostOnce => " What it did until then may have had an effect.",
     }
 }
@@ -80,6 +80,8 @@ fn bounded(mut text: String, limit: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use futures_util::future::BoxFuture;
     use hermes_proto::v1::TurnRef;
     use tokio_util::sync::CancellationToken;
@@ -90,8 +92,8 @@ mod tests {
     struct Odd(Vec<ToolSpec>);
 
     impl Toolbox for Odd {
-        fn specs(&self) -> &[ToolSpec] {
-            &self.0
+        fn specs(&self) -> Arc<[ToolSpec]> {
+            self.0.clone().into()
         }
 
         fn call(&self, call: ToolCall) -> BoxFuture<'_, ToolResult> {
@@ -115,6 +117,7 @@ mod tests {
             name: name.to_owned(),
             description: String::new(),
             parameters: "{}".to_owned(),
+            toolset: "odd".to_owned(),
             effect: Effect::AtMostOnce,
             time_limit: Duration::from_secs(60),
             max_output: usize::MAX,

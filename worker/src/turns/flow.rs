@@ -23,6 +23,7 @@ use crate::documents;
 use crate::model::Message;
 use crate::prompt::Basis;
 use crate::telemetry;
+use crate::tools::Offer;
 
 /// Broken attempts at one call, at most.
 const MAX_BROKEN: u32 = 5;
@@ -59,9 +60,18 @@ pub(super) struct Course {
     pub(super) reply: Reply,
     pub(super) past: Past,
     pub(super) messages: Vec<Message>,
+    /// What its model may call.
+    pub(super) tools: Offer,
     /// The number of the next step.
     pub(super) step: u32,
     pub(super) usage: Option<Usage>,
+}
+
+/// What a turn begins with.
+struct Prepared {
+    messages: Vec<Message>,
+    past: Past,
+    tools: Offer,
 }
 
 /// Runs the turn to its end.
@@ -95,6 +105,7 @@ pub(super) async fn run(
             inbox,
             past: Past::default(),
             messages: Vec::new(),
+            tools: Offer::default(),
             step: 0,
             usage: None,
         };
@@ -168,9 +179,10 @@ impl Course {
         loop {
             let channel = self.ready().await?;
             match self.inbox.unless_stopped(self.prepared(input, &channel)).await? {
-                Ok((messages, past)) => {
+                Ok(Prepared { messages, past, tools }) => {
                     self.messages = messages;
                     self.past = past;
+                    self.tools = tools;
                     break;
                 }
                 Err(failure) => tries.again(&self.inbox, failure).await?,
@@ -189,8 +201,8 @@ impl Course {
         self.inbox.unless_stopped(ready(&mut self.connection)).await?.ok_or(Halt::Left)
     }
 
-    /// What the model is told at first, and what was journaled.
-    async fn prepared(&self, input: &Input, channel: &Channel) -> Result<(Vec<Message>, Past), Failure> {
+    /// What the model is told at first, what was journaled, and what may be called.
+    async fn prepared(&self, input: &Input, channel: &Channel) -> Result<Prepared, Failure> {
         match self.shared.documents.refresh(channel, self.assignment.home_version).await {
             Ok(()) => {}
             Err(documents::Error::Call(status)) if is_broken(&status) => return Err(Failure::Broken(status)),
@@ -204,7 +216,24 @@ impl Course {
             0 => Past::default(),
             _ => Past::fetch(channel.clone(), self.turn).await?,
         };
-        Ok((messages, past))
+        Ok(Prepared { messages, past, tools: self.offer(channel).await? })
+    }
+
+    /// The tools of this worker and of the control plane that the turn's profile has on.
+    async fn offer(&self, channel: &Channel) -> Result<Offer, Failure> {
+        if !self.steps_are_taken() {
+            return Ok(Offer::default());
+        }
+        let theirs = match self.shared.plane_tools.listed(channel).await {
+            Ok(theirs) => theirs,
+            Err(status) if is_broken(&status) => return Err(Failure::Broken(status)),
+            Err(status) => {
+                tracing::warn!(code = ?status.code(), message = status.message(), "going on without the control plane's tools");
+                Arc::default()
+            }
+        };
+        let ours = self.shared.seams.toolbox.specs();
+        Ok(Offer::new(ours.iter().chain(theirs.iter()), self.assignment.profile.as_ref()))
     }
 
     /// The system prompt, the history that fits, and the user's message.

@@ -30,6 +30,7 @@ use crate::connection::Connection;
 use crate::documents::Documents;
 use crate::prompt::Prompts;
 use crate::seams::Seams;
+use crate::tools::PlaneTools;
 use crate::transcript::Transcripts;
 use orders::Orders;
 use reports::Reported;
@@ -50,6 +51,8 @@ pub struct Shared {
     pub transcripts: Transcripts,
     /// The sessions' frozen prompts.
     pub prompts: Prompts,
+    /// What the control plane runs for turns.
+    pub plane_tools: PlaneTools,
     /// Today's date in the worker's time zone.
     pub today: fn() -> jiff::civil::Date,
     /// What was injected.

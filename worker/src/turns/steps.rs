@@ -3,7 +3,7 @@
 //! Always true: steps are numbered from 0 without gaps, the same on every attempt; a tool that is not pure is called only
 //! after its intent is stored, and the next step begins only after its result is; what an earlier attempt journaled stands
 //! in for doing it again; a call that may or may not have happened is never repeated, and the model is told so; nothing
-//! begins after the lease's fence.
+//! begins after the lease's fence. What the control plane runs it journals itself: of that nothing is reported here.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use super::orders::Halt;
 use super::past::{CallBody, PastCall, SteeringBody, Unclear};
 use crate::model::{self, Message};
 use crate::telemetry;
-use crate::tools::{Effect, Ran, ToolCall, ToolSpec, run};
+use crate::tools::{Effect, PlaneError, Ran, ToolCall, ToolSpec, call_plane, run};
 
 /// Model calls of one turn, at most.
 const MAX_MODEL_CALLS: u32 = 90;
@@ -71,7 +71,7 @@ impl Outcome {
 fn on_the_wire(effect: Effect) -> v1::Effect {
     match effect {
         Effect::Pure => v1::Effect::Pure,
-        Effect::Idempotent => v1::Effect::Idempotent,
+        Effect::Idempotent | Effect::Journaled => v1::Effect::Idempotent,
         Effect::AtMostOnce => v1::Effect::AtMostOnce,
     }
 }
@@ -145,7 +145,7 @@ impl Course {
             );
             let traceparent = telemetry::traceparent(&span, &self.assignment.traceparent);
             let header = GenerateHeader { turn: Some(self.turn), step: self.step, traceparent };
-            let tools = if self.steps_are_taken() { offered(shared.seams.toolbox.specs()) } else { Vec::new() };
+            let tools = if self.steps_are_taken() { self.tools.told() } else { Vec::new() };
             let offers = !tools.is_empty();
             let call = model::generate(channel, header, tools, self.messages.clone(), &mut self.reply).instrument(span);
             match self.inbox.unless_stopped(call).await?.map_err(Failure::from) {
@@ -189,8 +189,13 @@ impl Course {
             return Err(halt);
         }
         let shared = Arc::clone(&self.shared);
-        let spec = shared.seams.toolbox.specs().iter().find(|spec| spec.name == call.name);
-        let outcome = self.call_tool(spec, call, past).await?;
+        let spec = self.tools.find(&call.name).cloned();
+        let is_theirs = spec.as_ref().is_some_and(|spec| spec.effect == Effect::Journaled);
+        // What an earlier attempt began with a tool of this name was another tool's.
+        if is_theirs && past == PastCall::New && call.arguments.len() <= MAX_ARGUMENT_BYTES {
+            return self.journaled_step(call).await;
+        }
+        let outcome = self.call_tool(spec.as_ref(), call, past).await?;
         shared.seams.point("result.before").await;
         let report = StepReport {
             body: outcome.text.as_bytes().to_vec(),
@@ -203,11 +208,30 @@ impl Course {
         Ok(outcome.text)
     }
 
+    /// Has the control plane make the call and journal it; the text for the model.
+    async fn journaled_step(&mut self, call: &Asked) -> Result<String, Halt> {
+        let shared = Arc::clone(&self.shared);
+        shared.seams.point("effect.before").await;
+        let mut tries = Tries::default();
+        let text = loop {
+            let channel = self.ready().await?;
+            let request = v1::CallToolRequest { turn: Some(self.turn), step: self.step, call: Some(call.clone()) };
+            // Given up, it is done whole or not at all, and the journal says which.
+            match self.inbox.unless_stopped(call_plane(channel, request)).await? {
+                Ok(text) => break text,
+                Err(error) => tries.again(&self.inbox, error.into()).await?,
+            }
+        };
+        shared.seams.point("effect.after").await;
+        Ok(text)
+    }
+
     async fn call_tool(&mut self, spec: Option<&ToolSpec>, call: &Asked, past: PastCall) -> Result<Outcome, Halt> {
         let begun = match past {
             PastCall::Begun { effect, idempotency_key } => {
-                let again = effect == v1::Effect::Pure
-                    || effect == v1::Effect::Idempotent && spec.is_some_and(|spec| spec.effect != Effect::AtMostOnce);
+                let may_repeat = |spec: &ToolSpec| matches!(spec.effect, Effect::Pure | Effect::Idempotent);
+                let again =
+                    effect == v1::Effect::Pure || effect == v1::Effect::Idempotent && spec.is_some_and(may_repeat);
                 if !again {
                     tracing::warn!(
                         tool = call.name,
@@ -231,7 +255,7 @@ impl Course {
         let key = match (&begun, spec.effect) {
             (Some(key), Effect::Idempotent) => key.clone(),
             (None, Effect::Idempotent) => format!("{}.{}.{}", self.turn.session_id, self.turn.seq, self.step),
-            (_, Effect::Pure | Effect::AtMostOnce) => String::new(),
+            (_, Effect::Pure | Effect::AtMostOnce | Effect::Journaled) => String::new(),
         };
         let shared = Arc::clone(&self.shared);
         if begun.is_none() && spec.effect != Effect::Pure && !shared.seams.without.intent_row {
@@ -325,6 +349,19 @@ impl Course {
     }
 }
 
+impl From<PlaneError> for Failure {
+    fn from(error: PlaneError) -> Self {
+        match error {
+            PlaneError::Gone => Self::Halt(Halt::Gone),
+            PlaneError::Broken(status) => Self::Broken(status),
+            PlaneError::Refused(status) => {
+                tracing::error!(code = ?status.code(), message = status.message(), "the control plane refused a tool call");
+                Self::Halt(Halt::Failed("I could not use one of my tools. Please try again later.".to_owned()))
+            }
+        }
+    }
+}
+
 impl From<model::Error> for Failure {
     fn from(error: model::Error) -> Self {
         match error {
@@ -340,16 +377,6 @@ impl From<model::Error> for Failure {
             }
         }
     }
-}
-
-/// The tools as a model is told of them.
-fn offered(specs: &[ToolSpec]) -> Vec<v1::ToolSpec> {
-    let told = |spec: &ToolSpec| v1::ToolSpec {
-        name: spec.name.clone(),
-        description: spec.description.clone(),
-        parameters: spec.parameters.clone(),
-    };
-    specs.iter().map(told).collect()
 }
 
 /// The arguments of a call; else what is wrong with them, for the model.

@@ -21,6 +21,7 @@ use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::journal::{Journal, Line};
+use crate::offered::Offered;
 
 pub(crate) const AGENT: &str = "coder";
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -54,6 +55,8 @@ pub(crate) struct State {
     /// What the model says at each step, when it is to answer by itself; and what it was asked, as it saw it.
     pub(crate) script: Mutex<BTreeMap<u32, Line>>,
     asked: Mutex<Vec<(u32, Vec<String>)>>,
+    /// What it runs itself.
+    pub(crate) offered: Offered,
 }
 
 impl State {
@@ -487,6 +490,16 @@ impl WorkerService for Service {
         let attached = Attached { from_worker: request.into_inner(), to_worker };
         self.attached.send(attached).await.map_err(|_| Status::unavailable("the test is over"))?;
         Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn list_tools(&self, request: Request<ListToolsRequest>) -> Result<Response<ListToolsResponse>, Status> {
+        self.certified(&request)?;
+        self.state.offered.list().map(Response::new)
+    }
+
+    async fn call_tool(&self, request: Request<CallToolRequest>) -> Result<Response<CallToolResponse>, Status> {
+        self.certified(&request)?;
+        self.state.offered.call(&self.state.journal, request.into_inner()).map(Response::new)
     }
 
     async fn fetch_transcript(

@@ -131,6 +131,30 @@ impl Journal {
         }
     }
 
+    /// The control plane does it itself and journals it; answers whether it did it now.
+    pub(crate) fn call(&mut self, request: &CallToolRequest) -> (CallToolResponse, bool) {
+        let (turn, call) = (request.turn.unwrap(), request.call.clone().unwrap());
+        let answer =
+            |outcome: StepOutcome, text: &[u8]| CallToolResponse { outcome: outcome.into(), text: text.to_vec() };
+        if !self.runs(Some(&turn)) {
+            return (answer(StepOutcome::Fenced, b""), false);
+        }
+        let entry = self.turns.entry((turn.session_id, turn.seq)).or_default();
+        let key = format!("{}:{}", call.name, call.arguments);
+        match entry.rows.get(&(request.step, StepPhase::Result.into())) {
+            Some(row) if row.key == key => (answer(StepOutcome::Stored, &row.body), false),
+            Some(_) => (answer(StepOutcome::Diverged, b""), false),
+            None => {
+                let body = format!("{} done over there", call.name).into_bytes();
+                let answer = answer(StepOutcome::Stored, &body);
+                let (kind, effect) = (StepKind::ToolCall, Effect::Idempotent);
+                let row = Row { epoch: turn.epoch, kind, effect, key, body, unknown: false };
+                entry.rows.insert((request.step, StepPhase::Result.into()), row);
+                (answer, true)
+            }
+        }
+    }
+
     /// Puts something there that no worker of this build would.
     pub(crate) fn spoil(&mut self, turn: &TurnRef, step: u32, kind: StepKind, body: &str) {
         let row = Row {

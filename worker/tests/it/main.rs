@@ -7,6 +7,7 @@ mod documents;
 mod fake;
 mod journal;
 mod link;
+mod offered;
 mod orders;
 mod plane;
 mod process;

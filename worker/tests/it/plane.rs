@@ -69,20 +69,21 @@ impl World {
 
 struct Tools {
     world: Arc<World>,
-    specs: Vec<ToolSpec>,
+    specs: Arc<[ToolSpec]>,
 }
 
-fn specs() -> Vec<ToolSpec> {
+fn specs() -> Arc<[ToolSpec]> {
     let spec = |name: &str, effect| ToolSpec {
         name: name.to_owned(),
         description: format!("it does {name}"),
         parameters: r#"{"type":"object"}"#.to_owned(),
+        toolset: "drill".to_owned(),
         effect,
         time_limit: Duration::from_secs(30),
         max_output: 1_000,
     };
     use tools::Effect::{AtMostOnce, Idempotent, Pure};
-    vec![
+    [
         spec("look", Pure),
         spec("put", Idempotent),
         spec("send", AtMostOnce),
@@ -93,11 +94,12 @@ fn specs() -> Vec<ToolSpec> {
         spec("panics", Pure),
         spec("long", Pure),
     ]
+    .into()
 }
 
 impl Toolbox for Tools {
-    fn specs(&self) -> &[ToolSpec] {
-        &self.specs
+    fn specs(&self) -> Arc<[ToolSpec]> {
+        Arc::clone(&self.specs)
     }
 
     fn call(&self, call: tools::ToolCall) -> BoxFuture<'_, ToolResult> {

@@ -66,7 +66,7 @@ struct Done {
 
 /// The tools of every worker.
 struct Tools {
-    specs: Vec<ToolSpec>,
+    specs: Arc<[ToolSpec]>,
     store: Shared,
     done: Arc<Mutex<Vec<Done>>>,
 }
@@ -77,18 +77,20 @@ impl Tools {
             name: name.to_owned(),
             description: name.to_owned(),
             parameters: r#"{"type":"object"}"#.to_owned(),
+            toolset: "drill".to_owned(),
             effect,
             time_limit: Duration::from_secs(20),
             max_output: 1_000,
         };
-        let specs = vec![spec("look", Effect::Pure), spec("put", Effect::Idempotent), spec("send", Effect::AtMostOnce)];
+        let specs =
+            [spec("look", Effect::Pure), spec("put", Effect::Idempotent), spec("send", Effect::AtMostOnce)].into();
         Self { specs, store, done }
     }
 }
 
 impl Toolbox for Tools {
-    fn specs(&self) -> &[ToolSpec] {
-        &self.specs
+    fn specs(&self) -> Arc<[ToolSpec]> {
+        Arc::clone(&self.specs)
     }
 
     fn call(&self, call: ToolCall) -> BoxFuture<'_, ToolResult> {

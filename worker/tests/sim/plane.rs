@@ -126,6 +126,14 @@ impl WorkerService for Replica {
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 
+    async fn list_tools(&self, _: Request<ListToolsRequest>) -> Result<Response<ListToolsResponse>, Status> {
+        Err(Status::unimplemented("a control plane of before its own tools"))
+    }
+
+    async fn call_tool(&self, _: Request<CallToolRequest>) -> Result<Response<CallToolResponse>, Status> {
+        Err(Status::unimplemented("a control plane of before its own tools"))
+    }
+
     type FetchTranscriptStream = Out<TranscriptChunk>;
 
     async fn fetch_transcript(

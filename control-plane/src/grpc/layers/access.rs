@@ -100,6 +100,8 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::WorkerFetchJournal
         | Rpc::WorkerFetchHome
         | Rpc::WorkerPushDocument
+        | Rpc::WorkerListTools
+        | Rpc::WorkerCallTool
         | Rpc::ModelGenerate
         | Rpc::IdentityRenew => Requirement::WorkerCertificate,
 

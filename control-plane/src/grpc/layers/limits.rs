@@ -99,6 +99,8 @@ fn pace(called: Called) -> Pace {
         | Rpc::IdentityCreateToken
         | Rpc::IdentityListTokens
         | Rpc::IdentityRevokeToken
+        | Rpc::WorkerListTools
+        | Rpc::WorkerCallTool
         | Rpc::MessageSubmit => Pace::Quick,
 
         Rpc::SystemApply | Rpc::SystemDiff | Rpc::WorkerPushDocument => Pace::Upload,

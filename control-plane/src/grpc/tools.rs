@@ -1,0 +1,52 @@
+//! Tools that the control plane runs, on the wire.
+//!
+//! Called by the worker's service, which has made sure that the turn is the caller's. Always true: what a call says is checked
+//! before it goes on, and whatever the model wrote in it is not a fault of the call.
+
+use std::time::Duration;
+
+use hermes_proto::v1;
+use tonic::Status;
+
+use super::status::{Reason, invalid, refuse};
+use super::steps::step_number;
+use crate::models::{MAX_CALL_ID, is_name};
+use crate::store::TurnId;
+use crate::tools::{Answer, Asked, Spec, Tools};
+
+/// What there is.
+pub(super) fn list() -> v1::ListToolsResponse {
+    let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+    let offered = |spec: Spec| v1::OfferedTool {
+        name: spec.name.to_owned(),
+        description: spec.description.to_owned(),
+        parameters: spec.parameters.to_owned(),
+        toolset: spec.toolset.to_owned(),
+        time_limit_ms: millis(spec.time_limit),
+        max_output: u32::try_from(spec.max_output).unwrap_or(u32::MAX),
+    };
+    v1::ListToolsResponse { tools: Tools::offered().map(offered).collect() }
+}
+
+/// Makes a call of the turn.
+pub(super) async fn call(
+    tools: &Tools,
+    (turn, epoch): (TurnId, i64),
+    request: v1::CallToolRequest,
+) -> Result<v1::CallToolResponse, Status> {
+    let step = step_number(request.step)?;
+    let call = request.call.ok_or_else(|| invalid("call", "it is missing"))?;
+    if call.id.is_empty() || call.id.len() > MAX_CALL_ID || !is_name(&call.name) {
+        return Err(invalid("call", "a call has its id and a tool's name"));
+    }
+    let v1::ToolCall { id, name, arguments } = call;
+    let (outcome, text) = match tools.call(&Asked { turn, epoch, step, id, name, arguments }).await {
+        Answer::Stored(text) => (v1::StepOutcome::Stored, text),
+        Answer::Fenced => (v1::StepOutcome::Fenced, Vec::new()),
+        Answer::Diverged => (v1::StepOutcome::Diverged, Vec::new()),
+        Answer::Uncertain => {
+            return Err(refuse(Reason::StoreUncertain, "it is not known whether the tool was called; repeat the call"));
+        }
+    };
+    Ok(v1::CallToolResponse { outcome: outcome.into(), text })
+}

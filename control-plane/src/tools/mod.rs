@@ -1,0 +1,276 @@
+//! Tools that the control plane runs for agents, because what they touch is not in a worker's home: one file each.
+//!
+//! Called by the workers' service, with a call as the model wrote it. A tool judges the arguments and says what is to be done,
+//! without doing it ([`Plan`]); whatever comes of it is journaled as the step's result, a refusal too. Always true: an effect and
+//! its journal row are one commit (`store::call_tool`), so a call is done once however often it is repeated; whatever a model
+//! writes is answered with a text for it; calls take few of the database's connections, so that messages do not wait for them. It
+//! deliberately does not know which tools a turn's profile has on (its worker does), nor what is a worker's own tool.
+//!
+//! Another tool is a file here with a [`Tool`] and its line in `ALL`.
+
+mod memory;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::Semaphore;
+
+use crate::dispatch::Dispatcher;
+use crate::store::{self, CallEffect, CallScope, CallStep, Called, Caller, Looked, Store, TurnId};
+
+/// Every tool, in the order they are offered.
+static ALL: &[&dyn Tool] = &[&memory::Memory];
+
+/// Calls that work at once, each on a connection of its own: a third of what a replica has.
+const AT_ONCE: usize = 4;
+/// Longest arguments of a call, bytes: more than any of these tools can use.
+const MAX_ARGUMENTS: usize = 384 << 10;
+/// Largest text of a call, bytes.
+const MAX_TEXT: usize = 256 << 10;
+
+/// What is told of a tool.
+#[derive(Clone, Copy, Debug)]
+pub struct Spec {
+    /// Unique; 1 to 64 of a-z, A-Z, 0-9, `_` and `-`.
+    pub name: &'static str,
+    /// For the model: what it does and when to use it.
+    pub description: &'static str,
+    /// JSON Schema of the arguments, an object.
+    pub parameters: &'static str,
+    /// What a profile turns on and off together.
+    pub toolset: &'static str,
+    /// How long a call may take.
+    pub time_limit: Duration,
+    /// Longest text, bytes; what is beyond is cut.
+    pub max_output: usize,
+}
+
+/// One tool.
+trait Tool: Send + Sync {
+    /// What is told of it.
+    fn spec(&self) -> Spec;
+
+    /// What a call with these arguments is to do; or a sentence for the model of what is wrong with them. Pure.
+    fn plan(&self, arguments: Map<String, Value>) -> Result<Plan, String>;
+}
+
+/// What a call is to do.
+enum Plan {
+    /// Something in the database, in the transaction that journals it. Short: the session is locked meanwhile.
+    Effect(Box<dyn CallEffect>),
+    /// Only to look, with nothing locked. What it saw is journaled then.
+    #[expect(dead_code, reason = "the next tool looks")]
+    Read(Box<dyn Read>),
+}
+
+/// A call that only looks.
+trait Read: Send + Sync {
+    /// The text for the model.
+    fn run<'a>(&'a self, store: &'a Store, caller: Caller) -> BoxFuture<'a, store::Result<String>>;
+}
+
+/// A call as the model asked for it.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// The turn.
+    pub turn: TurnId,
+    /// Its fence.
+    pub epoch: i64,
+    /// The step that the call is.
+    pub step: i32,
+    /// The call's id.
+    pub id: String,
+    /// The tool.
+    pub name: String,
+    /// The arguments, as written.
+    pub arguments: String,
+}
+
+/// What became of a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is journaled with this text for the model.
+    Stored(Vec<u8>),
+    /// Somebody else has the turn.
+    Fenced,
+    /// The journal says something else: the turn is given up.
+    Diverged,
+    /// Nothing is known: ask again.
+    Uncertain,
+}
+
+/// The tools; cheap to clone.
+#[derive(Clone)]
+pub struct Tools {
+    store: Store,
+    dispatcher: Dispatcher,
+    room: Arc<Semaphore>,
+}
+
+impl std::fmt::Debug for Tools {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tools")
+    }
+}
+
+impl Tools {
+    /// They work in this store.
+    pub fn new(store: Store, dispatcher: Dispatcher) -> Self {
+        Self { store, dispatcher, room: Arc::new(Semaphore::new(AT_ONCE)) }
+    }
+
+    /// What there is, in the order it is offered.
+    pub fn offered() -> impl Iterator<Item = Spec> {
+        ALL.iter().map(|tool| tool.spec())
+    }
+
+    /// Does what the call asks for, once, and journals the text of it as the step's result. That the turn is its caller's the
+    /// caller has made sure of.
+    pub async fn call(&self, asked: &Asked) -> Answer {
+        let Ok(_room) = self.room.acquire().await else { return Answer::Uncertain };
+        let step = CallStep { turn: asked.turn, epoch: asked.epoch, step: asked.step, call: digest(asked) };
+        let (plan, longest) = planned(asked);
+        let called = match plan {
+            Ok(Plan::Effect(effect)) => {
+                self.dispatcher.call_tool(&step, &Bounded { effect: effect.as_ref(), longest }).await
+            }
+            Ok(Plan::Read(read)) => match self.store.look_for_call(&step).await {
+                Ok(Looked::Over(called)) => self.dispatcher.settle_call(&step, called).await,
+                Ok(Looked::Open(caller)) => match read.run(&self.store, caller).await {
+                    Ok(text) => self.dispatcher.call_tool(&step, &Say(bounded(text, longest))).await,
+                    Err(error) => uncertain(asked, &error),
+                },
+                Err(error) => uncertain(asked, &error),
+            },
+            Err(sentence) => self.dispatcher.call_tool(&step, &Say(bounded(sentence, longest))).await,
+        };
+        match called {
+            Some(Called::Stored { text, .. }) => Answer::Stored(text),
+            Some(Called::Fenced) => Answer::Fenced,
+            Some(Called::Diverged) => Answer::Diverged,
+            None => Answer::Uncertain,
+        }
+    }
+}
+
+fn uncertain(asked: &Asked, error: &store::Error) -> Option<Called> {
+    tracing::warn!(turn = %asked.turn, tool = asked.name, %error, "a tool could not look");
+    None
+}
+
+/// What the call is to do, or what is wrong with it; and how long its text may be.
+fn planned(asked: &Asked) -> (Result<Plan, String>, usize) {
+    let Some(tool) = ALL.iter().find(|tool| tool.spec().name == asked.name) else {
+        return (Err(format!("Error: there is no tool {}.", asked.name.escape_debug())), MAX_TEXT);
+    };
+    let plan = arguments(&asked.arguments).and_then(|arguments| tool.plan(arguments));
+    (plan, tool.spec().max_output.min(MAX_TEXT))
+}
+
+fn arguments(text: &str) -> Result<Map<String, Value>, String> {
+    if text.len() > MAX_ARGUMENTS {
+        return Err(format!("Error: the arguments are longer than {MAX_ARGUMENTS} bytes."));
+    }
+    if text.trim().is_empty() {
+        return Ok(Map::new());
+    }
+    serde_json::from_str(text).map_err(|error| format!("Error: the arguments are not a JSON object: {error}"))
+}
+
+/// The same for equal calls alone.
+fn digest(asked: &Asked) -> String {
+    let mut hash = Sha256::new();
+    for part in [&asked.id, &asked.name, &asked.arguments] {
+        hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+        hash.update(part);
+    }
+    format!("call:{}", hex::encode(hash.finalize()))
+}
+
+/// An effect whose text is cut.
+struct Bounded<'e> {
+    effect: &'e dyn CallEffect,
+    longest: usize,
+}
+
+impl CallEffect for Bounded<'_> {
+    fn run<'a>(&'a self, scope: &'a mut CallScope<'_>) -> BoxFuture<'a, store::Result<String>> {
+        Box::pin(async move { Ok(bounded(self.effect.run(scope).await?, self.longest)) })
+    }
+}
+
+/// No effect but the text.
+struct Say(String);
+
+impl CallEffect for Say {
+    fn run<'a>(&'a self, _: &'a mut CallScope<'_>) -> BoxFuture<'a, store::Result<String>> {
+        Box::pin(async { Ok(self.0.clone()) })
+    }
+}
+
+/// The text, cut between characters to at most `longest` bytes, and saying so.
+fn bounded(mut text: String, longest: usize) -> String {
+    if text.len() <= longest {
+        return text;
+    }
+    let note = format!("\n[The output was {} bytes long and is cut here.]", text.len());
+    text.truncate(text.floor_char_boundary(longest.saturating_sub(note.len())));
+    text.push_str(&note);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(name: &str, arguments: &str) -> Asked {
+        let turn = TurnId { session: store::SessionId(1), seq: 1 };
+        Asked { turn, epoch: 1, step: 1, id: "a".to_owned(), name: name.to_owned(), arguments: arguments.to_owned() }
+    }
+
+    fn refusal(asked: &Asked) -> String {
+        planned(asked).0.err().unwrap()
+    }
+
+    #[test]
+    fn what_is_offered_can_be_offered_to_a_model() {
+        let mut names = std::collections::HashSet::new();
+        for spec in Tools::offered() {
+            assert!(crate::models::is_name(spec.name) && names.insert(spec.name), "{}", spec.name);
+            let parameters: Value = serde_json::from_str(spec.parameters).expect(spec.name);
+            assert_eq!(parameters["type"], "object", "{}", spec.name);
+            assert!(!spec.description.is_empty() && !spec.toolset.is_empty() && spec.max_output <= MAX_TEXT);
+        }
+    }
+
+    #[test]
+    fn whatever_a_model_writes_is_answered_with_a_sentence() {
+        assert_eq!(refusal(&asked("no\nsuch", "{}")), "Error: there is no tool no\\nsuch.");
+        for arguments in ["{", "[1]", "null"] {
+            assert!(refusal(&asked("memory", arguments)).starts_with("Error: the arguments are not a JSON object"));
+        }
+        assert!(refusal(&asked("memory", &" ".repeat(MAX_ARGUMENTS + 1))).contains("longer than"));
+    }
+
+    #[test]
+    fn only_equal_calls_have_one_digest() {
+        let call = asked("memory", "{}");
+        assert_eq!(digest(&call), digest(&Asked { epoch: 2, ..call.clone() }));
+        let others = [
+            Asked { id: "b".to_owned(), ..call.clone() },
+            Asked { arguments: "{ }".to_owned(), ..call.clone() },
+            Asked { name: "memory{".to_owned(), arguments: "}".to_owned(), ..call.clone() },
+        ];
+        assert!(others.iter().all(|other| digest(other) != digest(&call)));
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_characters_and_says_so() {
+        let text = bounded("é".repeat(100), 101);
+        assert!(text.len() <= 101 && text.ends_with("[The output was 200 bytes long and is cut here.]"), "{text}");
+        assert_eq!(bounded("short".to_owned(), 5), "short");
+    }
+}

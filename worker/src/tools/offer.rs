@@ -1,0 +1,90 @@
+//! What one turn may call: the worker's own tools and the control plane's, as its profile allows.
+//!
+//! Made once when a turn begins. Always true: it stays as it is until the turn ends, and a tool that is not in it is one that
+//! does not exist. It runs nothing.
+
+use hermes_proto::v1::{self, ProfileRevision};
+
+use super::ToolSpec;
+
+/// The tools of a turn.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Offer(Vec<ToolSpec>);
+
+impl Offer {
+    /// Those of `specs` whose toolset the profile has on. Of two tools with one name the first counts.
+    pub(crate) fn new<'a>(specs: impl IntoIterator<Item = &'a ToolSpec>, profile: Option<&ProfileRevision>) -> Self {
+        let is_on = |spec: &ToolSpec| {
+            profile.is_none_or(|profile| {
+                (!profile.toolsets_set || profile.enabled_toolsets.contains(&spec.toolset))
+                    && !profile.disabled_toolsets.contains(&spec.toolset)
+            })
+        };
+        let mut offered: Vec<ToolSpec> = Vec::new();
+        for spec in specs.into_iter().filter(|spec| is_on(spec)) {
+            if !offered.iter().any(|known| known.name == spec.name) {
+                offered.push(spec.clone());
+            }
+        }
+        Self(offered)
+    }
+
+    /// The tool of that name.
+    pub(crate) fn find(&self, name: &str) -> Option<&ToolSpec> {
+        self.0.iter().find(|spec| spec.name == name)
+    }
+
+    /// As a model is told of them.
+    pub(crate) fn told(&self) -> Vec<v1::ToolSpec> {
+        let told = |spec: &ToolSpec| v1::ToolSpec {
+            name: spec.name.clone(),
+            description: spec.description.clone(),
+            parameters: spec.parameters.clone(),
+        };
+        self.0.iter().map(told).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::Effect;
+    use super::*;
+
+    fn spec(name: &str, toolset: &str) -> ToolSpec {
+        ToolSpec {
+            name: name.to_owned(),
+            description: String::new(),
+            parameters: "{}".to_owned(),
+            toolset: toolset.to_owned(),
+            effect: Effect::Pure,
+            time_limit: Duration::from_secs(1),
+            max_output: 100,
+        }
+    }
+
+    fn names(enabled: Option<&[&str]>, disabled: &[&str]) -> String {
+        let specs = [spec("read", "files"), spec("write", "files"), spec("memory", "memory"), spec("read", "other")];
+        let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        let profile = ProfileRevision {
+            toolsets_set: enabled.is_some(),
+            enabled_toolsets: texts(enabled.unwrap_or_default()),
+            disabled_toolsets: texts(disabled),
+            ..ProfileRevision::default()
+        };
+        let told = Offer::new(&specs, Some(&profile)).told();
+        told.into_iter().map(|tool| tool.name).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_profile_says_which_toolsets_there_are() {
+        assert_eq!(names(None, &[]), "read write memory");
+        assert_eq!(names(None, &["files"]), "memory read");
+        assert_eq!(names(Some(&["files"]), &[]), "read write");
+        assert_eq!(names(Some(&["files", "memory"]), &["files"]), "memory");
+        assert_eq!(names(Some(&["unheard-of"]), &[]), "");
+        assert_eq!(names(Some(&[]), &[]), "");
+        assert!(Offer::new(&[spec("a", "b")], None).find("a").is_some());
+    }
+}
