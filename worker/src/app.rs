@@ -16,11 +16,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::connection::Connection;
+use crate::doctor;
 use crate::documents::Documents;
 use crate::home::Home;
 use crate::identity::{Dial, Identity};
 use crate::link::{Link, Registration, chain};
 use crate::prompt::Prompts;
+use crate::sandbox;
 use crate::seams::Seams;
 use crate::servers::Servers;
 use crate::telemetry::Telemetry;
@@ -40,6 +42,16 @@ const MAX_JOIN_DELAY: Duration = Duration::from_secs(5);
 /// A worker waits on the network nearly all the time, so one thread serves hundreds of turns a second and keeps the process
 /// small; file work that may take long goes to the runtime's blocking threads.
 pub fn process(seams: Seams) -> ExitCode {
+    // The stages of the sandbox are this program, too: they read no settings and start no runtime.
+    match std::env::args_os().nth(1) {
+        Some(stage) if stage == sandbox::ENTER => return sandbox::enter::main(),
+        Some(stage) if stage == sandbox::INSIDE => return sandbox::inside::main(),
+        Some(name) if name == doctor::NAME => {
+            let temporary = std::env::temp_dir();
+            return runtime().block_on(doctor::run(std::env::args_os().skip(2), temporary));
+        }
+        _ => {}
+    }
     rustls::crypto::ring::default_provider()
         .install_default()
         .expect("nothing else installs a TLS provider before main");
@@ -51,11 +63,15 @@ pub fn process(seams: Seams) -> ExitCode {
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build();
-    let runtime = runtime.expect("the kernel gives a new process its event queue");
+    let runtime = runtime();
     let code = runtime.block_on(run(config, seams));
     runtime.shutdown_background();
     code
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build();
+    runtime.expect("the kernel gives a new process its event queue")
 }
 
 /// The process within its runtime: logs, signals, exit code.

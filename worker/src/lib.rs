@@ -8,6 +8,7 @@
 pub mod app;
 pub mod config;
 pub mod connection;
+pub mod doctor;
 pub mod documents;
 pub mod failpoint;
 pub mod home;
@@ -15,6 +16,7 @@ pub mod identity;
 pub mod link;
 pub mod model;
 pub mod prompt;
+pub mod sandbox;
 pub mod seams;
 pub mod servers;
 pub mod skills;

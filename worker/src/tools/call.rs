@@ -128,6 +128,7 @@ mod tests {
             name: name.to_owned(),
             arguments: serde_json::Map::new(),
             idempotency_key: None,
+            policy: crate::sandbox::Policy::default(),
             cancel: CancellationToken::new(),
         };
         run(&Odd(vec![spec.clone()]), &spec, call, stopped).await

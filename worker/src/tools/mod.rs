@@ -7,6 +7,7 @@
 //! whether a call may begin is the turn's decision.
 
 mod call;
+pub mod local;
 mod offer;
 mod plane;
 
@@ -17,6 +18,8 @@ use futures_util::future::BoxFuture;
 use hermes_proto::v1::TurnRef;
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
+
+use crate::sandbox::Policy;
 
 pub(crate) use call::{Ran, run};
 pub(crate) use offer::Offer;
@@ -71,6 +74,8 @@ pub struct ToolCall {
     pub arguments: Map<String, Value>,
     /// Of an idempotent tool: the same for every attempt of this call, and for no other call.
     pub idempotency_key: Option<String>,
+    /// What the turn's profile lets tools do.
+    pub policy: Policy,
     /// Cancelled when the turn must end; a tool that can stop early does.
     pub cancel: CancellationToken,
 }
@@ -161,6 +166,7 @@ mod tests {
             name: name.to_owned(),
             arguments: Map::new(),
             idempotency_key: None,
+            policy: Policy::default(),
             cancel: CancellationToken::new(),
         }
     }

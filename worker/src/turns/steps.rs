@@ -273,6 +273,7 @@ impl Course {
             name: call.name.clone(),
             arguments,
             idempotency_key: Some(key.clone()).filter(|key| !key.is_empty()),
+            policy: crate::sandbox::Policy::default(),
             cancel: CancellationToken::new(),
         };
         let span = tracing::info_span!("tool", tool = spec.name, session = self.turn.session_id, turn = self.turn.seq);

@@ -11,6 +11,7 @@ mod offered;
 mod orders;
 mod plane;
 mod process;
+mod sandbox;
 mod steps;
 mod turns;
 

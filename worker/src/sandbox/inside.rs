@@ -1,0 +1,142 @@
+//! The second stage: the first process inside, which builds the view, closes the door behind itself and does the task.
+//!
+//! Started by [`super::enter`], or for work on files on the level `off` by the boundary itself. As the first process of its
+//! process namespace it is the parent of whatever loses its own, and all of them end with it.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::Signal;
+use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, sendto, socket};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::enter::{map_ids, said};
+use super::{ENTRIES, FILE_MB, Inside, Level, NOT_BUILT, Network, SCRATCH, Task, filter, frame, root, rules};
+use crate::tools::local::files;
+
+/// Who the task is inside, whoever runs the worker.
+const USER: u32 = 1000;
+
+/// Runs the stage to its end; reasons for its failure go to stderr.
+pub fn main() -> ExitCode {
+    let inside: Inside = match frame::take() {
+        Ok(inside) => inside,
+        Err(error) => return failed(&error),
+    };
+    if inside.level != Level::Off
+        && let Err(error) = closed(&inside)
+    {
+        return failed(&error);
+    }
+    match inside.task {
+        Task::Nothing => ExitCode::SUCCESS,
+        Task::Files(request) => answered(&files::run(&inside.home.join(SCRATCH), request)),
+        Task::Command { argv, cwd, env } => match run(&argv, &cwd, &env) {
+            Ok(code) => ExitCode::from(code),
+            Err(error) => failed(&error),
+        },
+    }
+}
+
+fn failed(error: &io::Error) -> ExitCode {
+    // Nobody else hears it; a closed stderr leaves nobody to tell.
+    let _ = writeln!(io::stderr(), "{error}");
+    ExitCode::from(NOT_BUILT)
+}
+
+fn answered(answer: &files::Answer) -> ExitCode {
+    match serde_json::to_writer(io::stdout().lock(), answer) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error.into()),
+    }
+}
+
+/// Builds the boundary around this process.
+fn closed(inside: &Inside) -> io::Result<()> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    let owned = owned(&inside.home, inside.level);
+    root::build(&owned, inside.memory_bytes / 4)?;
+    if inside.network == Network::None {
+        loopback_up().map_err(|error| said("bring up loopback", &error))?;
+    }
+    // A second user namespace, in which the task has no power over the mounts of the first, and none at all once it is executed.
+    unshare(CloneFlags::CLONE_NEWUSER).map_err(|error| said("make the inner user namespace", &error.into()))?;
+    map_ids(USER, 0, 0)?;
+    let limits = [
+        (Resource::RLIMIT_CORE, 0),
+        (Resource::RLIMIT_CPU, inside.cpu_seconds),
+        (Resource::RLIMIT_DATA, inside.memory_bytes),
+        (Resource::RLIMIT_NPROC, inside.pids),
+        (Resource::RLIMIT_FSIZE, FILE_MB << 20),
+        (Resource::RLIMIT_NOFILE, 1024),
+        (Resource::RLIMIT_MEMLOCK, 1 << 20),
+        (Resource::RLIMIT_MSGQUEUE, 0),
+    ];
+    for (resource, limit) in limits {
+        setrlimit(resource, limit, limit).map_err(|error| said("limit resources", &error.into()))?;
+    }
+    nix::sys::prctl::set_no_new_privs()?;
+    rules::enforce(&owned)?;
+    filter::enforce()
+}
+
+/// What of the home is shown and may be written: entries that are there and lead nowhere else.
+fn owned(home: &Path, level: Level) -> Vec<PathBuf> {
+    if level == Level::Home {
+        return vec![home.to_owned()];
+    }
+    let entries = ENTRIES.iter().chain([&SCRATCH]).map(|entry| home.join(entry));
+    entries.filter(|path| std::fs::canonicalize(path).is_ok_and(|real| real == *path)).collect()
+}
+
+/// Tells the kernel that interface 1 is up: one request over netlink.
+fn loopback_up() -> io::Result<()> {
+    const NEW_LINK: u16 = 16;
+    const REQUEST: u16 = 1;
+    const UP: u32 = 1;
+    let link = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+    // nlmsghdr: length, type, flags, sequence, port; ifinfomsg: family, pad, type, index, flags, change.
+    let mut request = Vec::with_capacity(32);
+    request.extend_from_slice(&32_u32.to_ne_bytes());
+    request.extend_from_slice(&NEW_LINK.to_ne_bytes());
+    request.extend_from_slice(&REQUEST.to_ne_bytes());
+    request.extend_from_slice(&[0; 8]);
+    request.extend_from_slice(&[0; 4]);
+    request.extend_from_slice(&1_i32.to_ne_bytes());
+    request.extend_from_slice(&UP.to_ne_bytes());
+    request.extend_from_slice(&UP.to_ne_bytes());
+    use std::os::fd::AsRawFd as _;
+    sendto(link.as_raw_fd(), &request, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+    Ok(())
+}
+
+/// Runs the program and outlives every child; its exit code.
+fn run(argv: &[String], cwd: &Path, env: &BTreeMap<String, String>) -> io::Result<u8> {
+    let (program, arguments) = argv.split_first().ok_or_else(|| io::Error::other("there is no command"))?;
+    let child = Command::new(program)
+        .args(arguments)
+        .current_dir(cwd)
+        .env_clear()
+        .envs(env)
+        .process_group(0)
+        .spawn()
+        .map_err(|error| said(&format!("run {program} in {}", cwd.display()), &error))?;
+    let main = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
+    loop {
+        match waitpid(None, None) {
+            Ok(WaitStatus::Exited(pid, code)) if pid == main => return Ok(u8::try_from(code).unwrap_or(u8::MAX)),
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == main => {
+                return Ok(u8::try_from(128 + signal as i32).unwrap_or(u8::MAX));
+            }
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! The boundary around whatever a model makes this worker run.
+//!
+//! Called by the tools that start processes or touch files ([`Boundary::start`]), and once at start and by `doctor`
+//! ([`Ability::probe`]). What is run inside is taken to be hostile. Always true, on the levels `strict` and `home`: it sees the
+//! agent's own entries of the home, read-only system paths, a `/tmp` of bounded size, and nothing else; no process but its
+//! own; no environment but what the tool gives; its processes, memory and processor time are bounded; it has no network unless
+//! the policy opens it; and when the call ends, or this worker does, all that it started is gone. A boundary that the machine
+//! cannot give is an error, never a weaker boundary.
+//!
+//! A process is started in two stages, both this very program: [`enter`] makes the namespaces, [`inside`] is the first process in
+//! them, builds what is seen there, closes the door behind itself (Landlock, seccomp, no new privileges) and does the task. A
+//! fresh process does that because a process with threads cannot: namespaces and rules hold for one thread, and between `fork`
+//! and `exec` of a threaded process next to nothing is allowed.
+//!
+//! What it deliberately does not do: judge what is run (approvals do), watch the disk beyond the size of a file, keep a call from
+//! spoiling what its agent owns.
+
+mod cgroup;
+pub mod enter;
+mod filter;
+mod frame;
+pub mod inside;
+mod root;
+mod rules;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::{Child, ChildStdin, Command};
+
+use crate::tools::local::files;
+use cgroup::Group;
+
+/// The argument by which this program becomes the first stage.
+pub const ENTER: &str = "sandbox-enter";
+/// The argument by which this program becomes the second stage.
+pub const INSIDE: &str = "sandbox-inside";
+/// Exit code of a stage that could not build the boundary; the reason is on its stderr.
+pub const NOT_BUILT: u8 = 125;
+
+/// What of a home belongs to the agent, beside [`SCRATCH`]: made by the worker or found there.
+const ENTRIES: [&str; 11] = [
+    "SOUL.md",
+    "memories",
+    "skills",
+    "scripts",
+    "cron/output",
+    "AGENTS.md",
+    "CLAUDE.md",
+    "HERMES.md",
+    ".hermes.md",
+    ".cursorrules",
+    ".cursor/rules",
+];
+/// The agent's own scratch, where commands begin.
+pub const SCRATCH: &str = "workspace";
+/// How long what was asked to end may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How much of the machine a tool may see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// The agent's own entries of its home.
+    Strict,
+    /// The whole home, what others put there included.
+    Home,
+    /// No boundary at all.
+    Off,
+}
+
+/// Which network a tool has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// None but its own loopback.
+    None,
+    /// The machine's.
+    Open,
+}
+
+/// What an agent's tools may do; from its profile.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// What they see.
+    pub level: Level,
+    /// Whom they reach.
+    pub network: Network,
+    /// Memory of all tool processes of this worker together, and of each alone, MiB.
+    pub memory_mb: u64,
+    /// Processes and threads of all tools of this worker together.
+    pub pids: u64,
+    /// Processor time of each process, seconds.
+    pub cpu_seconds: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { level: Level::Strict, network: Network::None, memory_mb: 1024, pids: 256, cpu_seconds: 600 }
+    }
+}
+
+/// Largest file that a tool may write, MiB.
+const FILE_MB: u64 = 1024;
+
+/// What runs inside.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Task {
+    /// A program.
+    Command {
+        /// Program and arguments.
+        argv: Vec<String>,
+        /// Where it begins, an absolute path.
+        cwd: PathBuf,
+        /// All of its environment.
+        env: BTreeMap<String, String>,
+    },
+    /// Work on files, done by the stage itself; the answer is JSON on stdout.
+    Files(files::Request),
+    /// Nothing: whether the boundary can be built.
+    Nothing,
+}
+
+/// What the first stage needs.
+#[derive(Debug, Serialize, Deserialize)]
+struct Entering {
+    /// The worker: without it nothing begins.
+    worker: i32,
+    /// Directories of control groups to join.
+    groups: Vec<PathBuf>,
+    /// Without: the machine's network stays.
+    own_network: bool,
+}
+
+/// What the second stage needs.
+#[derive(Debug, Serialize, Deserialize)]
+struct Inside {
+    home: PathBuf,
+    level: Level,
+    network: Network,
+    memory_bytes: u64,
+    pids: u64,
+    cpu_seconds: u64,
+    task: Task,
+}
+
+/// Why nothing was started.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The machine does not give what the policy asks for.
+    #[error(
+        "the sandbox cannot be built here: {reason}. `hermes-worker doctor` says what this machine gives; `sandbox: {{level: off}}` in the agent's configuration goes without"
+    )]
+    NotBuilt {
+        /// What is missing.
+        reason: String,
+    },
+    /// The system refused.
+    #[error("a tool's process cannot be started: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// What this machine gives, found by building a boundary.
+#[derive(Clone, Debug)]
+pub struct Ability {
+    /// Why none can be built, if so.
+    pub boundary: Result<(), String>,
+    /// What bounds processes and memory, for people.
+    pub limits: Result<&'static str, String>,
+}
+
+impl Ability {
+    /// Builds a strict boundary around nothing in `home` and looks what comes.
+    pub async fn probe(program: &Path, home: &Path) -> Self {
+        let limits = match (Group::make(std::process::id()), nix::unistd::geteuid().is_root()) {
+            (Ok(group), _) => Ok(group.kind()),
+            (Err(_), false) => Ok("resource limits of this user"),
+            (Err(error), true) => Err(format!(
+                "as root without writable control groups the number of processes cannot be bounded ({error}); run the worker as another user"
+            )),
+        };
+        let boundary = match Boundary::new(program.to_owned(), home.to_owned()) {
+            Ok(boundary) => boundary.works().await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        Self { boundary, limits }
+    }
+}
+
+/// The boundary of one worker.
+#[derive(Clone, Debug)]
+pub struct Boundary {
+    program: PathBuf,
+    home: PathBuf,
+    group: Arc<Mutex<Option<Group>>>,
+}
+
+/// A task that runs.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    group: Pid,
+    /// What it writes to stdout and stderr, in one.
+    pub output: Option<OwnedFd>,
+    /// Its stdin, where that was asked for.
+    pub input: Option<ChildStdin>,
+}
+
+impl Boundary {
+    /// Of the worker that runs `program`, around `home` (absolute, symlinks resolved).
+    ///
+    /// # Errors
+    /// [`Error::NotBuilt`] when nothing bounds processes here.
+    pub fn new(program: PathBuf, home: PathBuf) -> Result<Self, Error> {
+        let group = match Group::make(std::process::id()) {
+            Ok(group) => Some(group),
+            Err(error) if nix::unistd::geteuid().is_root() => {
+                let reason = format!(
+                    "as root without writable control groups the number of processes cannot be bounded ({error}); run the worker as another user"
+                );
+                return Err(Error::NotBuilt { reason });
+            }
+            Err(_) => None,
+        };
+        Ok(Self { program, home, group: Arc::new(Mutex::new(group)) })
+    }
+
+    /// Starts `task`. With `input` its stdin stays open, otherwise it is at its end at once.
+    ///
+    /// # Errors
+    /// [`Error`]. A boundary that fails later ends the task with [`NOT_BUILT`] and its reason as output.
+    pub async fn start(&self, policy: &Policy, task: Task, input: bool) -> Result<Running, Error> {
+        let (reader, writer) = io::pipe()?;
+        let mut command = match (policy.level, &task) {
+            (Level::Off, Task::Command { argv, cwd, env }) => {
+                let (program, arguments) = argv.split_first().ok_or_else(|| io::Error::other("there is no command"))?;
+                let mut command = Command::new(program);
+                command.args(arguments).current_dir(cwd).env_clear().envs(env);
+                command
+            }
+            (Level::Off, _) => {
+                let mut command = Command::new(&self.program);
+                command.arg(INSIDE).env_clear();
+                command
+            }
+            (Level::Strict | Level::Home, _) => {
+                let mut command = Command::new(&self.program);
+                command.arg(ENTER).env_clear();
+                command
+            }
+        };
+        command.process_group(0).kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(writer.try_clone()?).stderr(writer);
+        let mut child = command.spawn()?;
+        // The command holds the pipe's other end.
+        drop(command);
+        let id = child.id().and_then(|id| i32::try_from(id).ok()).ok_or_else(|| io::Error::other("it has ended"))?;
+        let mut stdin = child.stdin.take();
+        let mut running = Running { child, group: Pid::from_raw(id), output: Some(reader.into()), input: None };
+        if let Some(pipe) = &mut stdin {
+            let frames = self.frames(policy, task)?;
+            // A stage that ends before it has read says why on its output.
+            match pipe.write_all(&frames).await {
+                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
+                _ => {}
+            }
+        }
+        running.input = stdin.filter(|_| input);
+        Ok(running)
+    }
+
+    /// What the stages read before the task's own input.
+    fn frames(&self, policy: &Policy, task: Task) -> io::Result<Vec<u8>> {
+        let mut frames = Vec::new();
+        if policy.level == Level::Off {
+            if matches!(task, Task::Command { .. }) {
+                return Ok(frames);
+            }
+        } else {
+            let groups = match &*self.group.lock().unwrap_or_else(PoisonError::into_inner) {
+                Some(group) => {
+                    group.limit(policy)?;
+                    group.directories()
+                }
+                None => Vec::new(),
+            };
+            let worker = i32::try_from(std::process::id()).map_err(io::Error::other)?;
+            frame::push(&mut frames, &Entering { worker, groups, own_network: policy.network != Network::Open })?;
+        }
+        let inside = Inside {
+            home: self.home.clone(),
+            level: policy.level,
+            network: policy.network,
+            memory_bytes: policy.memory_mb << 20,
+            pids: policy.pids,
+            cpu_seconds: policy.cpu_seconds,
+            task,
+        };
+        frame::push(&mut frames, &inside)?;
+        Ok(frames)
+    }
+
+    /// Whether a strict boundary can be built.
+    ///
+    /// # Errors
+    /// [`Error::NotBuilt`] with what is missing.
+    pub async fn works(&self) -> Result<(), Error> {
+        let mut running = self.start(&Policy::default(), Task::Nothing, false).await?;
+        let output = running.output.take();
+        let code = running.wait().await?;
+        if code == 0 {
+            return Ok(());
+        }
+        let mut reason = String::new();
+        if let Some(output) = output {
+            use std::io::Read as _;
+            std::fs::File::from(output).take(4096).read_to_string(&mut reason)?;
+        }
+        Err(Error::NotBuilt { reason: reason.trim().to_owned() })
+    }
+}
+
+impl Running {
+    /// Waits for its end; its exit code, 128 and the signal's number where one ended it.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub async fn wait(&mut self) -> io::Result<i32> {
+        use std::os::unix::process::ExitStatusExt as _;
+        let status = self.child.wait().await?;
+        Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
+    }
+
+    /// Asks it to end, and ends it and all that it started when it does not.
+    pub async fn end(&mut self) {
+        // Gone already: nothing is left to signal.
+        let _ = killpg(self.group, Signal::SIGTERM);
+        if tokio::time::timeout(PATIENCE, self.child.wait()).await.is_err() {
+            self.kill();
+            let _ = self.child.wait().await;
+        }
+    }
+
+    /// Ends it and all that it started at once.
+    pub fn kill(&mut self) {
+        let _ = killpg(self.group, Signal::SIGKILL);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.child.id().is_some() {
+            self.kill();
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The tools that act on this machine: commands, processes in the background and files, all behind the sandbox.
+//!
+//! Injected by the composition root as the worker's toolbox. Owns the background processes. Always true: whatever a model asks
+//! for runs behind [`Boundary`] under the policy of the turn's profile; its output is bounded while it comes, not after; a call
+//! that ends early, and the end of the worker, end what it started; a session reaches its own background processes only.
+//! It deliberately judges no command.
+
+pub mod files;
+mod output;
+mod processes;
+mod specs;
+mod terminal;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::{ToolCall, ToolResult, ToolSpec, Toolbox};
+use crate::sandbox::{Boundary, Policy, SCRATCH, Task};
+use files::Request;
+use output::Captured;
+use processes::Processes;
+
+/// Longest answer of work on files, bytes; the work itself stays below it.
+const MAX_FILES_ANSWER: usize = 200 << 10;
+
+/// The tools of one worker's home.
+#[derive(Debug)]
+pub struct LocalTools {
+    boundary: Boundary,
+    scratch: PathBuf,
+    specs: Arc<[ToolSpec]>,
+    processes: Processes,
+}
+
+impl LocalTools {
+    /// For `home` (absolute, symlinks resolved), behind `boundary`.
+    pub fn new(boundary: Boundary, home: &Path) -> Self {
+        Self { boundary, scratch: home.join(SCRATCH), specs: specs::all().into(), processes: Processes::default() }
+    }
+
+    async fn files(&self, policy: &Policy, request: Request) -> ToolResult {
+        let mut running = self.boundary.start(policy, Task::Files(request), false).await.map_err(|e| e.to_string())?;
+        let mut captured = Captured::new(MAX_FILES_ANSWER);
+        let read = output::read_all(&mut running, &mut captured).await;
+        let code = read.map_err(|error| format!("the answer was lost: {error}"))?;
+        let text = captured.text();
+        match serde_json::from_str::<files::Answer>(&text) {
+            Ok(answer) => answer,
+            Err(_) if code == 0 => Err("the answer cannot be read".to_owned()),
+            Err(_) => Err(format!("this could not be done within the sandbox (exit code {code}): {}", text.trim())),
+        }
+    }
+}
+
+impl Toolbox for LocalTools {
+    fn specs(&self) -> Arc<[ToolSpec]> {
+        Arc::clone(&self.specs)
+    }
+
+    fn call(&self, call: ToolCall) -> BoxFuture<'_, ToolResult> {
+        Box::pin(async move {
+            let ToolCall { turn, name, arguments, cancel, policy, .. } = call;
+            match name.as_str() {
+                "terminal" => self.terminal(&policy, turn.session_id, read(arguments)?, &cancel).await,
+                "process" => self.processes.call(turn.session_id, read(arguments)?, &cancel).await,
+                "read_file" => self.files(&policy, Request::Read(read(arguments)?)).await,
+                "write_file" => self.files(&policy, Request::Write(read(arguments)?)).await,
+                "patch" => self.files(&policy, Request::Patch(read(arguments)?)).await,
+                "search_files" => self.files(&policy, Request::Search(read(arguments)?)).await,
+                _ => Err(format!("there is no tool {name}")),
+            }
+        })
+    }
+}
+
+/// A tool's arguments; else what is wrong with them, for the model.
+fn read<T: DeserializeOwned>(arguments: Map<String, Value>) -> Result<T, String> {
+    serde_json::from_value(Value::Object(arguments)).map_err(|error| format!("the arguments do not fit: {error}"))
+}

@@ -1,0 +1,143 @@
+//! `terminal`: a shell command, in the foreground or left running.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
+
+use super::output::{Captured, read_all};
+use super::{LocalTools, ToolResult};
+use crate::sandbox::{Level, Policy, Task};
+
+/// How long a command may take when nobody says otherwise.
+pub(super) const USUAL_WAIT: Duration = Duration::from_secs(180);
+/// The longest time that may be asked for.
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(600);
+/// Most of a command's output that is kept, bytes.
+pub(super) const MAX_OUTPUT: usize = 50_000;
+
+/// The arguments.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Arguments {
+    command: String,
+    #[serde(default)]
+    workdir: Option<String>,
+    #[serde(default)]
+    timeout: Option<u64>,
+    #[serde(default)]
+    background: bool,
+}
+
+impl LocalTools {
+    pub(super) async fn terminal(
+        &self,
+        policy: &Policy,
+        session: u64,
+        arguments: Arguments,
+        cancel: &CancellationToken,
+    ) -> ToolResult {
+        let Arguments { command, workdir, timeout, background } = arguments;
+        if command.trim().is_empty() || command.contains('\0') {
+            return Err("command is empty".to_owned());
+        }
+        let cwd = match workdir {
+            Some(workdir) => directory(&self.scratch, &workdir),
+            None => self.scratch.clone(),
+        };
+        let argv = ["/bin/bash", "-c", &command].map(str::to_owned).to_vec();
+        let task = Task::Command { argv, cwd, env: environment(&self.scratch, policy.level) };
+        if background {
+            let running = self.boundary.start(policy, task, true).await.map_err(|error| error.to_string())?;
+            return self.processes.keep(session, &command, running);
+        }
+        let mut running = self.boundary.start(policy, task, false).await.map_err(|error| error.to_string())?;
+        let wait = timeout.map_or(USUAL_WAIT, |seconds| Duration::from_secs(seconds.max(1)).min(LONGEST_WAIT));
+        let mut captured = Captured::new(MAX_OUTPUT);
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(wait, read_all(&mut running, &mut captured)) => Some(ended),
+            () = cancel.cancelled() => None,
+        };
+        let how = match ended {
+            Some(Ok(Ok(code))) => format!("[exit code {code}]"),
+            Some(Ok(Err(error))) => format!("[its output was lost: {error}]"),
+            Some(Err(_)) => {
+                running.end().await;
+                format!("[ended after {} s; ask for a longer timeout, or use background]", wait.as_secs())
+            }
+            None => {
+                running.end().await;
+                "[stopped]".to_owned()
+            }
+        };
+        Ok(with_end(&captured.text(), &how))
+    }
+}
+
+/// An output and how it ended.
+pub(super) fn with_end(output: &str, how: &str) -> String {
+    let output = output.trim_end_matches('\n');
+    if output.is_empty() { how.to_owned() } else { format!("{output}\n{how}") }
+}
+
+/// Where a command begins, by what the model wrote. Whether it may be seen is the boundary's matter.
+fn directory(scratch: &Path, written: &str) -> PathBuf {
+    let written = written.trim();
+    let rest = match written.strip_prefix('~') {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => rest.trim_start_matches('/'),
+        _ => written,
+    };
+    let mut path = PathBuf::new();
+    for part in scratch.join(rest).components() {
+        match part {
+            Component::ParentDir => {
+                path.pop();
+            }
+            Component::CurDir => {}
+            part => path.push(part),
+        }
+    }
+    path
+}
+
+/// All that a command is told of the world.
+fn environment(scratch: &Path, level: Level) -> BTreeMap<String, String> {
+    let temporary = if level == Level::Off { scratch.display().to_string() } else { "/tmp".to_owned() };
+    let entries = [
+        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()),
+        ("HOME", scratch.display().to_string()),
+        ("USER", "hermes".to_owned()),
+        ("LOGNAME", "hermes".to_owned()),
+        ("SHELL", "/bin/bash".to_owned()),
+        ("TERM", "dumb".to_owned()),
+        ("LANG", "C.UTF-8".to_owned()),
+        ("TMPDIR", temporary),
+        // Nobody is there to answer.
+        ("GIT_TERMINAL_PROMPT", "0".to_owned()),
+        ("PAGER", "cat".to_owned()),
+    ];
+    entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_found_from_what_a_model_writes() {
+        let scratch = Path::new("/h/workspace");
+        for (written, found) in [
+            ("", "/h/workspace"),
+            (".", "/h/workspace"),
+            ("~", "/h/workspace"),
+            ("~/a", "/h/workspace/a"),
+            ("a/../b", "/h/workspace/b"),
+            ("../skills", "/h/skills"),
+            ("/usr/lib", "/usr/lib"),
+        ] {
+            assert_eq!(directory(scratch, written), Path::new(found), "{written}");
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! The boundary as a hostile model meets it: real commands behind real namespaces, rules and filters.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use hermes_proto::v1::TurnRef;
+use hermes_worker::home::Home;
+use hermes_worker::sandbox::{Boundary, Level, Network, Policy};
+use hermes_worker::tools::local::LocalTools;
+use hermes_worker::tools::{ToolCall, ToolResult, Toolbox as _};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+struct Agent {
+    dir: tempfile::TempDir,
+    home: PathBuf,
+    tools: LocalTools,
+    policy: Policy,
+    _held: Home,
+}
+
+fn agent() -> Agent {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let held = Home::open(&dir.path().join("home")).expect("home");
+    let home = held.path().to_owned();
+    let boundary = Boundary::new(PathBuf::from(env!("CARGO_BIN_EXE_hermes-worker")), home.clone()).expect("limits");
+    let tools = LocalTools::new(boundary, &home);
+    Agent { dir, home, tools, policy: Policy::default(), _held: held }
+}
+
+impl Agent {
+    async fn call_as(&self, session_id: u64, name: &str, arguments: serde_json::Value) -> ToolResult {
+        let call = ToolCall {
+            turn: TurnRef { session_id, seq: 1, epoch: 1 },
+            step: 1,
+            name: name.to_owned(),
+            arguments: arguments.as_object().cloned().expect("an object"),
+            idempotency_key: None,
+            policy: self.policy.clone(),
+            cancel: CancellationToken::new(),
+        };
+        self.tools.call(call).await
+    }
+
+    async fn call(&self, name: &str, arguments: serde_json::Value) -> ToolResult {
+        self.call_as(1, name, arguments).await
+    }
+
+    async fn sh(&self, command: &str) -> String {
+        self.call("terminal", json!({"command": command, "timeout": 30})).await.expect("it ran")
+    }
+}
+
+#[tokio::test]
+async fn a_command_runs_in_the_workspace_with_nothing_of_the_workers_environment() {
+    let agent = agent();
+    let said = agent.sh("pwd; env | sort; id -u; false").await;
+    let workspace = agent.home.join("workspace");
+    assert!(said.starts_with(&format!("{}\n", workspace.display())), "{said}");
+    assert!(said.ends_with("\n1000\n[exit code 1]"), "{said}");
+    for name in said.lines().filter_map(|line| line.split_once('=').map(|(name, _)| name)) {
+        let known = [
+            "PATH",
+            "HOME",
+            "USER",
+            "LOGNAME",
+            "SHELL",
+            "TERM",
+            "LANG",
+            "TMPDIR",
+            "GIT_TERMINAL_PROMPT",
+            "PAGER",
+            "PWD",
+            "SHLVL",
+            "_",
+        ];
+        assert!(known.contains(&name), "{name} is in the environment");
+    }
+}
+
+#[tokio::test]
+async fn nothing_but_the_agents_own_entries_is_there_to_be_read_or_written() {
+    let agent = agent();
+    let canary = "canary-5f1d";
+    let beside = agent.dir.path().join("other/.env");
+    let plant = |path: &Path| {
+        std::fs::create_dir_all(path.parent().expect("parent")).expect("mkdir");
+        std::fs::write(path, canary).expect("plant");
+    };
+    let inside =
+        ["home/.env", "home/auth.json", "home/state.db", "home/profiles/coder/.env", "home/profiles/coder/SOUL.md"];
+    plant(&beside);
+    for path in inside {
+        plant(&agent.dir.path().join(path));
+    }
+    std::os::unix::fs::symlink(&beside, agent.home.join("workspace/link")).expect("symlink");
+    let root = agent.dir.path().display();
+    for command in [
+        format!("cat {}", beside.display()),
+        format!("cat {root}/home/.env; cat {root}/home/auth.json {root}/home/state.db; cat ../.env"),
+        format!("ls -laR {root}; grep -r canary {root}; find / -name '*.env' -o -name 'auth.json' | xargs cat"),
+        "cat link; cat workspace/link".to_owned(),
+        "cat /proc/*/environ /proc/*/cmdline | tr '\\0' '\\n' | grep -a canary; ls /proc".to_owned(),
+        "cat /etc/shadow /etc/ssl/private/* /root/.ssh/* /root/.bash_history".to_owned(),
+        format!("ln -s {} l2; cat l2; cp -r {root} here; tar c {root} | cat", beside.display()),
+        format!(
+            "python3 -c 'import os; print(os.open(\"{}\", 0))'; mount --bind / /tmp; unshare -r cat {}",
+            beside.display(),
+            beside.display()
+        ),
+    ] {
+        let said = agent.sh(&command).await;
+        assert!(!said.contains(canary), "{command}: {said}");
+        assert!(!said.contains("root:"), "{command}: {said}");
+    }
+    for path in inside.iter().map(|path| agent.dir.path().join(path)).chain([beside.clone()]) {
+        agent.sh(&format!("echo spoiled > {0}; rm -f {0}; mv {0} x; chmod 777 {0}", path.display())).await;
+        assert_eq!(std::fs::read_to_string(&path).expect("still there"), canary);
+        let read = agent.call("read_file", json!({"path": path})).await;
+        assert!(read.is_err_and(|error| !error.contains(canary)));
+    }
+    let out = agent.sh("touch /x /usr/x /etc/x ../x ../../x; echo $?; ls / /dev").await;
+    assert!(out.contains("\n1\n"), "{out}");
+    assert!(!agent.home.join("x").exists() && !Path::new("/usr/x").exists());
+    // What is its own stays writable.
+    let own = agent
+        .sh("echo a > a && echo b >> ../SOUL.md && mkdir ../skills/s && echo c > ../memories/n.md && echo fine")
+        .await;
+    assert_eq!(own, "fine\n[exit code 0]");
+}
+
+#[tokio::test]
+async fn bombs_hogs_and_daemons_end_with_their_call() {
+    let mut agent = agent();
+    agent.policy = Policy { memory_mb: 128, pids: 64, ..agent.policy };
+    let alone = agent.sh("echo $$; ps ax | wc -l").await;
+    assert!(alone.starts_with("2\n"), "a process namespace of its own: {alone}");
+    let begun = Instant::now();
+    let bomb = agent.call("terminal", json!({"command": ":(){ :|:& };:; sleep 60", "timeout": 3})).await.expect("ran");
+    assert!(bomb.contains("Resource temporarily unavailable"), "{bomb}");
+    let hog =
+        agent.sh("head -c 1G /dev/zero | tail -c 1G | wc -c; python3 -c 'x = b\"a\" * (1 << 30)'; echo over").await;
+    assert!(!hog.contains("1073741824") && hog.contains("over"), "{hog}");
+    let full = agent
+        .sh("head -c 1G /dev/zero > /tmp/full; head -c 1G /dev/zero > /dev/shm/full; df /tmp | tail -1; echo over")
+        .await;
+    assert!(full.contains("No space left on device") || full.contains("Killed"), "{full}");
+    let mark = agent.home.join("workspace/mark");
+    agent.sh("setsid nohup sh -c 'sleep 1; touch mark' >/dev/null 2>&1 & disown; (setsid sleep 300 &) ; echo").await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(!mark.exists(), "a daemon outlived its call");
+    // It reaches nobody but itself: this very test would be gone.
+    agent.sh("kill -9 -1; kill -9 1; echo still").await;
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn powers_that_lead_out_are_refused() {
+    let agent = agent();
+    for (command, refused) in [
+        ("unshare -U true", "Operation not permitted"),
+        ("mount -t tmpfs none /tmp", "must be superuser"),
+        ("chmod u+s /bin/bash", "Operation not permitted"),
+        ("touch s; chmod 4755 s", "Operation not permitted"),
+        ("mknod n c 1 3", "denied"),
+        ("nsenter -t 1 -m true", "Operation not permitted"),
+        ("strace -p 1 2>&1 || gdb -p 1", "not"),
+        (
+            "python3 -c 'import ctypes; l=ctypes.CDLL(None, use_errno=True); print(l.ptrace(16,1,0,0), ctypes.get_errno())'",
+            "-1 1",
+        ),
+        ("python3 -c 'import socket; socket.socket(17, 3, 3)'", "not permitted"),
+        ("cat /proc/sys/kernel/core_pattern > /dev/null; echo x > /proc/sys/kernel/core_pattern", "denied"),
+        ("dmesg", "not permitted"),
+        ("ls /sys", "cannot access"),
+    ] {
+        let said = agent.sh(&format!("exec 2>&1; {command}")).await;
+        assert!(said.to_lowercase().contains(&refused.to_lowercase()), "{command}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_network_only_its_own_loopback_answers() {
+    let mut agent = agent();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
+    let port = listener.local_addr().expect("address").port();
+    let reach = format!("exec 2>&1; (echo > /dev/tcp/127.0.0.1/{port}) && echo reached");
+    let said = agent.sh(&reach).await;
+    assert!(said.contains("refused") && !said.contains("reached"), "{said}");
+    let own = "python3 -c \"import socket as s; l=s.create_server(('127.0.0.1',0)); c=s.create_connection(l.getsockname()); print('own')\"";
+    assert_eq!(agent.sh(own).await, "own\n[exit code 0]");
+    agent.policy.network = Network::Open;
+    assert!(agent.sh(&reach).await.contains("reached"));
+}
+
+#[tokio::test]
+async fn the_levels_differ_by_what_is_seen() {
+    let mut agent = agent();
+    std::fs::write(agent.home.join(".env"), "KEY=1").expect("write");
+    std::fs::write(agent.dir.path().join("outside"), "far").expect("write");
+    let look = format!("cat ../.env {}/outside 2>/dev/null", agent.dir.path().display());
+    assert_eq!(agent.sh(&look).await, "[exit code 1]");
+    agent.policy.level = Level::Home;
+    assert_eq!(agent.sh(&look).await, "KEY=1\n[exit code 1]");
+    agent.policy.level = Level::Off;
+    assert_eq!(agent.sh(&look).await, "KEY=1far\n[exit code 0]");
+    let read = agent.call("read_file", json!({"path": "../.env"})).await;
+    assert_eq!(read, Ok("     1|KEY=1\n".to_owned()));
+}
+
+#[tokio::test]
+async fn output_is_bounded_while_it_comes_and_time_ends_a_command() {
+    let agent = agent();
+    let flood = agent.sh("yes | head -c 300M; echo; echo the end").await;
+    assert!(flood.len() < 52_000 && flood.contains("bytes left out") && flood.ends_with("the end\n[exit code 0]"));
+    let begun = Instant::now();
+    let slow = agent.call("terminal", json!({"command": "echo begun; sleep 60", "timeout": 1})).await.expect("ran");
+    assert!(slow.starts_with("begun\n[ended after 1 s") && begun.elapsed() < Duration::from_secs(6), "{slow}");
+}
+
+#[tokio::test]
+async fn background_commands_are_looked_after_by_their_own_session_alone() {
+    let agent = agent();
+    let start = json!({"command": "echo up; read line; echo got $line; sleep 300", "background": true});
+    let started = agent.call("terminal", start).await.expect("started");
+    let id = started.split_whitespace().find(|word| word.starts_with("bg-")).expect("an id").trim_end_matches('.');
+    let process = |action: &str| json!({"action": action, "id": id, "data": "hello\n", "timeout": 5});
+    let foreign = agent.call_as(2, "process", process("poll")).await.expect_err("not its own");
+    assert!(foreign.contains("no command runs as"), "{foreign}");
+    assert_eq!(
+        agent.call_as(2, "process", json!({"action": "list"})).await.expect("list"),
+        "Nothing runs in the background."
+    );
+    agent.call("process", process("write")).await.expect("written");
+    let begun = Instant::now();
+    loop {
+        let polled = agent.call("process", process("poll")).await.expect("poll");
+        if polled.starts_with("up\ngot hello\n[running") {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "{polled}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(agent.call("process", json!({"action": "list"})).await.expect("list").contains("running"));
+    assert!(agent.call("process", process("kill")).await.expect("killed").ends_with("[killed]"));
+    assert!(agent.call("process", process("poll")).await.is_err());
+    let short = agent.call("terminal", json!({"command": "exit 7", "background": true})).await.expect("started");
+    let id = short.split_whitespace().find(|word| word.starts_with("bg-")).expect("an id").trim_end_matches('.');
+    let waited = agent.call("process", json!({"action": "wait", "id": id, "timeout": 20})).await.expect("waited");
+    assert!(waited.contains("ended with exit code 7"), "{waited}");
+}
+
+#[tokio::test]
+async fn files_are_written_read_changed_and_found() {
+    let agent = agent();
+    let text = |result: ToolResult| result.expect("done");
+    let wrote = text(agent.call("write_file", json!({"path": "src/a.py", "content": "one\ntwo\n"})).await);
+    assert_eq!(wrote, "Created src/a.py: 2 lines, 8 bytes.");
+    assert_eq!(text(agent.call("read_file", json!({"path": "src/a.py", "offset": 2})).await), "     2|two\n");
+    let patched = text(agent.call("patch", json!({"path": "src/a.py", "old_string": "two", "new_string": "2"})).await);
+    assert!(patched.contains("-two\n+2"), "{patched}");
+    let found = text(agent.call("search_files", json!({"pattern": "^2$"})).await);
+    assert_eq!(found, "src/a.py:2:2\n");
+    // A document whose directory is not the agent's is written in its place.
+    text(agent.call("write_file", json!({"path": "../SOUL.md", "content": "You are new."})).await);
+    assert_eq!(std::fs::read_to_string(agent.home.join("SOUL.md")).expect("soul"), "You are new.");
+    for (name, arguments, part) in [
+        ("read_file", json!({"path": "none"}), "does not exist"),
+        ("read_file", json!({"path": "/etc/shadow"}), "does not exist"),
+        ("read_file", json!({"path": "src"}), "is a directory"),
+        ("read_file", json!({}), "missing field `path`"),
+        ("read_file", json!({"path": "a", "pth": 1}), "unknown field"),
+        ("write_file", json!({"path": "/usr/x", "content": ""}), "outside of what this agent may touch"),
+        ("patch", json!({"path": "src/a.py", "old_string": "zzz", "new_string": ""}), "is not in the file"),
+        ("search_files", json!({"pattern": "("}), "no regular expression"),
+        ("process", json!({"action": "dance"}), "unknown variant"),
+    ] {
+        let error = agent.call(name, arguments).await.expect_err(part);
+        assert!(error.contains(part), "{name}: {error}");
+    }
+}
