@@ -4,7 +4,7 @@
 //! of the control plane, the first signal drains, the second ends at once, and without its parent this process does not
 //! stay.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,11 +22,13 @@ use crate::home::Home;
 use crate::identity::{Dial, Identity};
 use crate::link::{Link, Registration, chain};
 use crate::prompt::Prompts;
-use crate::sandbox;
+use crate::sandbox::{self, Boundary};
 use crate::seams::Seams;
 use crate::servers::Servers;
 use crate::telemetry::Telemetry;
 use crate::tools::PlaneTools;
+use crate::tools::local::LocalTools;
+use crate::tools::{NoTools, Toolbox};
 use crate::transcript::Transcripts;
 use crate::turns::Shared;
 
@@ -56,7 +58,7 @@ pub fn process(seams: Seams) -> ExitCode {
         .install_default()
         .expect("nothing else installs a TLS provider before main");
     let config = match Config::from_args(std::env::args_os()) {
-        Ok(config) => config,
+        Ok(config) => Config { program: std::env::current_exe().ok(), ..config },
         Err(error) => {
             // Help and version are answers; everything else is a wrong use. A closed stderr leaves nobody to tell.
             let _ = error.print();
@@ -140,7 +142,7 @@ pub async fn serve_with(config: Config, seams: Seams, stop: CancellationToken) -
     };
     let registration =
         Registration { slots: config.slots, home: home.path().display().to_string(), drain_grace: config.drain_grace };
-    attend(identity, &agent, &home, registration, seams, stop).await
+    attend(identity, &agent, &home, registration, config.program, seams, stop).await
 }
 
 /// As [`serve_with`] for this agent, over connections that `dial` makes; see [`Identity::given`].
@@ -158,7 +160,8 @@ pub async fn serve_over(
     let home = Home::open(home).context("open the agent's home")?;
     let registration =
         Registration { slots, home: home.path().display().to_string(), drain_grace: Duration::from_secs(1) };
-    attend(Arc::new(Identity::given(dial, jiff::Timestamp::now)), agent, &home, registration, seams, stop).await
+    let identity = Arc::new(Identity::given(dial, jiff::Timestamp::now));
+    attend(identity, agent, &home, registration, None, seams, stop).await
 }
 
 /// Builds what turns share and holds the stream until it is drained.
@@ -167,9 +170,19 @@ async fn attend(
     agent: &str,
     home: &Home,
     registration: Registration,
+    program: Option<PathBuf>,
     seams: Seams,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    let boundary = match seams.toolbox {
+        Some(_) => None,
+        None => program.map(|program| Boundary::new(program, home.path().to_owned())),
+    };
+    let toolbox: Arc<dyn Toolbox> = match (&seams.toolbox, &boundary) {
+        (Some(toolbox), _) => Arc::clone(toolbox),
+        (None, Some(boundary)) => Arc::new(LocalTools::new(boundary.clone(), home.path())),
+        (None, None) => Arc::new(NoTools),
+    };
     let documents = Documents::open(home.path(), agent).context("take over the agent's home")?;
     let (published, connection) = watch::channel(Connection::none());
     let slots = usize::try_from(registration.slots).unwrap_or(usize::MAX);
@@ -180,6 +193,8 @@ async fn attend(
         prompts: Prompts::default(),
         plane_tools: PlaneTools::default(),
         today: || jiff::Zoned::now().date(),
+        toolbox,
+        boundary,
         seams,
     });
     Link::new(identity, registration, published, shared, stop).run().await?;

@@ -30,7 +30,7 @@ pub enum LogFormat {
 #[command(
     name = "hermes-worker",
     version,
-    after_help = "Example:\n  hermes-worker --server https://127.0.0.1:7071 --home /var/lib/hermes/homes/main --join-token-file /run/hermes/join-token"
+    after_help = "Example:\n  hermes-worker --server https://127.0.0.1:7071 --home /var/lib/hermes/homes/main --join-token-file /run/hermes/join-token\n\nWhat this machine gives to keep agents apart:\n  hermes-worker doctor"
 )]
 struct Args {
     /// A worker listener of the control plane; may be repeated, or hold several with commas
@@ -118,6 +118,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Where traces go; `None`: nowhere.
     pub otlp_endpoint: Option<String>,
+    /// The program that this process runs, which is also what its tools are started with; `None`: it has none of its own.
+    pub program: Option<PathBuf>,
 }
 
 impl Config {
@@ -162,6 +164,7 @@ impl Config {
             parent_pid: args.parent_pid,
             log_format: args.log_format,
             otlp_endpoint: args.otlp_endpoint.filter(|endpoint| !endpoint.is_empty()),
+            program: None,
         })
     }
 }

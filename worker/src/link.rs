@@ -26,6 +26,7 @@ use tonic::transport::Channel;
 
 use crate::connection::{Connection, Outgoing, STEPS_SINCE};
 use crate::identity::{self, Identity};
+use crate::sandbox::{self, Policy};
 use crate::turns::{Shared, Started, Turns};
 
 /// Messages between this loop and the wire; progress beyond is merged, the rest waits in order.
@@ -48,6 +49,9 @@ pub enum Error {
     /// The control plane does not want this worker.
     #[error("the control plane refused this worker ({0}); it says that trying again does not help")]
     Refused(String),
+    /// What the agent's policy asks for cannot be given on this machine.
+    #[error("this worker may not run its agent's tools, so it does not begin")]
+    Sandbox(#[source] sandbox::Error),
 }
 
 /// What the worker says of itself when it registers.
@@ -71,6 +75,8 @@ enum End {
     NotTrusted(String),
     /// Not wanted.
     Refused(String),
+    /// Its tools would be less apart than the agent's policy says.
+    Unable(sandbox::Error),
 }
 
 /// The main loop's state.
@@ -137,6 +143,7 @@ impl Link {
             let at_once = match end {
                 End::Closed => return Ok(()),
                 End::Refused(reason) => return Err(Error::Refused(reason)),
+                End::Unable(error) => return Err(Error::Sandbox(error)),
                 End::NotTrusted(reason) => {
                     tracing::warn!(reason, "the certificate is not accepted (any more)");
                     credential.into_iter().for_each(|credential| self.identity.forget(credential));
@@ -209,6 +216,11 @@ impl Link {
             Ok(Err(end)) => return end,
             Err(_) => return lost("no answer to Register"),
         };
+        if let Some(boundary) = &self.shared.boundary
+            && let Err(error) = boundary.admits(&Policy::from_wire(welcome.sandbox.as_ref())).await
+        {
+            return End::Unable(error);
+        }
         tracing::info!(agent = welcome.agent, worker = welcome.worker_id, "registered");
         self.failures = 0;
         self.sync_documents(channel.clone());

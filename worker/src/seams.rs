@@ -1,18 +1,18 @@
 //! What the composition root is given instead of making it itself: the tools, and places where a drill may step in.
 //!
-//! Production uses [`Seams::default`]: no tools yet, failpoints that cost a branch, every mechanism on. Nothing here reads
+//! Production uses [`Seams::default`]: the worker's own tools, failpoints that cost a branch, every mechanism on. Nothing here reads
 //! the environment or a flag, so a started worker cannot be told to be less careful.
 
 use std::sync::Arc;
 
 use crate::failpoint::Failpoints;
-use crate::tools::{NoTools, Toolbox};
+use crate::tools::Toolbox;
 
 /// Everything that is injected.
 #[derive(Clone)]
 pub struct Seams {
-    /// What models may call.
-    pub toolbox: Arc<dyn Toolbox>,
+    /// What models may call, instead of the worker's own tools.
+    pub toolbox: Option<Arc<dyn Toolbox>>,
     /// Where drills stop a turn.
     pub failpoints: Failpoints,
     /// Which mechanism a drill runs without.
@@ -29,7 +29,7 @@ impl Seams {
 
 impl Default for Seams {
     fn default() -> Self {
-        Self { toolbox: Arc::new(NoTools), failpoints: Failpoints::default(), without: Without::default() }
+        Self { toolbox: None, failpoints: Failpoints::default(), without: Without::default() }
     }
 }
 

@@ -75,6 +75,9 @@ pub(crate) struct SpecArgs {
     /// Toolsets taken away, separated by commas.
     #[arg(long, value_name = "A,B")]
     pub disabled_toolsets: Option<String>,
+    /// How its tools are kept apart, instead of the document's `sandbox` as a whole: level, network, memory_mb, pids, cpu_seconds, disk_mb.
+    #[arg(long, value_name = "KEY=VALUE,…", allow_hyphen_values = true)]
+    pub sandbox: Option<String>,
     /// The text of SOUL.md; `-` reads stdin.
     #[arg(long, value_name = "FILE")]
     pub soul_file: Option<PathBuf>,

@@ -10,6 +10,7 @@ pub mod config;
 pub mod id;
 pub mod reset;
 pub mod routing;
+pub mod sandbox;
 pub mod session_key;
 pub mod source;
 pub mod step;

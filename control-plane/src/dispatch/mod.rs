@@ -20,6 +20,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use hermes_core::AgentId;
+use hermes_core::sandbox::Sandbox;
 use hermes_core::turn::Usage;
 use jiff::Timestamp;
 use tokio::sync::{Notify, RwLock, RwLockReadGuard, mpsc};
@@ -81,6 +82,8 @@ pub struct Assignment {
     pub enabled_toolsets: Option<Vec<String>>,
     /// Toolsets taken away.
     pub disabled_toolsets: Vec<String>,
+    /// The boundary around its tools.
+    pub sandbox: Sandbox,
     /// Most history for the model, bytes.
     pub history_bytes: u64,
     /// Newest home version of the agent.
@@ -498,6 +501,7 @@ fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running
         model: snapshot.model_of(&agent.spec).to_owned(),
         enabled_toolsets: agent.spec.enabled_toolsets.clone(),
         disabled_toolsets: agent.spec.disabled_toolsets.clone().unwrap_or_default(),
+        sandbox: snapshot.document.sandbox_of(&agent.spec),
         history_bytes: snapshot.document.limits.history_bytes,
         home_version: agent.home_version(),
         journal_entries: u32::try_from(journaled).unwrap_or(u32::MAX),

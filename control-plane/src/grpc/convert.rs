@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use hermes_core::config::{AgentSpec, Change, ChangeKind, Fault, Warning};
 use hermes_core::routing::{MatchKey, Route};
+use hermes_core::sandbox::{Level, Network, Sandbox};
 use hermes_core::turn::{TurnState, Usage};
 use hermes_core::{AgentId, Source};
 use hermes_proto::v1;
@@ -56,6 +57,47 @@ pub(super) fn spec_from(spec: v1::AgentSpec) -> AgentSpec {
         home_dir: spec.home_dir,
         enabled_toolsets: spec.enabled_toolsets.map(|list| list.values),
         disabled_toolsets: spec.disabled_toolsets.map(|list| list.values),
+        sandbox: spec.sandbox.map(sandbox_from),
+    }
+}
+
+fn sandbox_from(sandbox: v1::Sandbox) -> Sandbox {
+    let usual = Sandbox::default();
+    Sandbox {
+        level: match sandbox.level() {
+            v1::SandboxLevel::Strict | v1::SandboxLevel::Unspecified => Level::Strict,
+            v1::SandboxLevel::Home => Level::Home,
+            v1::SandboxLevel::Off => Level::Off,
+        },
+        network: match sandbox.network() {
+            v1::SandboxNetwork::None | v1::SandboxNetwork::Unspecified => Network::None,
+            v1::SandboxNetwork::Open => Network::Open,
+        },
+        memory_mb: sandbox.memory_mb.unwrap_or(usual.memory_mb),
+        pids: sandbox.pids.unwrap_or(usual.pids),
+        cpu_seconds: sandbox.cpu_seconds.unwrap_or(usual.cpu_seconds),
+        disk_mb: sandbox.disk_mb.unwrap_or(usual.disk_mb),
+    }
+}
+
+/// On the wire, whole.
+pub(super) fn sandbox_to(sandbox: &Sandbox) -> v1::Sandbox {
+    let level = match sandbox.level {
+        Level::Strict => v1::SandboxLevel::Strict,
+        Level::Home => v1::SandboxLevel::Home,
+        Level::Off => v1::SandboxLevel::Off,
+    };
+    let network = match sandbox.network {
+        Network::None => v1::SandboxNetwork::None,
+        Network::Open => v1::SandboxNetwork::Open,
+    };
+    v1::Sandbox {
+        level: level.into(),
+        network: network.into(),
+        memory_mb: Some(sandbox.memory_mb),
+        pids: Some(sandbox.pids),
+        cpu_seconds: Some(sandbox.cpu_seconds),
+        disk_mb: Some(sandbox.disk_mb),
     }
 }
 
@@ -69,6 +111,7 @@ pub(super) fn spec_to(spec: &AgentSpec) -> v1::AgentSpec {
         home_dir: spec.home_dir.clone(),
         enabled_toolsets: list(&spec.enabled_toolsets),
         disabled_toolsets: list(&spec.disabled_toolsets),
+        sandbox: spec.sandbox.as_ref().map(sandbox_to),
     }
 }
 
@@ -82,6 +125,7 @@ pub(super) fn spec_over(base: AgentSpec, over: AgentSpec) -> AgentSpec {
         home_dir: over.home_dir.or(base.home_dir),
         enabled_toolsets: over.enabled_toolsets.or(base.enabled_toolsets),
         disabled_toolsets: over.disabled_toolsets.or(base.disabled_toolsets),
+        sandbox: over.sandbox.or(base.sandbox),
     }
 }
 
@@ -96,6 +140,7 @@ pub(super) fn spec_cleared(mut spec: AgentSpec, fields: &[String]) -> Result<Age
             "home_dir" => spec.home_dir = None,
             "enabled_toolsets" => spec.enabled_toolsets = None,
             "disabled_toolsets" => spec.disabled_toolsets = None,
+            "sandbox" => spec.sandbox = None,
             _ => return Err(invalid("clear", format!("{field:?} is not a field of an agent"))),
         }
     }
@@ -172,6 +217,7 @@ pub(super) fn agent_to(
         memory_path,
         skills_path,
         sessions_path,
+        sandbox: Some(sandbox_to(&snapshot.document.sandbox_of(&entry.spec))),
     }
 }
 

@@ -137,12 +137,16 @@ impl WorkerService for WorkerApi {
             Err(crate::store::Error::NotFound(reason)) => return Ok(Response::new(refused(reason, false))),
             Err(error) => return Err(store_status(error)),
         };
+        let snapshot = self.registry.current();
+        let entry = snapshot.agent(&caller.agent);
+        let sandbox = entry.map(|entry| snapshot.document.sandbox_of(&entry.spec));
         let welcome = v1::Welcome {
             worker_id: unsigned(attached.worker_id),
             heartbeat_ms: u32::try_from(HEARTBEAT.as_millis()).unwrap_or(u32::MAX),
             lease_ms: u32::try_from(LEASE.as_millis()).unwrap_or(u32::MAX),
             agent: caller.agent.to_string(),
             protocol_version: WORKER_PROTOCOL_VERSION,
+            sandbox: sandbox.as_ref().map(convert::sandbox_to),
         };
         let link = Link {
             dispatcher: self.dispatcher.clone(),
@@ -497,6 +501,7 @@ fn assignment_to(assignment: Assignment) -> v1::Assignment {
             enabled_toolsets: assignment.enabled_toolsets.unwrap_or_default(),
             disabled_toolsets: assignment.disabled_toolsets,
             toolsets_set,
+            sandbox: Some(convert::sandbox_to(&assignment.sandbox)),
         }),
         input: assignment.input,
         transcript_version: unsigned(assignment.turn.seq - 1),

@@ -201,7 +201,7 @@ impl Drill {
             });
         }
         if let Some(file) = &self.effects {
-            seams.toolbox = Arc::new(tools::Notes::new(file.clone()));
+            seams.toolbox = Some(Arc::new(tools::Notes::new(file.clone())));
         }
         seams.without = Without {
             self_fence: self.without == Some(Mechanism::SelfFence),

@@ -9,6 +9,7 @@ use hermes_core::config::{
     WebhookAccount, WebhookReply, load_offline,
 };
 use hermes_core::reset::{ResetMode, ResetPolicy};
+use hermes_core::sandbox::Sandbox;
 
 fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
@@ -67,6 +68,7 @@ fn the_example_sets_every_key() {
                 inbound_per_second: _,
             },
         retention: Retention { dedupe_days: _, steps_days: _, deliveries_days: _, dead_days: _, turns_days },
+        sandbox: Sandbox { level: _, network: _, memory_mb: _, pids: _, cpu_seconds: _, disk_mb: _ },
         providers,
         default_provider,
         platforms: Platforms { telegram, webhook },
@@ -98,6 +100,12 @@ fn the_example_sets_every_key() {
         "steps_days",
         "deliveries_days",
         "dead_days",
+        "level",
+        "network",
+        "memory_mb",
+        "pids",
+        "cpu_seconds",
+        "disk_mb",
         "kind",
     ] {
         let written = |line: &str| line.trim_start().starts_with(&format!("{key}:"));
@@ -117,10 +125,11 @@ fn the_example_sets_every_key() {
         home_dir: _,
         enabled_toolsets: _,
         disabled_toolsets: _,
+        sandbox: _,
     } = AgentSpec::default();
     assert!(field(|agent| agent.model.is_some()) && field(|agent| agent.provider.is_some()));
     assert!(field(|agent| agent.base_url.is_some()) && field(|agent| agent.api_key_env.is_some()));
-    assert!(field(|agent| agent.home_dir.is_some()));
+    assert!(field(|agent| agent.home_dir.is_some()) && field(|agent| agent.sandbox.is_some()));
     assert!(field(|agent| agent.enabled_toolsets.is_some()) && field(|agent| agent.disabled_toolsets.is_some()));
     let bot = |get: fn(&TelegramAccount) -> bool| telegram.values().any(get);
     let TelegramAccount { token: _, api_base: _, allow_users: _, allow_chats: _, allow_all: _, rate: _, streaming: _ } =

@@ -7,6 +7,7 @@ mod deploy_examples;
 mod drills;
 mod http_api;
 mod identity;
+mod isolation;
 mod journal;
 mod models;
 mod parting;

@@ -88,7 +88,7 @@ fn closed(inside: &Inside) -> io::Result<()> {
 }
 
 /// What of the home is shown and may be written: entries that are there and lead nowhere else.
-fn owned(home: &Path, level: Level) -> Vec<PathBuf> {
+pub(super) fn owned(home: &Path, level: Level) -> Vec<PathBuf> {
     if level == Level::Home {
         return vec![home.to_owned()];
     }

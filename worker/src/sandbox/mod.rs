@@ -12,10 +12,14 @@
 //! fresh process does that because a process with threads cannot: namespaces and rules hold for one thread, and between `fork`
 //! and `exec` of a threaded process next to nothing is allowed.
 //!
-//! What it deliberately does not do: judge what is run (approvals do), watch the disk beyond the size of a file, keep a call from
+//! The worker itself stays outside: a process behind Landlock may not mount, so it could not build this for others. Its own code
+//! reads and writes the home by names that it checks, and follows no link there.
+//!
+//! What it deliberately does not do: judge what is run (approvals do), keep a call from
 //! spoiling what its agent owns.
 
 mod cgroup;
+mod disk;
 pub mod enter;
 mod filter;
 mod frame;
@@ -28,14 +32,16 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use hermes_proto::v1;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::OnceCell;
 
 use crate::tools::local::files;
 use cgroup::Group;
@@ -101,11 +107,47 @@ pub struct Policy {
     pub pids: u64,
     /// Processor time of each process, seconds.
     pub cpu_seconds: u64,
+    /// What the agent's own entries of its home may take, MiB.
+    pub disk_mb: u64,
+}
+
+impl Policy {
+    /// As the control plane says it; what it leaves out, or this build does not know, is as strict as the default.
+    pub fn from_wire(sandbox: Option<&v1::Sandbox>) -> Self {
+        let usual = Self::default();
+        let Some(sandbox) = sandbox else {
+            return usual;
+        };
+        let level = match sandbox.level() {
+            v1::SandboxLevel::Home => Level::Home,
+            v1::SandboxLevel::Off => Level::Off,
+            v1::SandboxLevel::Strict | v1::SandboxLevel::Unspecified => Level::Strict,
+        };
+        let network = match sandbox.network() {
+            v1::SandboxNetwork::Open => Network::Open,
+            v1::SandboxNetwork::None | v1::SandboxNetwork::Unspecified => Network::None,
+        };
+        Self {
+            level,
+            network,
+            memory_mb: sandbox.memory_mb.unwrap_or(usual.memory_mb),
+            pids: sandbox.pids.unwrap_or(usual.pids),
+            cpu_seconds: sandbox.cpu_seconds.unwrap_or(usual.cpu_seconds),
+            disk_mb: sandbox.disk_mb.unwrap_or(usual.disk_mb),
+        }
+    }
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { level: Level::Strict, network: Network::None, memory_mb: 1024, pids: 256, cpu_seconds: 600 }
+        Self {
+            level: Level::Strict,
+            network: Network::None,
+            memory_mb: 1024,
+            pids: 256,
+            cpu_seconds: 600,
+            disk_mb: 10_240,
+        }
     }
 }
 
@@ -181,27 +223,32 @@ pub struct Ability {
 impl Ability {
     /// Builds a strict boundary around nothing in `home` and looks what comes.
     pub async fn probe(program: &Path, home: &Path) -> Self {
-        let limits = match (Group::make(std::process::id()), nix::unistd::geteuid().is_root()) {
-            (Ok(group), _) => Ok(group.kind()),
-            (Err(_), false) => Ok("resource limits of this user"),
-            (Err(error), true) => Err(format!(
-                "as root without writable control groups the number of processes cannot be bounded ({error}); run the worker as another user"
-            )),
+        let boundary = Boundary::new(program.to_owned(), home.to_owned());
+        let limits = match &*boundary.group() {
+            Ok(Some(group)) => Ok(group.kind()),
+            Ok(None) => Ok("resource limits of this user"),
+            Err(reason) => Err(reason.clone()),
         };
-        let boundary = match Boundary::new(program.to_owned(), home.to_owned()) {
-            Ok(boundary) => boundary.works().await.map_err(|error| error.to_string()),
+        let built = match boundary.works().await {
+            Ok(()) => Ok(()),
+            Err(Error::NotBuilt { reason }) => Err(reason),
             Err(error) => Err(error.to_string()),
         };
-        Self { boundary, limits }
+        Self { boundary: built, limits }
     }
 }
+
+/// What bounds the number of processes: a group, or without one the limits of the user, who must not be root; else why nothing.
+type Bounds = Result<Option<Group>, String>;
 
 /// The boundary of one worker.
 #[derive(Clone, Debug)]
 pub struct Boundary {
     program: PathBuf,
     home: PathBuf,
-    group: Arc<Mutex<Option<Group>>>,
+    group: Arc<Mutex<Bounds>>,
+    /// It was built once.
+    tried: Arc<OnceCell<()>>,
 }
 
 /// A task that runs.
@@ -217,21 +264,30 @@ pub struct Running {
 
 impl Boundary {
     /// Of the worker that runs `program`, around `home` (absolute, symlinks resolved).
+    pub fn new(program: PathBuf, home: PathBuf) -> Self {
+        let bounds = match Group::make(std::process::id()) {
+            Ok(group) => Ok(Some(group)),
+            Err(_) if !nix::unistd::geteuid().is_root() => Ok(None),
+            Err(error) => Err(format!(
+                "as root without writable control groups the number of processes cannot be bounded ({error}); run the worker as another user"
+            )),
+        };
+        Self { program, home, group: Arc::new(Mutex::new(bounds)), tried: Arc::default() }
+    }
+
+    fn group(&self) -> MutexGuard<'_, Bounds> {
+        self.group.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether what `policy` asks for can be given here.
     ///
     /// # Errors
-    /// [`Error::NotBuilt`] when nothing bounds processes here.
-    pub fn new(program: PathBuf, home: PathBuf) -> Result<Self, Error> {
-        let group = match Group::make(std::process::id()) {
-            Ok(group) => Some(group),
-            Err(error) if nix::unistd::geteuid().is_root() => {
-                let reason = format!(
-                    "as root without writable control groups the number of processes cannot be bounded ({error}); run the worker as another user"
-                );
-                return Err(Error::NotBuilt { reason });
-            }
-            Err(_) => None,
-        };
-        Ok(Self { program, home, group: Arc::new(Mutex::new(group)) })
+    /// [`Error`], with what is missing.
+    pub async fn admits(&self, policy: &Policy) -> Result<(), Error> {
+        if policy.level == Level::Off {
+            return Ok(());
+        }
+        self.tried.get_or_try_init(|| self.works()).await.copied()
     }
 
     /// Starts `task`. With `input` its stdin stays open, otherwise it is at its end at once.
@@ -239,6 +295,7 @@ impl Boundary {
     /// # Errors
     /// [`Error`]. A boundary that fails later ends the task with [`NOT_BUILT`] and its reason as output.
     pub async fn start(&self, policy: &Policy, task: Task, input: bool) -> Result<Running, Error> {
+        let frames = self.frames(policy, task.clone())?;
         let (reader, writer) = io::pipe()?;
         let mut command = match (policy.level, &task) {
             (Level::Off, Task::Command { argv, cwd, env }) => {
@@ -267,7 +324,6 @@ impl Boundary {
         let mut stdin = child.stdin.take();
         let mut running = Running { child, group: Pid::from_raw(id), output: Some(reader.into()), input: None };
         if let Some(pipe) = &mut stdin {
-            let frames = self.frames(policy, task)?;
             // A stage that ends before it has read says why on its output.
             match pipe.write_all(&frames).await {
                 Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
@@ -279,19 +335,20 @@ impl Boundary {
     }
 
     /// What the stages read before the task's own input.
-    fn frames(&self, policy: &Policy, task: Task) -> io::Result<Vec<u8>> {
+    fn frames(&self, policy: &Policy, task: Task) -> Result<Vec<u8>, Error> {
         let mut frames = Vec::new();
         if policy.level == Level::Off {
             if matches!(task, Task::Command { .. }) {
                 return Ok(frames);
             }
         } else {
-            let groups = match &*self.group.lock().unwrap_or_else(PoisonError::into_inner) {
-                Some(group) => {
+            let groups = match &*self.group() {
+                Ok(Some(group)) => {
                     group.limit(policy)?;
                     group.directories()
                 }
-                None => Vec::new(),
+                Ok(None) => Vec::new(),
+                Err(reason) => return Err(Error::NotBuilt { reason: reason.clone() }),
             };
             let worker = i32::try_from(std::process::id()).map_err(io::Error::other)?;
             frame::push(&mut frames, &Entering { worker, groups, own_network: policy.network != Network::Open })?;
@@ -307,6 +364,14 @@ impl Boundary {
         };
         frame::push(&mut frames, &inside)?;
         Ok(frames)
+    }
+
+    /// Ends when the agent's own entries take more of the disk than the policy lets them; says how much, for people.
+    pub async fn overflow(&self, policy: &Policy) -> String {
+        match policy.level {
+            Level::Off => std::future::pending().await,
+            level => disk::overflow(inside::owned(&self.home, level), policy.disk_mb).await,
+        }
     }
 
     /// Whether a strict boundary can be built.

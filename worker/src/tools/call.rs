@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 
+use super::redact::redacted;
 use super::{Effect, MAX_OUTPUT_BYTES, ToolCall, ToolSpec, Toolbox};
 
 /// How long a tool may take to stop when its turn must end.
@@ -55,7 +56,7 @@ pub(crate) async fn run(
             format!("Error: {} was stopped after its time limit of {limit} s.{}", spec.name, doubt(spec.effect))
         }
     };
-    Ran::Finished(bounded(text, spec.max_output))
+    Ran::Finished(bounded(redacted(&text).into_owned(), spec.max_output))
 }
 
 /// What to say of a call that did not come to its own end.

@@ -10,6 +10,7 @@ mod call;
 pub mod local;
 mod offer;
 mod plane;
+mod redact;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -232,7 +232,7 @@ impl Course {
                 Arc::default()
             }
         };
-        let ours = self.shared.seams.toolbox.specs();
+        let ours = self.shared.toolbox.specs();
         Ok(Offer::new(ours.iter().chain(theirs.iter()), self.assignment.profile.as_ref()))
     }
 

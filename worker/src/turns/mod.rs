@@ -29,8 +29,10 @@ use tokio::task::{AbortHandle, JoinSet};
 use crate::connection::Connection;
 use crate::documents::Documents;
 use crate::prompt::Prompts;
+use crate::sandbox::Boundary;
 use crate::seams::Seams;
 use crate::tools::PlaneTools;
+use crate::tools::Toolbox;
 use crate::transcript::Transcripts;
 use orders::Orders;
 use reports::Reported;
@@ -55,6 +57,10 @@ pub struct Shared {
     pub plane_tools: PlaneTools,
     /// Today's date in the worker's time zone.
     pub today: fn() -> jiff::civil::Date,
+    /// The tools that run here.
+    pub toolbox: Arc<dyn Toolbox>,
+    /// What they run behind; none where the tools were injected.
+    pub boundary: Option<Boundary>,
     /// What was injected.
     pub seams: Seams,
 }

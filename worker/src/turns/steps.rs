@@ -17,6 +17,7 @@ use super::flow::{Course, Failure, Tries, bytes};
 use super::orders::Halt;
 use super::past::{CallBody, PastCall, SteeringBody, Unclear};
 use crate::model::{self, Message};
+use crate::sandbox::Policy;
 use crate::telemetry;
 use crate::tools::{Effect, PlaneError, Ran, ToolCall, ToolSpec, call_plane, run};
 
@@ -273,11 +274,11 @@ impl Course {
             name: call.name.clone(),
             arguments,
             idempotency_key: Some(key.clone()).filter(|key| !key.is_empty()),
-            policy: crate::sandbox::Policy::default(),
+            policy: Policy::from_wire(self.assignment.profile.as_ref().and_then(|profile| profile.sandbox.as_ref())),
             cancel: CancellationToken::new(),
         };
         let span = tracing::info_span!("tool", tool = spec.name, session = self.turn.session_id, turn = self.turn.seq);
-        let ran = run(shared.seams.toolbox.as_ref(), spec, call, self.inbox.ended()).instrument(span).await;
+        let ran = run(shared.toolbox.as_ref(), spec, call, self.inbox.ended()).instrument(span).await;
         shared.seams.point("effect.after").await;
         Ok(match ran {
             Ran::Finished(text) => Outcome { text, effect, key, unknown: false },

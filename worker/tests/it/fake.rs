@@ -200,7 +200,7 @@ impl Attached {
     ) -> Register {
         let register = self.register().await;
         let agent = AGENT.into();
-        let welcome = Welcome { worker_id: 7, heartbeat_ms, lease_ms, agent, protocol_version };
+        let welcome = Welcome { worker_id: 7, heartbeat_ms, lease_ms, agent, protocol_version, ..Welcome::default() };
         self.send(control_message::Message::Welcome(welcome)).await;
         register
     }

@@ -61,6 +61,7 @@ impl Worker {
             parent_pid: None,
             log_format: LogFormat::Text,
             otlp_endpoint: None,
+            program: None,
         }
     }
 

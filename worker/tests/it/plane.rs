@@ -63,7 +63,7 @@ impl World {
             })
         });
         let toolbox = Arc::new(Tools { world: Arc::clone(self), specs: specs() });
-        Seams { toolbox, failpoints, without }
+        Seams { toolbox: Some(toolbox), failpoints, without }
     }
 }
 

@@ -224,7 +224,7 @@ fn run(seed: u64, without: Without) -> Verdict {
 
 /// A worker as shipped, on lines that lead to one replica after the other.
 async fn worker(store: Shared, done: Arc<Mutex<Vec<Done>>>, home: PathBuf, without: seams::Without) -> turmoil::Result {
-    let seams = Seams { toolbox: Arc::new(Tools::new(store, done)), failpoints: Failpoints::default(), without };
+    let seams = Seams { toolbox: Some(Arc::new(Tools::new(store, done))), failpoints: Failpoints::default(), without };
     let tried = AtomicUsize::new(home.as_os_str().len());
     let dial = Box::new(move || -> BoxFuture<'static, _> {
         Box::pin(net::connect(replica_name(tried.fetch_add(1, Relaxed) % REPLICAS)))

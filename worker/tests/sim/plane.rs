@@ -110,6 +110,7 @@ impl WorkerService for Replica {
             lease_ms: millis(LEASE),
             agent: crate::AGENT.into(),
             protocol_version: hermes_proto::WORKER_PROTOCOL_VERSION,
+            ..Welcome::default()
         };
         let welcome = ControlMessage { message: Some(control_message::Message::Welcome(welcome)) };
         to.send(Ok(welcome)).await.map_err(|_| Status::unavailable("gone"))?;

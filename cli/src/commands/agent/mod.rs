@@ -2,8 +2,9 @@
 
 mod view;
 
+use hermes_core::sandbox::{Level, Network};
 use hermes_proto::v1::agent_service_client::AgentServiceClient;
-use hermes_proto::v1::{self, AgentSpec, StringList};
+use hermes_proto::v1::{self, AgentSpec, Sandbox, StringList};
 use tonic::Code;
 
 use self::view::{AgentList, AgentView, RemovedView, RevisionList};
@@ -181,6 +182,7 @@ fn spec(args: SpecArgs) -> anyhow::Result<(AgentSpec, Option<Vec<u8>>)> {
         home_dir: args.home_dir,
         enabled_toolsets: args.enabled_toolsets.as_deref().map(list_of),
         disabled_toolsets: args.disabled_toolsets.as_deref().map(list_of),
+        sandbox: args.sandbox.as_deref().map(sandbox).transpose()?,
     };
     Ok((spec, soul))
 }
@@ -188,6 +190,54 @@ fn spec(args: SpecArgs) -> anyhow::Result<(AgentSpec, Option<Vec<u8>>)> {
 /// `a,b`; the empty text is the empty list.
 fn list_of(text: &str) -> StringList {
     StringList { values: text.split(',').map(str::trim).filter(|value| !value.is_empty()).map(str::to_owned).collect() }
+}
+
+/// `level=strict,network=open`; what it does not name takes the default.
+fn sandbox(text: &str) -> anyhow::Result<Sandbox> {
+    let mut sandbox = Sandbox::default();
+    for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair
+            .split_once('=')
+            .ok_or_else(|| Usage(format!("--sandbox: {pair:?} is not KEY=VALUE, for example level=strict")))?;
+        let number = || {
+            let number = value.parse::<u64>();
+            number.map_err(|_| Usage(format!("--sandbox: {key} is a whole number, not {value:?}")))
+        };
+        match key {
+            "level" => {
+                let level = match Level::parse(value) {
+                    Some(Level::Strict) => v1::SandboxLevel::Strict,
+                    Some(Level::Home) => v1::SandboxLevel::Home,
+                    Some(Level::Off) => v1::SandboxLevel::Off,
+                    None => {
+                        let message = format!("--sandbox: {value:?} is not a level; write strict, home or off");
+                        return Err(Usage(message).into());
+                    }
+                };
+                sandbox.set_level(level);
+            }
+            "network" => {
+                let network = match Network::parse(value) {
+                    Some(Network::None) => v1::SandboxNetwork::None,
+                    Some(Network::Open) => v1::SandboxNetwork::Open,
+                    None => {
+                        let message = format!("--sandbox: {value:?} is not a network; write none or open");
+                        return Err(Usage(message).into());
+                    }
+                };
+                sandbox.set_network(network);
+            }
+            "memory_mb" => sandbox.memory_mb = Some(number()?),
+            "pids" => sandbox.pids = Some(number()?),
+            "cpu_seconds" => sandbox.cpu_seconds = Some(number()?),
+            "disk_mb" => sandbox.disk_mb = Some(number()?),
+            _ => {
+                let keys = "level, network, memory_mb, pids, cpu_seconds and disk_mb";
+                return Err(Usage(format!("--sandbox: there is no key {key:?}; the keys are {keys}")).into());
+            }
+        }
+    }
+    Ok(sandbox)
 }
 
 #[cfg(test)]
@@ -201,5 +251,22 @@ mod tests {
         assert_eq!(spec.enabled_toolsets, Some(StringList { values: vec![] }));
         assert_eq!(spec.disabled_toolsets, None);
         assert_eq!(list_of("files, web").values, ["files", "web"]);
+    }
+
+    #[test]
+    fn a_sandbox_is_read_key_by_key_and_what_is_wrong_is_named() {
+        let read = sandbox("level=off, network=open,pids=9").unwrap();
+        assert_eq!((read.level(), read.network()), (v1::SandboxLevel::Off, v1::SandboxNetwork::Open));
+        assert_eq!((read.pids, read.memory_mb), (Some(9), None));
+        for (text, part) in [
+            ("off", "not KEY=VALUE"),
+            ("level=none", "strict, home or off"),
+            ("network=proxy", "none or open"),
+            ("pids=x", "whole number"),
+            ("disk=1", "no key"),
+        ] {
+            let error = sandbox(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
     }
 }

@@ -16,6 +16,43 @@ pub(crate) struct SpecView {
     home_dir: Option<String>,
     enabled_toolsets: Option<Vec<String>>,
     disabled_toolsets: Option<Vec<String>>,
+    sandbox: Option<SandboxView>,
+}
+
+/// How an agent's tools are kept apart; absent fields take the defaults.
+#[derive(Serialize)]
+struct SandboxView {
+    level: &'static str,
+    network: &'static str,
+    memory_mb: Option<u64>,
+    pids: Option<u64>,
+    cpu_seconds: Option<u64>,
+    disk_mb: Option<u64>,
+}
+
+impl SandboxView {
+    fn from_proto(sandbox: v1::Sandbox) -> Self {
+        Self {
+            level: match sandbox.level() {
+                v1::SandboxLevel::Strict | v1::SandboxLevel::Unspecified => "strict",
+                v1::SandboxLevel::Home => "home",
+                v1::SandboxLevel::Off => "off",
+            },
+            network: match sandbox.network() {
+                v1::SandboxNetwork::None | v1::SandboxNetwork::Unspecified => "none",
+                v1::SandboxNetwork::Open => "open",
+            },
+            memory_mb: sandbox.memory_mb,
+            pids: sandbox.pids,
+            cpu_seconds: sandbox.cpu_seconds,
+            disk_mb: sandbox.disk_mb,
+        }
+    }
+
+    /// In a word or two.
+    fn short(&self) -> String {
+        if self.network == "open" { format!("{}, network", self.level) } else { self.level.to_owned() }
+    }
 }
 
 impl SpecView {
@@ -28,6 +65,7 @@ impl SpecView {
             home_dir: spec.home_dir,
             enabled_toolsets: spec.enabled_toolsets.map(|list| list.values),
             disabled_toolsets: spec.disabled_toolsets.map(|list| list.values),
+            sandbox: spec.sandbox.map(SandboxView::from_proto),
         }
     }
 }
@@ -56,6 +94,8 @@ pub(crate) struct AgentView {
     memory_path: String,
     skills_path: String,
     sessions_path: String,
+    /// After defaults.
+    sandbox: Option<SandboxView>,
 }
 
 impl AgentView {
@@ -77,7 +117,12 @@ impl AgentView {
             memory_path: agent.memory_path,
             skills_path: agent.skills_path,
             sessions_path: agent.sessions_path,
+            sandbox: agent.sandbox.map(SandboxView::from_proto),
         }
+    }
+
+    fn sandbox_short(&self) -> String {
+        self.sandbox.as_ref().map_or_else(|| "-".to_owned(), SandboxView::short)
     }
 
     fn model(&self) -> String {
@@ -123,6 +168,7 @@ impl View for AgentView {
                 "Toolsets off",
                 self.spec.disabled_toolsets.as_ref().map_or_else(|| "-".to_owned(), |list| list.join(", ")),
             ),
+            ("Sandbox", self.sandbox_short()),
             ("Home", or_default(Some(&self.home))),
             ("Memory", or_dash(Some(&self.memory_path))),
             ("Skills", or_dash(Some(&self.skills_path))),
@@ -154,12 +200,13 @@ pub(crate) struct AgentList(pub Vec<AgentView>);
 
 impl View for AgentList {
     fn table(&self, paint: Paint) -> String {
-        let mut grid = Grid::new(paint, &["ID", "MODEL", "ROUTES", "HOME"]).right(&[2]);
+        let mut grid = Grid::new(paint, &["ID", "MODEL", "ROUTES", "SANDBOX", "HOME"]).right(&[2]);
         let mut all_warnings = Vec::new();
         for agent in &self.0 {
             let mark = if agent.is_default { " *" } else { "" };
             let id = format!("{}{mark}", agent.id);
-            grid.row([id, agent.model(), agent.route_count.to_string(), or_default(Some(&agent.home))]);
+            let routes = agent.route_count.to_string();
+            grid.row([id, agent.model(), routes, agent.sandbox_short(), or_default(Some(&agent.home))]);
             all_warnings.extend(agent.warnings.iter().map(|text| about(&agent.id, text)));
         }
         let mut text = grid.finish("no agent is registered; add one with `hermesctl agent add ID`");
@@ -281,6 +328,7 @@ mod tests {
             memory_path: "/var/lib/hermes/homes/coder/memories".into(),
             skills_path: "/var/lib/hermes/homes/coder/skills".into(),
             sessions_path: "/var/lib/hermes/homes/coder/sessions".into(),
+            sandbox: Some(v1::Sandbox { level: v1::SandboxLevel::Off.into(), ..v1::Sandbox::default() }),
         }
     }
 

@@ -12,6 +12,7 @@ use super::{AgentSpec, Document, Fault, Positions, Warning, WebhookReply, accoun
 use crate::AgentId;
 use crate::reset::{ResetMode, ResetPolicy};
 use crate::routing::RouteTable;
+use crate::sandbox::Sandbox;
 
 /// Judges references of a document; `positions` are those of the text it came from, or the default.
 ///
@@ -59,6 +60,9 @@ pub fn check_spec(id: &AgentId, spec: &AgentSpec) -> Vec<Fault> {
         for (index, toolset) in toolsets.iter().flatten().enumerate() {
             judge(&format!("{field}[{index}]"), Some(toolset), &values::toolset);
         }
+    }
+    for fault in spec.sandbox.iter().flat_map(Sandbox::faults) {
+        faults.push(Fault { line: 0, path: format!("agents.{id}.sandbox"), message: fault });
     }
     faults.into_list()
 }

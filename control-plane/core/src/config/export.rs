@@ -12,7 +12,7 @@ use indexmap::IndexMap;
 use super::tree::is_odd;
 use super::{
     AgentSpec, Document, Limits, Provider, Rate, Retention, SecretRef, Streaming, TelegramAccount, WebhookAccount,
-    WebhookReply,
+    WebhookReply, sandbox,
 };
 use crate::busy::{Busy, BusyPolicy, BusyRule};
 use crate::reset::ResetPolicy;
@@ -132,20 +132,20 @@ fn quoted(text: &str) -> String {
     out
 }
 
-fn text(value: &str) -> Shape {
+pub(super) fn text(value: &str) -> Shape {
     Shape::Scalar(scalar(value))
 }
 
-fn literal(value: impl fmt::Display) -> Shape {
+pub(super) fn literal(value: impl fmt::Display) -> Shape {
     Shape::Scalar(value.to_string())
 }
 
 /// Collects entries, leaving out what is absent.
 #[derive(Default)]
-struct Entries(Vec<(String, Shape)>);
+pub(super) struct Entries(Vec<(String, Shape)>);
 
 impl Entries {
-    fn put(mut self, key: &str, value: Shape) -> Self {
+    pub(super) fn put(mut self, key: &str, value: Shape) -> Self {
         self.0.push((key.to_owned(), value));
         self
     }
@@ -164,7 +164,7 @@ impl Entries {
         }
     }
 
-    fn map(self) -> Shape {
+    pub(super) fn map(self) -> Shape {
         Shape::Map(self.0)
     }
 }
@@ -190,6 +190,7 @@ pub(super) fn shape(document: &Document) -> Shape {
         .put("busy", busy(&document.busy))
         .put("limits", limits(&document.limits))
         .put("retention", retention(&document.retention))
+        .put("sandbox", sandbox::shape(&document.sandbox))
         .put("providers", named(&document.providers, provider))
         .put_text("default_provider", document.default_provider.as_ref());
     let platforms = &document.platforms;
@@ -261,15 +262,18 @@ fn provider(provider: &Provider) -> Shape {
 }
 
 fn agent(spec: &AgentSpec) -> Shape {
-    Entries::default()
+    let entries = Entries::default()
         .put_text("model", spec.model.as_ref())
         .put_text("provider", spec.provider.as_ref())
         .put_text("base_url", spec.base_url.as_ref())
         .put_text("api_key_env", spec.api_key_env.as_ref())
         .put_text("home_dir", spec.home_dir.as_ref())
         .put_texts("enabled_toolsets", spec.enabled_toolsets.as_ref())
-        .put_texts("disabled_toolsets", spec.disabled_toolsets.as_ref())
-        .map()
+        .put_texts("disabled_toolsets", spec.disabled_toolsets.as_ref());
+    match &spec.sandbox {
+        Some(own) => entries.put("sandbox", sandbox::shape(own)).map(),
+        None => entries.map(),
+    }
 }
 
 fn route(route: &Route) -> Shape {

@@ -18,6 +18,7 @@ mod merge;
 mod models;
 mod patch;
 mod retention;
+mod sandbox;
 mod tree;
 mod values;
 
@@ -41,6 +42,7 @@ use crate::AgentId;
 use crate::busy::Busy;
 use crate::reset::{ResetPolicy, ResetRules};
 use crate::routing::Route;
+use crate::sandbox::Sandbox;
 use crate::session_key::Isolation;
 
 /// The model that answers offline by repeating the text.
@@ -82,6 +84,9 @@ pub struct Document {
     /// How long what is over is kept.
     #[serde(default)]
     pub retention: Retention,
+    /// How the tools of every agent are kept apart that has no boundary of its own.
+    #[serde(default)]
+    pub sandbox: Sandbox,
     /// Model providers by name.
     pub providers: BTreeMap<String, Provider>,
     /// The provider of models without a configured prefix.
@@ -109,6 +114,7 @@ impl Default for Document {
             busy: Busy::default(),
             limits: Limits::default(),
             retention: Retention::default(),
+            sandbox: Sandbox::default(),
             providers: BTreeMap::new(),
             default_provider: None,
             platforms: Platforms::default(),
@@ -122,6 +128,11 @@ impl Document {
     /// The isolation flags, for session keys.
     pub fn isolation(&self) -> Isolation {
         Isolation { group_per_user: self.group_sessions_per_user, thread_per_user: self.thread_sessions_per_user }
+    }
+
+    /// The boundary around an agent's tools: its own as a whole, else the one of all.
+    pub fn sandbox_of(&self, spec: &AgentSpec) -> Sandbox {
+        spec.sandbox.unwrap_or(self.sandbox)
     }
 
     /// The reset policies, for selection.
@@ -195,6 +206,9 @@ pub struct AgentSpec {
     /// Toolsets taken away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disabled_toolsets: Option<Vec<String>>,
+    /// The boundary around its tools, instead of the document's as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<Sandbox>,
 }
 
 /// Which wire protocol a provider speaks.

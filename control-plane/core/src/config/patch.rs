@@ -13,15 +13,16 @@ use super::fields::{self, Faults, Path, Section, boolean, entries, integer, judg
 use super::tree::{self, Node};
 use super::{
     AgentSpec, Document, Fault, Provider, ProviderKind, RetentionPatch, TelegramAccount, WebhookAccount, accounts,
-    busy, retention, values,
+    busy, retention, sandbox, values,
 };
 use crate::AgentId;
 use crate::busy::Busy;
 use crate::reset::{ResetMode, ResetPolicy};
 use crate::routing::{InvalidRoute, MatchKey, Route};
+use crate::sandbox::Sandbox;
 
 /// Top-level keys.
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 17] = [
     "default_agent",
     "model",
     "timezone",
@@ -33,14 +34,15 @@ const KEYS: [&str; 16] = [
     "busy",
     "limits",
     "retention",
+    "sandbox",
     "providers",
     "default_provider",
     "platforms",
     "agents",
     "routes",
 ];
-const AGENT_KEYS: [&str; 7] =
-    ["model", "provider", "base_url", "api_key_env", "home_dir", "enabled_toolsets", "disabled_toolsets"];
+const AGENT_KEYS: [&str; 8] =
+    ["model", "provider", "base_url", "api_key_env", "home_dir", "enabled_toolsets", "disabled_toolsets", "sandbox"];
 
 /// What one text says: every key optional, named agents, providers and accounts as written.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -63,6 +65,8 @@ pub struct Patch {
     pub reset_by_platform: Option<BTreeMap<String, ResetPolicy>>,
     /// Replaces mode, notice and rules as a whole.
     pub busy: Option<Busy>,
+    /// See [`super::Document::sandbox`].
+    pub sandbox: Option<Sandbox>,
     /// `limits`, key by key.
     pub limits: LimitsPatch,
     /// `retention`, key by key.
@@ -199,6 +203,9 @@ pub fn read(text: &str) -> Reading {
     }
     if let Some(node) = top.get("retention") {
         retention::read(node, &mut patch, &mut faults);
+    }
+    if let Some(node) = top.get("sandbox") {
+        patch.sandbox = Some(sandbox::read(node, Path::Root.key("sandbox"), &mut faults));
     }
     if let Some(node) = top.get("providers") {
         read_providers(node, &mut patch, &mut faults);
@@ -403,7 +410,8 @@ fn agent_spec(section: &Section<'_, '_>, faults: &mut Faults) -> AgentSpec {
     };
     let enabled_toolsets = toolsets("enabled_toolsets");
     let disabled_toolsets = toolsets("disabled_toolsets");
-    AgentSpec { model, provider, base_url, api_key_env, home_dir, enabled_toolsets, disabled_toolsets }
+    let sandbox = section.optional("sandbox", faults, |node, path, faults| Some(sandbox::read(node, path, faults)));
+    AgentSpec { model, provider, base_url, api_key_env, home_dir, enabled_toolsets, disabled_toolsets, sandbox }
 }
 
 fn read_routes(node: &Node, positions: &mut Positions, faults: &mut Faults) -> Option<Vec<Route>> {

@@ -65,6 +65,7 @@ fn assignment(seq: i64, epoch: i64) -> Box<Assignment> {
         model: String::new(),
         enabled_toolsets: None,
         disabled_toolsets: Vec::new(),
+        sandbox: hermes_core::sandbox::Sandbox::default(),
         history_bytes: 0,
         home_version: 0,
         journal_entries: 0,

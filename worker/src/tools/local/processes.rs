@@ -70,8 +70,14 @@ pub(super) struct Processes {
 }
 
 impl Processes {
-    /// Takes over a command that runs.
-    pub(super) fn keep(&self, session: u64, command: &str, mut running: Running) -> ToolResult {
+    /// Takes over a command that runs, until it ends or `full` does, with how much too much it takes of the disk.
+    pub(super) fn keep(
+        &self,
+        session: u64,
+        command: &str,
+        mut running: Running,
+        full: impl Future<Output = String> + Send + 'static,
+    ) -> ToolResult {
         let mut table = lock(&self.table);
         let runs = |process: &Process| process.ended.borrow().is_none() && process.ended.has_changed().is_ok();
         if table.values().filter(|process| process.session == session && runs(process)).count() >= MAX_OF_SESSION {
@@ -90,8 +96,17 @@ impl Processes {
         let kept = Arc::clone(&captured);
         let reading = async move {
             let mut buffer = vec![0; 16 << 10];
-            while let Ok(read @ 1..) = pipe.read(&mut buffer).await {
-                lock(&kept).push(&buffer[..read]);
+            let reading = async {
+                while let Ok(read @ 1..) = pipe.read(&mut buffer).await {
+                    lock(&kept).push(&buffer[..read]);
+                }
+            };
+            tokio::select! {
+                () = reading => {}
+                taken = full => {
+                    lock(&kept).push(format!("\n[ended because the disk is full: {taken}]\n").as_bytes());
+                    running.end().await;
+                }
             }
             if let Ok(code) = running.wait().await {
                 end.send_replace(Some(code));

@@ -51,25 +51,30 @@ impl LocalTools {
         let task = Task::Command { argv, cwd, env: environment(&self.scratch, policy.level) };
         if background {
             let running = self.boundary.start(policy, task, true).await.map_err(|error| error.to_string())?;
-            return self.processes.keep(session, &command, running);
+            let full = {
+                let (boundary, policy) = (self.boundary.clone(), policy.clone());
+                async move { boundary.overflow(&policy).await }
+            };
+            return self.processes.keep(session, &command, running, full);
         }
         let mut running = self.boundary.start(policy, task, false).await.map_err(|error| error.to_string())?;
         let wait = timeout.map_or(USUAL_WAIT, |seconds| Duration::from_secs(seconds.max(1)).min(LONGEST_WAIT));
         let mut captured = Captured::new(MAX_OUTPUT);
         let ended = tokio::select! {
-            ended = tokio::time::timeout(wait, read_all(&mut running, &mut captured)) => Some(ended),
-            () = cancel.cancelled() => None,
+            ended = tokio::time::timeout(wait, read_all(&mut running, &mut captured)) => Ok(ended),
+            () = cancel.cancelled() => Err("[stopped]".to_owned()),
+            taken = self.boundary.overflow(policy) => Err(format!("[ended because the disk is full: {taken}; remove what is not needed]")),
         };
         let how = match ended {
-            Some(Ok(Ok(code))) => format!("[exit code {code}]"),
-            Some(Ok(Err(error))) => format!("[its output was lost: {error}]"),
-            Some(Err(_)) => {
+            Ok(Ok(Ok(code))) => format!("[exit code {code}]"),
+            Ok(Ok(Err(error))) => format!("[its output was lost: {error}]"),
+            Ok(Err(_)) => {
                 running.end().await;
                 format!("[ended after {} s; ask for a longer timeout, or use background]", wait.as_secs())
             }
-            None => {
+            Err(how) => {
                 running.end().await;
-                "[stopped]".to_owned()
+                how
             }
         };
         Ok(with_end(&captured.text(), &how))
