@@ -5,3 +5,6 @@ CREATE TABLE session_notes (
   name       text NOT NULL,
   body       bytea NOT NULL,
   PRIMARY KEY (session_id, name));
+
+-- All sessions that one dialogue has had. None of these columns ever changes, so updates of sessions do not touch it.
+CREATE INDEX sessions_dialogue ON sessions (agent_no, session_key, session_id);

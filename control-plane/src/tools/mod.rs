@@ -9,6 +9,8 @@
 //! Another tool is a file here with a [`Tool`] and its line in `ALL`.
 
 mod memory;
+mod session_search;
+mod todo;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +24,7 @@ use crate::dispatch::Dispatcher;
 use crate::store::{self, CallEffect, CallScope, CallStep, Called, Caller, Looked, Store, TurnId};
 
 /// Every tool, in the order they are offered.
-static ALL: &[&dyn Tool] = &[&memory::Memory];
+static ALL: &[&dyn Tool] = &[&memory::Memory, &session_search::SessionSearch, &todo::Todo];
 
 /// Calls that work at once, each on a connection of its own: a third of what a replica has.
 const AT_ONCE: usize = 4;
@@ -61,8 +63,7 @@ trait Tool: Send + Sync {
 enum Plan {
     /// Something in the database, in the transaction that journals it. Short: the session is locked meanwhile.
     Effect(Box<dyn CallEffect>),
-    /// Only to look, with nothing locked. What it saw is journaled then.
-    #[expect(dead_code, reason = "the next tool looks")]
+    /// Only to look, with nothing locked, within the tool's time limit. What it saw is journaled then.
     Read(Box<dyn Read>),
 }
 
@@ -132,16 +133,21 @@ impl Tools {
     pub async fn call(&self, asked: &Asked) -> Answer {
         let Ok(_room) = self.room.acquire().await else { return Answer::Uncertain };
         let step = CallStep { turn: asked.turn, epoch: asked.epoch, step: asked.step, call: digest(asked) };
-        let (plan, longest) = planned(asked);
+        let Planned { plan, longest, time_limit } = planned(asked);
         let called = match plan {
             Ok(Plan::Effect(effect)) => {
                 self.dispatcher.call_tool(&step, &Bounded { effect: effect.as_ref(), longest }).await
             }
             Ok(Plan::Read(read)) => match self.store.look_for_call(&step).await {
                 Ok(Looked::Over(called)) => self.dispatcher.settle_call(&step, called).await,
-                Ok(Looked::Open(caller)) => match read.run(&self.store, caller).await {
-                    Ok(text) => self.dispatcher.call_tool(&step, &Say(bounded(text, longest))).await,
-                    Err(error) => uncertain(asked, &error),
+                Ok(Looked::Open(caller)) => match tokio::time::timeout(time_limit, read.run(&self.store, caller)).await
+                {
+                    Ok(Ok(text)) => self.dispatcher.call_tool(&step, &Say(bounded(text, longest))).await,
+                    Ok(Err(error)) => uncertain(asked, &error),
+                    Err(_) => {
+                        let sentence = format!("Error: {} did not end within {} s.", asked.name, time_limit.as_secs());
+                        self.dispatcher.call_tool(&step, &Say(sentence)).await
+                    }
                 },
                 Err(error) => uncertain(asked, &error),
             },
@@ -161,13 +167,22 @@ fn uncertain(asked: &Asked, error: &store::Error) -> Option<Called> {
     None
 }
 
-/// What the call is to do, or what is wrong with it; and how long its text may be.
-fn planned(asked: &Asked) -> (Result<Plan, String>, usize) {
+/// A judged call.
+struct Planned {
+    /// What it is to do, or what is wrong with it.
+    plan: Result<Plan, String>,
+    longest: usize,
+    time_limit: Duration,
+}
+
+fn planned(asked: &Asked) -> Planned {
     let Some(tool) = ALL.iter().find(|tool| tool.spec().name == asked.name) else {
-        return (Err(format!("Error: there is no tool {}.", asked.name.escape_debug())), MAX_TEXT);
+        let plan = Err(format!("Error: there is no tool {}.", asked.name.escape_debug()));
+        return Planned { plan, longest: MAX_TEXT, time_limit: Duration::ZERO };
     };
+    let Spec { time_limit, max_output, .. } = tool.spec();
     let plan = arguments(&asked.arguments).and_then(|arguments| tool.plan(arguments));
-    (plan, tool.spec().max_output.min(MAX_TEXT))
+    Planned { plan, longest: max_output.min(MAX_TEXT), time_limit }
 }
 
 fn arguments(text: &str) -> Result<Map<String, Value>, String> {
@@ -232,7 +247,7 @@ mod tests {
     }
 
     fn refusal(asked: &Asked) -> String {
-        planned(asked).0.err().unwrap()
+        planned(asked).plan.err().unwrap()
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod chats;
 mod effects;
 mod letters;
 mod mutations;
+mod notes;
 mod stale;
 mod streams;
 
@@ -78,6 +79,13 @@ drills! {
         an_idempotent_effect_is_repeated_under_its_key,
         a_pure_tool_is_run_again,
         a_worker_out_of_touch_stops_before_its_lease_ends,
+    }
+    notes::{
+        killed_before_it_notes_something,
+        killed_after_it_noted_something,
+        killed_before_it_says_what_it_noted,
+        the_control_plane_is_killed_before_a_note_is_committed,
+        the_control_plane_is_killed_after_a_note_is_committed,
     }
     stale::{
         a_worker_whose_turn_is_anothers_appends_and_ends_nothing,

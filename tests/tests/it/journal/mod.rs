@@ -1,6 +1,7 @@
 //! The journal of turns, through the real control plane: what workers report is stored before it counts, what was stored is
 //! handed on and never done over, and who has no turn writes nothing. The workers are the test's own.
 
+mod calls;
 pub(crate) mod plane;
 
 use std::time::Duration;

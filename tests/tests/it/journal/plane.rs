@@ -116,7 +116,12 @@ impl Plane {
 
     /// A message of one chat; answers its turn.
     pub(crate) fn tell(&self, text: &str) -> Value {
-        self.json(&["send", "--platform", "telegram", "--chat-id", "1", "--text", text])
+        self.tell_in("1", text)
+    }
+
+    /// A message of that chat.
+    pub(crate) fn tell_in(&self, chat: &str, text: &str) -> Value {
+        self.json(&["send", "--platform", "telegram", "--chat-id", chat, "--text", text])
     }
 
     /// `hermesctl turn show`.
@@ -142,6 +147,11 @@ impl Plane {
 
     /// A registered worker of `agent` with one slot.
     pub(crate) async fn worker(&self, agent: &str) -> Worker {
+        self.worker_with(agent, 1).await
+    }
+
+    /// One with so many slots.
+    pub(crate) async fn worker_with(&self, agent: &str, slots: u32) -> Worker {
         let made = self.json(&["token", "create", "--role", "worker", "--agent", agent, "--uses", "1", "--ttl", "1h"]);
         let authority: Vec<u8> =
             self.sql().await.query_one("SELECT certificate FROM authorities", &[]).await.unwrap().get(0);
@@ -154,7 +164,7 @@ impl Plane {
         let request = v1::JoinRequest { token: made["token"].as_str().unwrap().to_owned(), csr_der };
         let joined = IdentityServiceClient::new(anonymous).join(request).await.unwrap().into_inner();
         let tls = tls.identity(identity(&joined.certificate_der, &key));
-        Worker::attach(endpoint.tls_config(tls).unwrap().connect_lazy()).await
+        Worker::attach(endpoint.tls_config(tls).unwrap().connect_lazy(), slots).await
     }
 }
 
@@ -174,11 +184,11 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    async fn attach(channel: Channel) -> Self {
+    async fn attach(channel: Channel, slots: u32) -> Self {
         let (says, messages) = mpsc::channel(16);
         let register = v1::Register {
             protocol_version: hermes_proto::WORKER_PROTOCOL_VERSION,
-            slots: 1,
+            slots,
             pid: 1,
             home: "/nowhere".to_owned(),
             build: "scripted".to_owned(),
@@ -230,6 +240,11 @@ impl Worker {
     pub(crate) async fn hung_up(&mut self) {
         let end = async { while let Ok(Some(_)) = self.told.message().await {} };
         tokio::time::timeout(SOON, end).await.expect("the stream ends");
+    }
+
+    /// What it may have the control plane do.
+    pub(crate) fn tool(&self) -> Tool {
+        Tool(WorkerServiceClient::new(self.channel.clone()))
     }
 
     /// The next assignment, accepted.
@@ -321,6 +336,26 @@ impl Worker {
             continued = more;
         }
         Ok(rows)
+    }
+}
+
+/// The tools that the control plane runs for a worker; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Tool(WorkerServiceClient<Channel>);
+
+impl Tool {
+    pub(crate) async fn list(&self) -> Vec<v1::OfferedTool> {
+        self.0.clone().list_tools(v1::ListToolsRequest {}).await.unwrap().into_inner().tools
+    }
+
+    pub(crate) async fn call(
+        &self,
+        turn: Option<v1::TurnRef>,
+        step: u32,
+        call: v1::ToolCall,
+    ) -> Result<v1::CallToolResponse, Status> {
+        let request = v1::CallToolRequest { turn, step, call: Some(call) };
+        self.0.clone().call_tool(request).await.map(tonic::Response::into_inner)
     }
 }
 

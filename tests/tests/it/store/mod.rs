@@ -6,6 +6,7 @@
 
 mod accounts;
 mod busy;
+mod calls;
 mod db;
 mod deliveries;
 mod journal;
@@ -89,6 +90,15 @@ drills! {
         a_row_is_the_same_only_in_all_its_parts,
         whoever_gets_a_turn_is_told_how_much_of_it_is_journaled,
         a_journal_is_read_in_the_order_of_steps_page_by_page,
+    }
+    calls::{
+        a_call_is_done_once_and_answered_the_same,
+        a_call_that_fails_or_is_fenced_has_written_nothing,
+        a_call_beside_the_loss_of_its_worker_is_done_under_one_fence,
+        changes_of_one_agents_documents_follow_each_other,
+        what_is_kept_for_a_session_goes_with_it,
+        a_dialogues_past_is_its_own_and_nobody_elses,
+        texts_match_as_a_web_search_does,
     }
     races::{
         a_duplicate_accepted_at_the_same_time_is_seen,
