@@ -6,6 +6,7 @@
 //! It deliberately knows neither tokio, tonic, Postgres nor HTTP.
 
 pub mod busy;
+pub mod command;
 pub mod config;
 pub mod id;
 pub mod reset;

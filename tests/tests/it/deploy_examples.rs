@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use hermes_core::busy::{Busy, BusyPolicy};
+use hermes_core::command::AccessLists;
 use hermes_core::config::{
     AgentSpec, Document, Limits, Platforms, Provider, Rate, Retention, SecretRef, Streaming, TelegramAccount,
     WebhookAccount, WebhookReply, load_offline,
@@ -132,14 +133,25 @@ fn the_example_sets_every_key() {
     assert!(field(|agent| agent.home_dir.is_some()) && field(|agent| agent.sandbox.is_some()));
     assert!(field(|agent| agent.enabled_toolsets.is_some()) && field(|agent| agent.disabled_toolsets.is_some()));
     let bot = |get: fn(&TelegramAccount) -> bool| telegram.values().any(get);
-    let TelegramAccount { token: _, api_base: _, allow_users: _, allow_chats: _, allow_all: _, rate: _, streaming: _ } =
-        &telegram[0];
+    let TelegramAccount {
+        token: _,
+        api_base: _,
+        allow_users: _,
+        allow_chats: _,
+        allow_all: _,
+        rate: _,
+        streaming: _,
+        access:
+            AccessLists { allow_admin_from, user_allowed_commands, group_allow_admin_from, group_user_allowed_commands },
+    } = &telegram[0];
+    let lists = [allow_admin_from, user_allowed_commands, group_allow_admin_from, group_user_allowed_commands];
+    assert!(lists.iter().all(|list| !list.is_empty()));
     assert!(bot(|bot| bot.streaming == Streaming::Off) && bot(|bot| bot.streaming == Streaming::Edit));
     assert!(bot(|bot| matches!(bot.token, SecretRef::Env(_))) && bot(|bot| matches!(bot.token, SecretRef::File(_))));
     assert!(bot(|bot| bot.api_base.is_some()) && bot(|bot| bot.allow_all));
     assert!(bot(|bot| !bot.allow_users.is_empty()) && bot(|bot| !bot.allow_chats.is_empty()));
     assert!(bot(|bot| bot.rate == Rate::Off) && bot(|bot| matches!(bot.rate, Rate::Limited { .. })));
-    let WebhookAccount { secret: _, reply: _ } = &webhook[0];
+    let WebhookAccount { secret: _, reply: _, access: _ } = &webhook[0];
     let hook = |get: fn(&WebhookAccount) -> bool| webhook.values().any(get);
     assert!(
         hook(|hook| matches!(hook.secret, SecretRef::Env(_))) && hook(|hook| matches!(hook.secret, SecretRef::File(_)))

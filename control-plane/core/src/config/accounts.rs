@@ -8,23 +8,30 @@ use super::fields::{self, Faults, Path, Section, boolean, judged, list, rate_num
 use super::patch::Patch;
 use super::tree::{Content, Node};
 use super::{Rate, SecretRef, Streaming, TelegramAccount, WebhookAccount, WebhookReply, values};
+use crate::command::{AccessLists, listed};
 
 const TELEGRAM_KEYS: [&str; 9] =
     ["id", "token_env", "token_file", "api_base", "allow_users", "allow_chats", "allow_all", "rate", "streaming"];
 const WEBHOOK_KEYS: [&str; 5] = ["id", "secret_env", "secret_file", "callback_url", "deliver"];
+/// Of every account, beside its platform's own.
+const ACCESS_KEYS: [&str; 4] =
+    ["allow_admin_from", "user_allowed_commands", "group_allow_admin_from", "group_user_allowed_commands"];
 
 /// Reads `platforms`.
 pub(super) fn read(node: &Node, patch: &mut Patch, faults: &mut Faults) {
     let path = Path::Root.key("platforms");
     let section = Section::open(node, &path, &["telegram", "webhook"], faults);
     each(&section, &path, "telegram", faults, |item, path, faults| {
-        let account = Section::open(item, &path, &TELEGRAM_KEYS, faults);
+        let account = Section::open(item, &path, &[&TELEGRAM_KEYS[..], &ACCESS_KEYS].concat(), faults);
         let id = account_id(&account, path, faults);
         let read = telegram(&account, path, faults);
+        if let Some((id, line)) = &id {
+            patch.positions.note(super::account_path("telegram", id), *line);
+        }
         keep(&mut patch.telegram, id, read, path, faults);
     });
     each(&section, &path, "webhook", faults, |item, path, faults| {
-        let account = Section::open(item, &path, &WEBHOOK_KEYS, faults);
+        let account = Section::open(item, &path, &[&WEBHOOK_KEYS[..], &ACCESS_KEYS].concat(), faults);
         let id = account_id(&account, path, faults);
         let read = webhook(&account, path, faults);
         if let Some((id, line)) = &id {
@@ -132,7 +139,30 @@ fn telegram(account: &Section<'_, '_>, path: Path<'_>, faults: &mut Faults) -> O
         allow_all,
         rate: rate.unwrap_or_default(),
         streaming: streaming.unwrap_or_default(),
+        access: access(account, faults),
     })
+}
+
+/// Who may give which commands. A list is a list or one text with commas.
+fn access(account: &Section<'_, '_>, faults: &mut Faults) -> AccessLists {
+    let mut entries = |key: &str| {
+        let read = |node: &Node, path: Path<'_>, faults: &mut Faults| match &node.content {
+            Content::List(_) => texts(node, path, faults, fields::platform_id),
+            _ => fields::platform_id(node, path, faults).map(|text| listed(&text).map(str::to_owned).collect()),
+        };
+        let mut entries = account.optional(key, faults, read).unwrap_or_default();
+        for entry in &mut entries {
+            *entry = entry.trim().to_owned();
+        }
+        entries.retain(|entry| !entry.is_empty());
+        entries
+    };
+    AccessLists {
+        allow_admin_from: entries("allow_admin_from"),
+        user_allowed_commands: entries("user_allowed_commands"),
+        group_allow_admin_from: entries("group_allow_admin_from"),
+        group_user_allowed_commands: entries("group_user_allowed_commands"),
+    }
 }
 
 fn streaming(node: &Node, path: Path<'_>, faults: &mut Faults) -> Option<Streaming> {
@@ -186,7 +216,7 @@ fn webhook(account: &Section<'_, '_>, path: Path<'_>, faults: &mut Faults) -> Op
             None
         }
     };
-    Some(WebhookAccount { secret: secret?, reply: reply? })
+    Some(WebhookAccount { secret: secret?, reply: reply?, access: access(account, faults) })
 }
 
 fn deliver(node: &Node, path: Path<'_>, faults: &mut Faults) -> Option<WebhookReply> {

@@ -10,6 +10,7 @@ use super::fields::{Faults, REPORT_LIMIT};
 use super::models::{Resolved, resolve_model, unserved_message};
 use super::{AgentSpec, Document, Fault, Positions, Warning, WebhookReply, account_path, nearest, shown, values};
 use crate::AgentId;
+use crate::command;
 use crate::reset::{ResetMode, ResetPolicy};
 use crate::routing::RouteTable;
 use crate::sandbox::Sandbox;
@@ -34,6 +35,7 @@ pub fn check_compiled(document: &Document, table: &RouteTable, positions: &Posit
     warn_models(document, positions, &mut warnings);
     warn_reset(document, positions, &mut warnings);
     warn_busy(document, positions, &mut warnings);
+    warn_access(document, positions, &mut warnings);
     for (shadowed, by) in table.shadows() {
         let message = format!("can never win: route {by} covers it");
         warnings.add(positions.route(shadowed), format!("routes[{shadowed}]"), message);
@@ -205,6 +207,45 @@ fn warn_busy(document: &Document, positions: &Positions, warnings: &mut Warnings
             let path = format!("busy.rules[{index}]");
             let message = format!("has no effect: {}", not_registered(agent, document));
             warnings.add(positions.line(&path), path, message);
+        }
+    }
+}
+
+fn warn_access(document: &Document, positions: &Positions, warnings: &mut Warnings) {
+    for (platform, id, lists) in document.platforms.all_access() {
+        let account = account_path(platform, id);
+        let line = positions.line(&account);
+        for (key, commands) in [
+            ("user_allowed_commands", &lists.user_allowed_commands),
+            ("group_user_allowed_commands", &lists.group_user_allowed_commands),
+        ] {
+            for (index, written) in commands.iter().enumerate() {
+                let name = written.trim_start_matches('/');
+                if command::find(name).is_some() {
+                    continue;
+                }
+                let near = nearest(name, command::TABLE.iter().map(|spec| spec.name));
+                let hint = near.map_or_else(String::new, |near| format!("; did you mean {near}?"));
+                let message = format!("{} is no command{hint}", shown(written));
+                warnings.add(line, format!("{account}.{key}[{index}]"), message);
+            }
+        }
+        let (dm, group) = (&lists.allow_admin_from, &lists.group_allow_admin_from);
+        // The list of groups holds for direct chats too, where those have none of their own.
+        let idle = [
+            ("user_allowed_commands", &lists.user_allowed_commands, dm.is_empty(), "allow_admin_from"),
+            (
+                "group_user_allowed_commands",
+                &lists.group_user_allowed_commands,
+                group.is_empty() && (dm.is_empty() || !lists.user_allowed_commands.is_empty()),
+                "group_allow_admin_from",
+            ),
+        ];
+        for (key, commands, ungated, admins) in idle {
+            if ungated && !commands.is_empty() {
+                let message = format!("has no effect without {admins}: everybody may give every command");
+                warnings.add(line, format!("{account}.{key}"), message);
+            }
         }
     }
 }

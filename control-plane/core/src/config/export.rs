@@ -15,6 +15,7 @@ use super::{
     WebhookReply, sandbox,
 };
 use crate::busy::{Busy, BusyPolicy, BusyRule};
+use crate::command::AccessLists;
 use crate::reset::ResetPolicy;
 use crate::routing::Route;
 
@@ -302,8 +303,7 @@ fn telegram(entries: Entries, account: &TelegramAccount) -> Entries {
             .put("per_account_per_s", literal(per_account_per_s))
             .map(),
     };
-    let listed = |ids: &'_ Vec<String>| (!ids.is_empty()).then(|| ids.clone());
-    secret(entries, "token", &account.token)
+    let entries = secret(entries, "token", &account.token)
         .put_text("api_base", account.api_base.as_ref())
         .put_texts("allow_users", listed(&account.allow_users).as_ref())
         .put_texts("allow_chats", listed(&account.allow_chats).as_ref())
@@ -318,12 +318,25 @@ fn telegram(entries: Entries, account: &TelegramAccount) -> Entries {
                 }
                 .to_owned(),
             ),
-        )
+        );
+    access(entries, &account.access)
+}
+
+fn listed(all: &[String]) -> Option<Vec<String>> {
+    (!all.is_empty()).then(|| all.to_vec())
+}
+
+fn access(entries: Entries, lists: &AccessLists) -> Entries {
+    entries
+        .put_texts("allow_admin_from", listed(&lists.allow_admin_from).as_ref())
+        .put_texts("user_allowed_commands", listed(&lists.user_allowed_commands).as_ref())
+        .put_texts("group_allow_admin_from", listed(&lists.group_allow_admin_from).as_ref())
+        .put_texts("group_user_allowed_commands", listed(&lists.group_user_allowed_commands).as_ref())
 }
 
 fn webhook(entries: Entries, account: &WebhookAccount) -> Entries {
     let entries = secret(entries, "secret", &account.secret);
-    match &account.reply {
+    let entries = match &account.reply {
         WebhookReply::Callback { url } => entries.put("callback_url", text(url)),
         WebhookReply::Chat { platform, account, chat_id, thread_id } => entries.put(
             "deliver",
@@ -334,5 +347,6 @@ fn webhook(entries: Entries, account: &WebhookAccount) -> Entries {
                 .put_text("thread_id", thread_id.as_ref())
                 .map(),
         ),
-    }
+    };
+    access(entries, &account.access)
 }

@@ -40,6 +40,7 @@ pub use retention::{DEDUPE_DAYS_MIN, RETENTION_DAYS_MAX, Retention, RetentionPat
 
 use crate::AgentId;
 use crate::busy::Busy;
+use crate::command::AccessLists;
 use crate::reset::{ResetPolicy, ResetRules};
 use crate::routing::Route;
 use crate::sandbox::Sandbox;
@@ -263,6 +264,23 @@ pub struct Platforms {
     pub webhook: IndexMap<String, WebhookAccount>,
 }
 
+impl Platforms {
+    /// Who may give which commands on an account; of one that is not here everybody may.
+    pub fn access(&self, platform: &str, account: &str) -> Option<&AccessLists> {
+        match platform {
+            "telegram" => self.telegram.get(account).map(|account| &account.access),
+            "webhook" => self.webhook.get(account).map(|account| &account.access),
+            _ => None,
+        }
+    }
+
+    /// Every account's platform, id and access lists.
+    pub(crate) fn all_access(&self) -> impl Iterator<Item = (&'static str, &String, &AccessLists)> {
+        let telegram = self.telegram.iter().map(|(id, account)| ("telegram", id, &account.access));
+        telegram.chain(self.webhook.iter().map(|(id, account)| ("webhook", id, &account.access)))
+    }
+}
+
 /// Where a secret is found. Exactly one of the two in a document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -291,6 +309,9 @@ pub struct TelegramAccount {
     /// Whether chats see an answer while it is written.
     #[serde(default)]
     pub streaming: Streaming,
+    /// Who may give which commands.
+    #[serde(flatten)]
+    pub access: AccessLists,
 }
 
 /// Whether the chats of an account see an answer while it is written.
@@ -339,6 +360,9 @@ pub struct WebhookAccount {
     pub secret: SecretRef,
     /// Where replies go.
     pub reply: WebhookReply,
+    /// Who may give which commands.
+    #[serde(flatten)]
+    pub access: AccessLists,
 }
 
 /// Where the reply to a webhook message goes.

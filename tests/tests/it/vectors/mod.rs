@@ -8,6 +8,7 @@ mod memory_ops;
 mod reset_policy;
 mod routing;
 mod session_keys;
+mod slash_access;
 mod table;
 mod truncate_message;
 

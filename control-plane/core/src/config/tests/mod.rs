@@ -56,11 +56,15 @@ platforms:
         token_env: BOT1
         allow_users: [1, "2"]
         allow_chats: [-1001234]
+        allow_admin_from: 1
+        user_allowed_commands: "/Status , new"
+        group_allow_admin_from: [9, "10"]
+        group_user_allowed_commands: [usage]
       - {id: bot2, token_file: /run/secrets/bot2, api_base: "http://127.0.0.1:8081", allow_all: true, rate: off}
       - {id: bot3, token_env: B3, allow_all: true, rate: {per_chat_per_s: 0.5}}
   webhook:
     accounts:
-      - {id: hook, secret_env: HOOK, callback_url: "https://example.org/reply"}
+      - {id: hook, secret_env: HOOK, callback_url: "https://example.org/reply", allow_admin_from: ["ci, bot"]}
       - {id: mail, secret_file: /run/s, deliver: {platform: telegram, account: bot1, chat_id: -1001234, thread_id: "7"}}
 agents:
   coder:
@@ -167,6 +171,14 @@ fn every_key_is_read() {
     assert_eq!(document.providers["anthropic"].kind, ProviderKind::Anthropic);
     assert_eq!(document.platforms.telegram["bot1"].allow_users, ["1", "2"]);
     assert_eq!(document.platforms.telegram["bot1"].rate, Rate::default());
+    let lists = document.platforms.access("telegram", "bot1").unwrap();
+    assert_eq!(lists.allow_admin_from, ["1"]);
+    assert_eq!(lists.user_allowed_commands, ["/Status", "new"]);
+    assert_eq!(lists.group_allow_admin_from, ["9", "10"]);
+    assert_eq!(lists.group_user_allowed_commands, ["usage"]);
+    assert_eq!(document.platforms.access("webhook", "hook").unwrap().allow_admin_from, ["ci, bot"]);
+    assert_eq!(document.platforms.access("telegram", "bot2"), Some(&AccessLists::default()));
+    assert_eq!(document.platforms.access("irc", "bot1"), None);
     assert_eq!(document.platforms.telegram["bot2"].rate, Rate::Off);
     let rate = Rate::Limited { per_chat_per_s: 0.5, per_account_per_s: 30.0 };
     assert_eq!(document.platforms.telegram["bot3"].rate, rate);
@@ -283,6 +295,18 @@ fn routes_that_cannot_win_are_warned_about() {
     let (_, warnings) = load_offline(text).unwrap();
     let expected = Warning { line: 4, path: "routes[1]".into(), message: "can never win: route 0 covers it".into() };
     assert_eq!(warnings, [expected]);
+    let lists = "allow_admin_from: 1, group_user_allowed_commands: [statsu]";
+    let text = format!(
+        "platforms:\n  telegram:\n    accounts:\n    - {{id: b, token_env: T, allow_all: true, {lists}}}\n    - {{id: c, token_env: T, allow_all: true, user_allowed_commands: stop}}\n"
+    );
+    let told: Vec<String> = load_offline(&text).unwrap().1.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            r#"line 4: platforms.telegram.accounts[b].group_user_allowed_commands[0]: "statsu" is no command; did you mean status?"#,
+            "line 5: platforms.telegram.accounts[c].user_allowed_commands: has no effect without allow_admin_from: everybody may give every command",
+        ]
+    );
     let (_, warnings) = load_offline("session_reset: {idle_minutes: 5}").unwrap();
     assert_eq!(warnings[0].message, "idle_minutes has no effect with mode none");
 }

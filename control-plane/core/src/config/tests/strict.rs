@@ -266,6 +266,8 @@ fn an_account_needs_an_id_one_secret_and_somebody_who_may_talk_to_it() {
         ("id: b, token_env: T, allow_all: true, rate: {per_chat_per_s: 0}", ".rate.per_chat_per_s", "above 0"),
         ("id: b, token_env: T, allow_all: true, rate: {per_chat_per_s: .inf}", ".rate.per_chat_per_s", "above 0"),
         ("id: b, token_file: t, allow_all: true", ".token_file", "absolute path"),
+        ("id: b, token_env: T, allow_all: true, allow_admin_from: [1.5]", ".allow_admin_from[0]", "quote it"),
+        ("id: b, token_env: T, allow_all: true, allow_admin_from: {a: 1}", ".allow_admin_from", "text or an integer"),
         ("id: B, token_env: T, allow_all: true", ".id", "not an account id"),
     ] {
         refused(&telegram(fields), &[(1, &format!("{at}{path}"), part)]);
