@@ -7,12 +7,12 @@
 -- p_most: a session holds at most so many turns that have not ended; what is beyond is not kept (full), the first come is.
 -- Answer, in input order: the session and turn number, dup, conflict (the key is known with another body), and epoch NOT
 -- NULL when this very message now runs on p_worker[i]; busy: the turn that it found running, if it waits behind one; full: it
--- was not kept, nothing of it was stored.
+-- was not kept, nothing of it was stored; o_rewinds and o_model: of the session, as its columns.
 CREATE FUNCTION ingest_batch(p_key bytea[], p_hash bytea[], p_agent int[], p_skey text[], p_lane bigint[], p_payload bytea[],
     p_trace text[], p_submitter text[], p_worker bigint[], p_slot smallint[], p_idle_before timestamptz[], p_daily_before timestamptz[], p_busy smallint[],
     p_most bigint, p_ttl_ms bigint)
 RETURNS TABLE (o_ord bigint, o_session bigint, o_seq bigint, o_dup boolean, o_conflict boolean, o_epoch bigint, o_waits boolean,
-    o_busy bigint, o_full boolean)
+    o_busy bigint, o_full boolean, o_rewinds int, o_model text)
 LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE sid bigint[]; t timestamptz := clock_timestamp(); r record; fresh bigint;
 BEGIN
@@ -54,7 +54,7 @@ BEGIN
           LEFT JOIN inbound b ON b.dedupe_key = i.key),
    n AS (SELECT d.*, row_number() OVER w AS rn, count(*) OVER (PARTITION BY d.sid, d.dup) AS cnt FROM d
           WINDOW w AS (PARTITION BY d.sid, d.dup ORDER BY d.ord)),
-   f AS MATERIALIZED (SELECT n.*, s.tail_seq + n.rn AS seq, s.state AS st, s.agent_no, s.worker_id AS prefer,
+   f AS MATERIALIZED (SELECT n.*, s.tail_seq + n.rn AS seq, s.state AS st, s.agent_no, s.worker_id AS prefer, s.rewinds, s.model,
            NOT n.dup AND n.rn <= m.room AS new, NOT n.dup AND n.rn > m.room AS full, least(n.cnt, m.room) AS kept,
            CASE WHEN NOT n.dup AND s.state = 2 THEN s.head_seq END AS behind,
            CASE WHEN NOT n.dup AND n.rn = 1 AND s.state = 0 AND k.worker_id IS NOT NULL AND m.room > 0 THEN s.epoch + 1 END AS ep
@@ -79,7 +79,7 @@ BEGIN
          CASE WHEN f.dup THEN coalesce(f.bseq, first_value(f.seq) OVER (PARTITION BY f.key ORDER BY f.ord)) ELSE f.seq END,
          f.dup, f.dup AND coalesce(f.bhash, f.fhash) IS NOT NULL AND coalesce(f.bhash, f.fhash) IS DISTINCT FROM f.hash,
          f.ep, f.new AND f.rn = 1 AND f.st = 0 AND f.ep IS NULL, CASE WHEN f.new THEN f.behind END,
-         f.full OR (f.dup AND f.bsid IS NULL AND first_value(f.full) OVER (PARTITION BY f.key ORDER BY f.ord)) FROM f ORDER BY f.ord;
+         f.full OR (f.dup AND f.bsid IS NULL AND first_value(f.full) OVER (PARTITION BY f.key ORDER BY f.ord)), f.rewinds, f.model FROM f ORDER BY f.ord;
   -- inbound has no ON CONFLICT on purpose: one event routed to two sessions at once by two replicas raises 23505; the
   -- caller repeats the batch and then sees the duplicate. (Same session: its lock already made it visible.)
 END $$;

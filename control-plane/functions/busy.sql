@@ -50,25 +50,6 @@ BEGIN
   RETURN NEXT;
 END $$;
 
--- `/stop`, as one event: a redelivered one acts once. o_result as stop_head; where nothing runs the chat is told p_nothing.
-CREATE FUNCTION stop_command(p_key bytea, p_agent int, p_skey text, p_lane bigint, p_notice bytea, p_nothing bytea)
-RETURNS TABLE (o_session bigint, o_seq bigint, o_dup boolean, o_result int) LANGUAGE plpgsql SET enable_seqscan = off AS $$
-DECLARE k record;
-BEGIN
-  o_session := coalesce((SELECT s.session_id FROM session_keys s WHERE s.agent_no = p_agent AND s.session_key = p_skey), 0);
-  PERFORM 1 FROM sessions WHERE session_id = o_session FOR NO KEY UPDATE;                               -- A
-  SELECT b.session_id, b.seq INTO k FROM inbound b WHERE b.dedupe_key = p_key;                          -- B
-  o_dup := k.seq IS NOT NULL;
-  IF o_dup THEN
-    o_session := k.session_id; o_seq := k.seq; o_result := CASE WHEN k.seq = 0 THEN 0 ELSE 3 END;
-    RETURN NEXT; RETURN;
-  END IF;
-  SELECT h.o_result, CASE WHEN h.o_result = 0 THEN 0 ELSE h.o_seq END INTO o_result, o_seq FROM stop_head(o_session, NULL, p_notice) h;
-  INSERT INTO inbound(dedupe_key, session_id, seq) VALUES (p_key, o_session, o_seq);
-  IF o_result = 0 AND p_lane IS NOT NULL THEN PERFORM enqueue(p_lane, o_session, 0, p_nothing); END IF;
-  RETURN NEXT;
-END $$;
-
 -- What is asked of the turns that these workers run; for kind 3 with the next message each may take in. Sweeps what has become void.
 CREATE FUNCTION signals(p_workers bigint[]) RETURNS TABLE (o_worker bigint, o_session bigint, o_seq bigint, o_epoch bigint, o_kind smallint,
     o_next bigint, o_payload bytea) LANGUAGE plpgsql SET enable_seqscan = off AS $$

@@ -6,7 +6,8 @@
 -- journaled, for whichever reason it came back.
 CREATE FUNCTION claim_batch(p_worker bigint[], p_slot smallint[], p_sticky_ms bigint, p_limit_ms bigint)
 RETURNS TABLE (o_worker bigint, o_slot smallint, o_session bigint, o_seq bigint, o_epoch bigint, o_crashes smallint, o_key text,
-    o_lane bigint, o_payload bytea, o_trace text, o_created timestamptz, o_journal bigint)
+    o_lane bigint, o_payload bytea, o_trace text, o_created timestamptz, o_journal bigint,
+    o_rewinds int, o_model text)
 LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE sid bigint[]; wid bigint[]; slt smallint[]; t timestamptz := clock_timestamp();
 BEGIN
@@ -33,10 +34,10 @@ BEGIN
   WITH m AS MATERIALIZED (SELECT * FROM unnest(sid, wid, slt) m(sid, worker, slot)),
    u AS (UPDATE sessions s SET state = 2, epoch = s.epoch + 1, worker_id = m.worker, deadline = t + p_limit_ms * interval '1 millisecond'
           FROM m WHERE s.session_id = m.sid AND s.state = 1
-          RETURNING s.session_id, s.head_seq, s.epoch, s.crashes, s.session_key, m.worker, m.slot),
+          RETURNING s.session_id, s.head_seq, s.epoch, s.crashes, s.session_key, s.rewinds, s.model, m.worker, m.slot),
    l AS (UPDATE slots x SET session_id = m.sid FROM m WHERE x.worker_id = m.worker AND x.slot = m.slot AND x.session_id IS DISTINCT FROM m.sid)
   SELECT u.worker, u.slot, u.session_id, u.head_seq, u.epoch, u.crashes, u.session_key, q.lane_id, q.payload, q.traceparent, q.created_at,
-         (SELECT count(*) FROM turn_steps t WHERE t.session_id = u.session_id AND t.seq = u.head_seq)
+         (SELECT count(*) FROM turn_steps t WHERE t.session_id = u.session_id AND t.seq = u.head_seq), u.rewinds, u.model
     FROM u JOIN turns q ON q.session_id = u.session_id AND q.seq = u.head_seq;
   END IF;
   IF EXISTS (SELECT 1 FROM (SELECT DISTINCT k.agent_no FROM workers k WHERE k.worker_id = ANY(p_worker)) a JOIN ready r USING (agent_no)

@@ -28,7 +28,7 @@ END $$;
 CREATE FUNCTION complete_batch(p_replica bigint, p_session bigint[], p_epoch bigint[], p_seq bigint[], p_ended smallint[],
     p_reply bytea[], p_usage jsonb[], p_lane bigint[], p_send boolean[], p_next boolean[], p_ttl_ms bigint)
 RETURNS TABLE (o_ord bigint, o_ok boolean, o_pos bigint, o_send boolean, o_epoch bigint, o_seq bigint, o_lane bigint, o_payload bytea,
-    o_trace text, o_created timestamptz, o_ready boolean) LANGUAGE plpgsql
+    o_trace text, o_created timestamptz, o_ready boolean, o_rewinds int, o_model text) LANGUAGE plpgsql
 SET enable_seqscan = off AS $$
 DECLARE ok boolean[]; ps bigint[]; hd bigint[]; nx bigint[]; rd boolean[]; succ boolean; t timestamptz := clock_timestamp();
   alive boolean := NOT EXISTS (SELECT 1 FROM replicas WHERE replica_id = p_replica AND lost_at IS NOT NULL);
@@ -71,9 +71,10 @@ BEGIN
   IF succ THEN PERFORM release_successors(p_session); END IF;
   RETURN QUERY SELECT i.ord, i.ok OR e.epoch IS NOT NULL, coalesce(i.pos, e.pos), coalesce(i.send AND alive AND i.pos = ANY(hd), false),
       CASE WHEN i.nx IS NOT NULL THEN i.ep + 1 END, i.nx, q.lane_id, q.payload, q.traceparent, q.created_at,
-      i.rd OR coalesce(succ, false)
+      i.rd OR coalesce(succ, false), z.rewinds, z.model
     FROM unnest(ok, ps, p_send, nx, rd, p_epoch, p_seq, p_session, p_lane) WITH ORDINALITY i(ok, pos, send, nx, rd, ep, seq, sid, lane, ord)
     LEFT JOIN turns q ON q.session_id = i.sid AND q.seq = i.nx
+    LEFT JOIN sessions z ON i.nx IS NOT NULL AND z.session_id = i.sid
     LEFT JOIN LATERAL (SELECT d.epoch, o.pos FROM turn_steps d LEFT JOIN outbox o ON o.lane_id = i.lane AND o.head AND o.state = 1
            AND o.owner = p_replica AND o.session_id = i.sid AND o.seq = i.seq
          WHERE d.session_id = i.sid AND d.seq = i.seq AND d.step = 2147483647 AND d.phase = 1 AND d.epoch = i.ep AND d.kind = 1) e ON NOT i.ok

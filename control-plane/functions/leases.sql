@@ -85,11 +85,12 @@ END $$;
 -- What these workers hold; asked after a lease whose answer was lost. The worker ignores a (session, epoch) it already has.
 -- o_left_ms: what is left until the turn's deadline.
 CREATE FUNCTION assigned(p_workers bigint[]) RETURNS TABLE (o_worker bigint, o_slot smallint, o_session bigint, o_seq bigint, o_epoch bigint,
-    o_crashes smallint, o_key text, o_lane bigint, o_payload bytea, o_trace text, o_created timestamptz, o_journal bigint, o_left_ms bigint)
+    o_crashes smallint, o_key text, o_lane bigint, o_payload bytea, o_trace text, o_created timestamptz, o_journal bigint, o_left_ms bigint,
+    o_rewinds int, o_model text)
 LANGUAGE sql STABLE AS $$
   SELECT s.worker_id, x.slot, s.session_id, s.head_seq, s.epoch, s.crashes, s.session_key, q.lane_id, q.payload, q.traceparent, q.created_at,
          (SELECT count(*) FROM turn_steps t WHERE t.session_id = s.session_id AND t.seq = s.head_seq),
-         greatest(0, extract(epoch FROM s.deadline - clock_timestamp()) * 1000)::bigint
+         greatest(0, extract(epoch FROM s.deadline - clock_timestamp()) * 1000)::bigint, s.rewinds, s.model
     FROM slots x JOIN sessions s ON s.session_id = x.session_id AND s.state = 2 AND s.worker_id = x.worker_id
     JOIN turns q ON q.session_id = s.session_id AND q.seq = s.head_seq WHERE x.worker_id = ANY(p_workers)
 $$;
@@ -98,7 +99,8 @@ $$;
 -- hold moves to the new one under the same fence, so that running turns go on. What finds no slot is reclaimed. A process that
 -- somebody wants to part with stays so, whichever replica it comes to.
 CREATE FUNCTION adopt(p_worker bigint, p_identity text) RETURNS TABLE (o_worker bigint, o_slot smallint, o_session bigint, o_seq bigint,
-    o_epoch bigint, o_crashes smallint, o_key text, o_lane bigint, o_payload bytea, o_trace text, o_created timestamptz, o_journal bigint, o_left_ms bigint)
+    o_epoch bigint, o_crashes smallint, o_key text, o_lane bigint, o_payload bytea, o_trace text, o_created timestamptz, o_journal bigint, o_left_ms bigint,
+    o_rewinds int, o_model text)
 LANGUAGE plpgsql
 SET enable_seqscan = off AS $$
 DECLARE old bigint[]; sid bigint[]; t timestamptz := clock_timestamp();

@@ -64,6 +64,8 @@ impl Past {
 struct Session {
     /// All turns up to this number are known (those beyond the budget known and let go).
     through: u64,
+    /// How often turns were left out of the history when these were fetched.
+    rewinds: u32,
     /// The largest budget these turns were cut to.
     budget: usize,
     past: Past,
@@ -97,7 +99,8 @@ impl Transcripts {
         Self { max_bytes, cache: Mutex::default() }
     }
 
-    /// The turns 1 to `version` of the turn's session, oldest first, as many of the newest as fit `budget` bytes.
+    /// The turns 1 to `version` of the turn's session, oldest first, as many of the newest as fit `budget` bytes. What is known
+    /// from before the last of `rewinds` is fetched again.
     ///
     /// # Errors
     /// The status of the fetch; the cache is unchanged then.
@@ -106,31 +109,32 @@ impl Transcripts {
         channel: Channel,
         turn: TurnRef,
         version: u64,
+        rewinds: u32,
         budget: usize,
     ) -> Result<Vec<Message>, tonic::Status> {
         if version == 0 || budget == 0 {
             return Ok(Vec::new());
         }
-        let (mut past, after_seq) = self.known(turn.session_id, version, budget);
+        let (mut past, after_seq) = self.known(turn.session_id, version, rewinds, budget);
         if after_seq < version {
             fetch(channel, turn, after_seq, version, budget, &mut past).await?;
-            self.keep(turn.session_id, Session { through: version, budget, past: past.clone(), used: 0 });
+            self.keep(turn.session_id, Session { through: version, rewinds, budget, past: past.clone(), used: 0 });
         }
         past.cut(budget);
         Ok(past.turns.iter().flat_map(|turn| turn.messages.iter().cloned()).collect())
     }
 
     /// Notes what the control plane has stored as turn `seq`, if all turns before it are known.
-    pub fn record(&self, session_id: u64, seq: u64, input: Arc<str>, reply: Arc<str>, budget: usize) {
+    pub fn record(&self, (session_id, seq): (u64, u64), rewinds: u32, input: Arc<str>, reply: Arc<str>, budget: usize) {
         let known = {
             let mut cache = self.lock();
-            let through = cache.sessions.get(&session_id).map_or(0, |session| session.through);
-            if through.checked_add(1) != Some(seq) {
+            let known = cache.sessions.get(&session_id).map_or((0, rewinds), |known| (known.through, known.rewinds));
+            if (known.0.checked_add(1), known.1) != (Some(seq), rewinds) {
                 return;
             }
             cache.take(session_id)
         };
-        let mut session = known.unwrap_or(Session { through: 0, budget, past: Past::default(), used: 0 });
+        let mut session = known.unwrap_or(Session { through: 0, rewinds, budget, past: Past::default(), used: 0 });
         let user = Message::new(ModelRole::User, input);
         let assistant = Message::new(ModelRole::Assistant, reply);
         session.past.push(EndedTurn { seq, messages: vec![user, assistant] });
@@ -139,15 +143,15 @@ impl Transcripts {
     }
 
     /// What is known of the turns up to `version`, and through which number.
-    fn known(&self, session_id: u64, version: u64, budget: usize) -> (Past, u64) {
+    fn known(&self, session_id: u64, version: u64, rewinds: u32, budget: usize) -> (Past, u64) {
         let mut cache = self.lock();
         match cache.touch(session_id) {
-            Some(session) if session.budget >= budget => {
+            Some(session) if session.budget >= budget && session.rewinds == rewinds => {
                 let mut past = session.past.clone();
                 past.end_at(version);
                 (past, session.through.min(version))
             }
-            // Cut to less than is wanted now: what was let go must come again.
+            // Cut to less than is wanted now, or some of it is left out now: it must come again.
             _ => (Past::default(), 0),
         }
     }
@@ -260,14 +264,14 @@ mod tests {
     use super::*;
 
     fn texts(cache: &Transcripts, session: u64, version: u64, budget: usize) -> (Vec<String>, u64) {
-        let (mut past, through) = cache.known(session, version, budget);
+        let (mut past, through) = cache.known(session, version, 0, budget);
         past.cut(budget);
         let messages = past.turns.iter().flat_map(|turn| &turn.messages);
         (messages.map(|message| message.text.to_string()).collect(), through)
     }
 
     fn say(cache: &Transcripts, session: u64, seq: u64) {
-        cache.record(session, seq, format!("q{seq}").into(), format!("a{seq}").into(), 1000);
+        cache.record((session, seq), 0, format!("q{seq}").into(), format!("a{seq}").into(), 1000);
     }
 
     #[test]
@@ -289,6 +293,21 @@ mod tests {
         assert_eq!(texts(&cache, 1, 5, 11).0, ["q4", "a4", "q5", "a5"]);
         assert_eq!(texts(&cache, 1, 5, 3).0, Vec::<String>::new());
         assert_eq!(texts(&cache, 1, 5, 1001), (Vec::new(), 0));
+    }
+
+    #[test]
+    fn a_history_that_was_rewound_is_fetched_again_and_grows_from_there() {
+        let cache = Transcripts::new(1 << 20);
+        (1..=3).for_each(|seq| say(&cache, 1, seq));
+        assert_eq!(cache.known(1, 3, 1, 1000).1, 0);
+        // What ended before the rewind and is heard of after it is no part of what is known.
+        let record = |seq, rewinds| cache.record((1, seq), rewinds, "q".into(), "a".into(), 1000);
+        let fetched = Session { through: 3, rewinds: 1, budget: 1000, past: Past::default(), used: 0 };
+        cache.keep(1, fetched);
+        record(4, 0);
+        assert_eq!(cache.known(1, 4, 1, 1000).1, 3);
+        record(4, 1);
+        assert_eq!(cache.known(1, 4, 1, 1000).1, 4);
     }
 
     #[test]

@@ -1,12 +1,12 @@
-//! What a message does to the turn that already runs in its session, and which messages are commands instead.
+//! What a message does to the turn that already runs in its session.
 //!
 //! Called by intake, which hands the decision to the store in the message's own commit. It owns nothing. Always true: the
-//! most specific rule decides, whatever the order in which rules were written; a command is the whole message and not a word
-//! in it. It deliberately does not know what runs: only the commit does.
+//! most specific rule decides, whatever the order in which rules were written. It deliberately does not know what runs: only
+//! the commit does.
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AgentId, Source};
+use crate::AgentId;
 
 /// What a message does to the running turn of its session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,36 +111,9 @@ impl Busy {
     }
 }
 
-/// A message that is not for the agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// Stop what runs in this session.
-    Stop,
-}
-
-/// The command that a message is, if it is one: `/stop` in any case, alone; on Telegram also `/stop@` and a bot's name, which
-/// clients add in groups (whose bot it is the platform has decided by delivering it).
-pub fn command(text: &str, source: &Source) -> Option<Command> {
-    let word = text.trim();
-    let name = match word.split_once('@') {
-        Some((name, bot)) if source.platform == "telegram" && is_bot_name(bot) => name,
-        Some(_) => return None,
-        None => word,
-    };
-    name.eq_ignore_ascii_case("/stop").then_some(Command::Stop)
-}
-
-fn is_bot_name(name: &str) -> bool {
-    !name.is_empty() && name.len() <= 64 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn from(platform: &str) -> Source {
-        Source { platform: platform.to_owned(), ..Source::default() }
-    }
 
     #[test]
     fn the_most_specific_rule_wins_in_any_order() {
@@ -177,17 +150,5 @@ mod tests {
         let of = |mode| BusyPolicy::new(mode, None).notice;
         assert_eq!(BusyMode::ALL.map(of), [false, true, true]);
         assert!(BusyPolicy::new(BusyMode::Queue, Some(true)).notice);
-    }
-
-    #[test]
-    fn a_stop_is_the_whole_message() {
-        for text in ["/stop", " /STOP\n", "/Stop"] {
-            assert_eq!(command(text, &from("slack")), Some(Command::Stop), "{text:?}");
-        }
-        assert_eq!(command("/stop@hermes_bot", &from("telegram")), Some(Command::Stop));
-        for text in ["stop", "/stop now", "please /stop", "/stopp", "/stop@", "/stop@a b", "", "/"] {
-            assert_eq!(command(text, &from("telegram")), None, "{text:?}");
-        }
-        assert_eq!(command("/stop@hermes_bot", &from("slack")), None);
     }
 }

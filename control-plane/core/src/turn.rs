@@ -36,6 +36,17 @@ pub struct TurnInput {
     pub source: Option<crate::Source>,
 }
 
+impl TurnInput {
+    /// Several inputs as one: the first, with the texts of the others behind its own.
+    pub fn joined(all: impl IntoIterator<Item = Self>) -> Option<Self> {
+        all.into_iter().reduce(|mut one, next| {
+            one.text.push_str("\n\n");
+            one.text.push_str(&next.text);
+            one
+        })
+    }
+}
+
 /// How a turn stands. The first two follow from its session; the others are recorded when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -86,6 +86,8 @@ pub struct Assignment {
     pub sandbox: Sandbox,
     /// Most history for the model, bytes.
     pub history_bytes: u64,
+    /// How often turns were left out of the session's history.
+    pub history_rewinds: u32,
     /// Newest home version of the agent.
     pub home_version: i64,
     /// Rows that the turn's journal holds already: with any, the worker goes on after them.
@@ -466,6 +468,11 @@ impl Dispatcher {
         self.inner.poll.notify_one();
     }
 
+    /// Something waits to be delivered.
+    pub fn delivers(&self) {
+        self.inner.outbox.nudge();
+    }
+
     /// [`Dispatcher::waits`] for a session that no slot here was free for: other replicas look for one, too.
     pub fn waits_anywhere(&self, agent_no: i32) {
         self.waits(agent_no);
@@ -498,11 +505,13 @@ fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running
         traceparent: next.traceparent.clone().unwrap_or_default(),
         accepted_at: next.accepted_at,
         revision: agent.revision,
-        model: snapshot.model_of(&agent.spec).to_owned(),
+        model: next.model.clone().unwrap_or_else(|| snapshot.model_of(&agent.spec).to_owned()),
         enabled_toolsets: agent.spec.enabled_toolsets.clone(),
         disabled_toolsets: agent.spec.disabled_toolsets.clone().unwrap_or_default(),
         sandbox: snapshot.document.sandbox_of(&agent.spec),
-        history_bytes: snapshot.document.limits.history_bytes,
+        // A worker of the build before knows nothing of rewinds, but fetches again what it has for a smaller budget.
+        history_bytes: snapshot.document.limits.history_bytes.saturating_add(next.rewinds.into()),
+        history_rewinds: next.rewinds,
         home_version: agent.home_version(),
         journal_entries: u32::try_from(journaled).unwrap_or(u32::MAX),
     };
@@ -512,6 +521,7 @@ fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running
         lane: next.lane,
         session_key,
         revision: agent.revision,
+        model: next.model,
         traceparent: next.traceparent,
         since: now,
         usage: None,

@@ -16,7 +16,7 @@ use crate::dispatch::TurnEvent;
 use crate::identity::Principal;
 use crate::intake::{Accepted, Dedupe, Intake, Message, Surface};
 use crate::outbox::Adapters;
-use crate::store::{LaneKey, Stopped, Store, TurnId, TurnRow};
+use crate::store::{LaneKey, Store, TurnId, TurnRow};
 
 /// The service.
 #[derive(Clone)]
@@ -75,8 +75,8 @@ impl MessageApi {
         let message =
             Message { source, text: request.text, history: None, preset, dedupe, submitter, reply_to, surface };
         let accepted = self.intake.submit(message).await.map_err(intake_status)?;
-        if let Some(stopped) = accepted.command {
-            let response = self.command_response(&accepted, stopped).await?;
+        if let Some(said) = accepted.command.clone() {
+            let response = self.command_response(&accepted, said).await?;
             return Ok((accepted, response));
         }
         let state = if accepted.duplicate {
@@ -98,21 +98,16 @@ impl MessageApi {
         Ok((accepted, response))
     }
 
-    /// What a `/stop` came to.
-    async fn command_response(&self, accepted: &Accepted, stopped: Stopped) -> Result<v1::SubmitResponse, Status> {
-        let (session_id, turn, state) = match stopped.turn() {
-            Some(turn) => {
-                let state = self.store.turn_get(turn).await.map_err(store_status)?.state();
-                (turn.session.to_string(), turn.to_string(), turn_state_to(state))
-            }
-            None => (String::new(), String::new(), v1::TurnState::Succeeded),
+    /// What a command came to.
+    async fn command_response(&self, accepted: &Accepted, said: String) -> Result<v1::SubmitResponse, Status> {
+        let turn = accepted.turn;
+        let (session_id, turn, state) = if turn.seq > 0 {
+            let state = self.store.turn_get(turn).await.map_err(store_status)?.state();
+            (turn.session.to_string(), turn.to_string(), turn_state_to(state))
+        } else {
+            (String::new(), String::new(), v1::TurnState::Succeeded)
         };
-        let notice = match stopped {
-            Stopped::Nothing => "Nothing is running.",
-            Stopped::Asked(_) => "Stopping.",
-            Stopped::Cancelled(_) => "Stopped.",
-            Stopped::Ended(_) | Stopped::Behind(_) | Stopped::Absorbed(_) => "It had ended already.",
-        };
+        let notice = if accepted.duplicate { "This command was carried out before.".to_owned() } else { said };
         Ok(v1::SubmitResponse {
             agent: accepted.agent.to_string(),
             session_key: accepted.session_key.clone(),
@@ -120,7 +115,7 @@ impl MessageApi {
             turn,
             duplicate: accepted.duplicate,
             state: state.into(),
-            notice: notice.to_owned(),
+            notice,
         })
     }
 

@@ -1,11 +1,11 @@
 //! ModelService: model calls of turns that run, through the broker.
 //!
-//! Always true: only the worker that runs a turn under its fence gets a call; model, provider and key come from the document
-//! and the agent's spec, never from the request; a step whose reply is in the journal is answered from there, and no provider
+//! Always true: only the worker that runs a turn under its fence gets a call; model, provider and key come from the document,
+//! the agent's spec and the session's own model, never from the request; a step whose reply is in the journal is answered from there, and no provider
 //! is asked again.
 
 use futures_util::stream::BoxStream;
-use hermes_core::config::{Resolved, resolve_model};
+use hermes_core::config::{Resolved, resolve_model, with_own_model};
 use hermes_core::turn::Role;
 use hermes_proto::v1;
 use hermes_proto::v1::model_service_server::{ModelService, ModelServiceServer};
@@ -59,11 +59,12 @@ impl ModelApi {
     }
 }
 
-/// Who answers for an agent.
-fn target_of(snapshot: &Snapshot, entry: &AgentEntry) -> (&'static str, ModelTarget) {
-    match resolve_model(&snapshot.models, &entry.spec) {
+/// Who answers for an agent, in a session that may have a model of its own.
+fn target_of(snapshot: &Snapshot, entry: &AgentEntry, own: Option<&str>) -> (&'static str, ModelTarget) {
+    let spec = with_own_model(&snapshot.models, &entry.spec, own);
+    match resolve_model(&snapshot.models, &spec) {
         Resolved::Echo => ("builtin", ModelTarget::Echo),
-        Resolved::Unserved => ("none", ModelTarget::Unserved { model: snapshot.model_of(&entry.spec).to_owned() }),
+        Resolved::Unserved => ("none", ModelTarget::Unserved { model: snapshot.model_of(&spec).to_owned() }),
         Resolved::Endpoint(endpoint) => (
             endpoint.kind.as_str(),
             ModelTarget::Provider(ProviderTarget {
@@ -72,7 +73,7 @@ fn target_of(snapshot: &Snapshot, entry: &AgentEntry) -> (&'static str, ModelTar
                 base_url: endpoint.base_url,
                 api_key_env: endpoint.api_key_env,
                 model: endpoint.model,
-                configured: snapshot.model_of(&entry.spec).to_owned(),
+                configured: snapshot.model_of(&spec).to_owned(),
             }),
         ),
     }
@@ -184,16 +185,16 @@ impl ModelService for ModelApi {
             return Err(invalid("part", "the first message must be the header"));
         };
         let (turn, epoch) = turn_ref(header.turn.as_ref())?;
-        if self.dispatcher.fleet().running_by(worker, turn, epoch).is_none() {
+        let Some(running) = self.dispatcher.fleet().running_by(worker, turn, epoch) else {
             return Err(refuse(Reason::NotAllowed, "this worker does not run that turn"));
-        }
+        };
         let step = step_number(header.step)?;
         let request = read(&mut parts).await?;
         let snapshot = self.registry.current();
         let entry = snapshot
             .agent_or_removed(&agent)
             .ok_or_else(|| refuse(Reason::NotFound, "the agent is not registered (any more)"))?;
-        let (kind, target) = target_of(&snapshot, entry);
+        let (kind, target) = target_of(&snapshot, entry, running.model.as_deref());
         let span = tracing::info_span!(target: TRACE, "model", %turn, %agent, kind);
         let span = telemetry::child_of(&header.traceparent, span);
         let asked = Asked {

@@ -512,6 +512,7 @@ fn assignment_to(assignment: Assignment) -> v1::Assignment {
         history_bytes: u32::try_from(assignment.history_bytes).unwrap_or(u32::MAX),
         home_version: unsigned(assignment.home_version),
         journal_entries: assignment.journal_entries,
+        history_rewinds: assignment.history_rewinds,
     }
 }
 

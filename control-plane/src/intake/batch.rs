@@ -7,14 +7,13 @@ use hermes_core::busy::BusyMode;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::commands::Telling;
 use crate::dispatch::{Dispatcher, STOPPED};
 use crate::registry::Registry;
 use crate::store::{
-    BATCH_ROWS, DatabaseClock, Error, Ingest, Ingested, Leased, NextTurn, Result, StopCommand, Stopped, TurnId,
+    BATCH_ROWS, CommandRow, Commanded, DatabaseClock, Error, Ingest, Ingested, Leased, NextTurn, Outcome, Result,
+    Resumed, TurnId,
 };
-
-/// What a chat is told of a `/stop` that finds nothing to stop.
-pub(super) const NOTHING_RUNS: &str = "Nothing is running.";
 
 /// A message ready for its commit.
 pub(super) struct Prepared {
@@ -27,8 +26,8 @@ pub(super) struct Prepared {
 pub(super) enum Work {
     /// A turn.
     Turn(Ingest),
-    /// A `/stop`: by itself, between the turns before and after it.
-    Stop(StopCommand),
+    /// A command: by itself, between the turns before and after it.
+    Command(CommandRow, Telling),
 }
 
 /// Messages that one caller hands over in order and repeats from the first that was not kept.
@@ -47,7 +46,7 @@ impl Group {
 }
 
 /// A message after its commit.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Kept {
     /// As a turn.
     Turn {
@@ -62,7 +61,7 @@ pub(super) enum Kept {
         full: bool,
     },
     /// As a command that was carried out.
-    Stop { stopped: Stopped, duplicate: bool },
+    Command(Commanded),
 }
 
 pub(super) async fn run(
@@ -84,9 +83,9 @@ pub(super) async fn run(
         for Prepared { work, answer, group } in batch.drain(..) {
             match work {
                 Work::Turn(row) => turns.push((row, answer, group)),
-                Work::Stop(command) => {
+                Work::Command(row, telling) => {
                     commit(&dispatcher, &clock, most, std::mem::take(&mut turns)).await;
-                    carry_out(&dispatcher, command, answer, &group).await;
+                    carry_out(&dispatcher, &row, &telling, answer, &group).await;
                 }
             }
         }
@@ -103,7 +102,8 @@ fn behind_a_gap() -> Result<Kept> {
 
 async fn carry_out(
     dispatcher: &Dispatcher,
-    command: StopCommand,
+    row: &CommandRow,
+    telling: &Telling,
     answer: oneshot::Sender<Result<Kept>>,
     group: &Group,
 ) {
@@ -111,14 +111,32 @@ async fn carry_out(
         let _ = answer.send(behind_a_gap());
         return;
     }
-    let outcome = dispatcher.store().stop_command(&command, STOPPED, NOTHING_RUNS).await;
-    if let Err(Error::Unavailable(_)) = outcome {
-        group.break_off();
+    let carried = dispatcher.store().command(row, STOPPED, telling).await;
+    match &carried {
+        Ok(commanded) => follow(dispatcher, row.agent_no, commanded),
+        Err(Error::Unavailable(_)) => group.break_off(),
+        Err(_) => {}
     }
-    let _ = answer.send(outcome.map(|(stopped, duplicate)| {
-        dispatcher.stopped(stopped);
-        Kept::Stop { stopped, duplicate }
-    }));
+    let _ = answer.send(carried.map(Kept::Command));
+}
+
+/// Wakes whoever a command has given something to do.
+fn follow(dispatcher: &Dispatcher, agent_no: i32, commanded: &Commanded) {
+    match &commanded.outcome {
+        Some(Outcome::Stopped(stopped)) => dispatcher.stopped(*stopped),
+        Some(Outcome::Again(_)) => {
+            dispatcher.pressure().waits(agent_no);
+            dispatcher.waits_anywhere(agent_no);
+        }
+        Some(Outcome::Renewed(true) | Outcome::Resumed(Resumed::Done(_, true))) => {
+            dispatcher.signalled();
+            dispatcher.nudge();
+        }
+        _ => {}
+    }
+    if commanded.answer.told {
+        dispatcher.delivers();
+    }
 }
 
 async fn commit(dispatcher: &Dispatcher, clock: &DatabaseClock, most: i64, turns: Vec<Turn>) {
@@ -176,6 +194,8 @@ fn begin(dispatcher: &Dispatcher, clock: &DatabaseClock, row: Ingest, ingested: 
                 payload: row.payload,
                 traceparent: row.traceparent,
                 accepted_at: clock.now(),
+                rewinds: ingested.rewinds,
+                model: ingested.model,
             };
             let (turn, session_key) = (ingested.turn, row.session_key);
             let left = dispatcher.turn_limit();

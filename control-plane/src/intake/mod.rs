@@ -2,18 +2,23 @@
 //!
 //! Called by platform adapters (through [`Sink`]), the gRPC `MessageService` and the HTTP API. It owns the batch of messages
 //! on their way into one commit. Always true: nothing is acknowledged before the commit; messages that one caller hands over
-//! in order are committed in order; the decision (agent, session key, expiry) is made by `hermes-core` on one snapshot. It
-//! does not authorise: accounts and tokens have done that before.
+//! in order are committed in order; the decision (agent, session key, expiry) is made by `hermes-core` on one snapshot; a slash
+//! command is carried out in its commit, once. It does not authorise messages: accounts and tokens have done that before; who may
+//! give which command it does (`commands`).
 
+mod answers;
 mod batch;
+mod commands;
 mod notices;
 mod pace;
 mod sink;
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Instant;
 
-use hermes_core::busy::{self, BusyPolicy, Command};
+use hermes_core::busy::BusyPolicy;
+use hermes_core::command::{self, Given};
 use hermes_core::routing::resolve;
 use hermes_core::session_key::{Isolation, namespace, no_aliases, sender_prefix, session_key, shared_multi_user};
 use hermes_core::turn::{HistoryMessage, TurnInput};
@@ -22,13 +27,14 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument as _;
 
+use commands::{Giver, Order};
 pub use sink::Sink;
 
 use crate::budget::{Budget, Held};
 use crate::dispatch::{Dispatcher, OnTheWay, Pressed};
 use crate::outbox::Outbox;
 use crate::registry::{Registry, Snapshot};
-use crate::store::{self, DatabaseClock, Ingest, LaneKey, SessionId, StopCommand, Stopped, TurnId};
+use crate::store::{self, Again, CommandRow, DatabaseClock, Ingest, LaneKey, SessionId, TurnId};
 use crate::tasks::Tasks;
 use crate::telemetry::{self, Metrics, TRACE};
 
@@ -77,9 +83,9 @@ pub struct Message {
 /// Who brings a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Surface {
-    /// A platform's account: `/stop` is a command; its sender does not come back by itself when refused.
+    /// A platform's account: what begins like a command is one; its sender does not come back by itself when refused.
     Chat,
-    /// A gateway over gRPC: `/stop` is a command; it comes back when told to.
+    /// A gateway over gRPC: commands are commands, text that only looks like one is text; it comes back when told to.
     Gateway,
     /// The HTTP API: every text is for the agent; the caller comes back when told to.
     Caller,
@@ -98,8 +104,9 @@ pub struct Accepted {
     pub duplicate: bool,
     /// A worker has it already.
     pub running: bool,
-    /// It was a command, and this is what it came to; `turn` is 0.0 when it was about none.
-    pub command: Option<Stopped>,
+    /// It was a command and made no turn, and this is said about it (nothing when it was known); `turn` is the one that it was about,
+    /// 0.0 when it was about none.
+    pub command: Option<String>,
 }
 
 /// Why a message was not kept.
@@ -276,10 +283,13 @@ impl Intake {
             self.metrics.inbound(platform, result, since.elapsed());
         };
         match kept {
-            batch::Kept::Stop { stopped, duplicate } => {
+            batch::Kept::Command(store::Commanded { outcome, turn, answer }) => {
+                let duplicate = outcome.is_none();
                 count(duplicate);
-                let turn = stopped.turn().unwrap_or(TurnId { session: SessionId(0), seq: 0 });
-                Ok(Accepted { agent, session_key, turn, duplicate, running: false, command: Some(stopped) })
+                let again = matches!(outcome, Some(store::Outcome::Again(_)));
+                let turn = turn.unwrap_or(TurnId { session: SessionId(0), seq: 0 });
+                let command = (!again).then_some(answer.text);
+                Ok(Accepted { agent, session_key, turn, duplicate, running: false, command })
             }
             batch::Kept::Turn { full: true, .. } => {
                 self.metrics.inbound(platform, "shed", since.elapsed());
@@ -323,34 +333,60 @@ impl Intake {
         let Some(agent) = snapshot.agent(&decision.agent) else {
             return Err(Error::UnknownAgent(decision.agent.to_string()));
         };
-        let command = (message.surface != Surface::Caller).then(|| busy::command(&message.text, source)).flatten();
+        let given = match message.surface {
+            Surface::Chat => command::read(&message.text, &source.platform),
+            Surface::Gateway => {
+                command::read(&message.text, &source.platform).filter(|given| !matches!(given, Given::Unknown(_)))
+            }
+            Surface::Caller => None,
+        };
+        let idle = given.is_some_and(|given| !given.adds_work());
         let comes_back = message.surface != Surface::Chat;
-        let on_the_way =
-            match self.dispatcher.pressure().admit(agent.no, &document.limits, comes_back, command.is_some()) {
-                Ok(on_the_way) => on_the_way,
-                Err(Pressed::Full) => return Err(Error::Busy(BusyReason::Agent)),
-                Err(Pressed::Late) => return Err(Error::Busy(BusyReason::Late)),
-                Err(Pressed::Flooded) => return Err(Error::Overloaded),
-            };
+        let on_the_way = match self.dispatcher.pressure().admit(agent.no, &document.limits, comes_back, idle) {
+            Ok(on_the_way) => on_the_way,
+            Err(Pressed::Full) => return Err(Error::Busy(BusyReason::Agent)),
+            Err(Pressed::Late) => return Err(Error::Busy(BusyReason::Late)),
+            Err(Pressed::Flooded) => return Err(Error::Overloaded),
+        };
         let held = self.budget.take(message.text.len()).ok_or(Error::Overloaded)?;
         let on_the_way = (on_the_way, held);
         let isolation: Isolation = document.isolation();
-        let session_key = session_key(namespace(Some(agent.id.as_str()), None), source, isolation, &no_aliases);
+        let mut session_key = session_key(namespace(Some(agent.id.as_str()), None), source, isolation, &no_aliases);
         let lane = match &message.reply_to {
             Some(lane) => Some(self.outbox.lane(lane).await.map_err(|error| Error::Unavailable(error.to_string()))?),
             None => None,
         };
-        let policy = document.busy.select(&agent.id, &source.platform);
+        let mut policy = document.busy.select(&agent.id, &source.platform);
         let (dedupe_key, body_hash) = dedupe_bytes(message.dedupe);
-        let decided =
-            |work, session_key| Decided { work, agent: agent.id.clone(), session_key, lane, policy, on_the_way };
-        if command == Some(Command::Stop) {
-            let stop = StopCommand { dedupe_key, agent_no: agent.no, session_key: session_key.clone(), lane };
-            return Ok(decided(batch::Work::Stop(stop), session_key));
-        }
         let now = self.clock.now().to_zoned(snapshot.zone.clone());
+        let mut text = None;
+        if let Some(given) = given {
+            let again = Again {
+                traceparent: traceparent.clone(),
+                submitter: message.submitter.clone(),
+                most: i64::try_from(document.limits.queued_per_session).unwrap_or(i64::MAX),
+                limit: self.dispatcher.turn_limit(),
+            };
+            let giver = Giver { snapshot: &snapshot, agent, source, session_key: &session_key, now: &now, again };
+            match commands::order(given, giver) {
+                Order::Effect(effect, telling) => {
+                    let session = session_key.clone();
+                    let row = CommandRow { dedupe_key, agent_no: agent.no, session_key, lane, effect };
+                    let work = batch::Work::Command(row, telling);
+                    let agent = agent.id.clone();
+                    return Ok(Decided { work, agent, session_key: session, lane, policy, on_the_way });
+                }
+                Order::Turn { text: said, policy: own, aside } => {
+                    policy = own;
+                    text = Some(said);
+                    if aside {
+                        session_key = beside(&session_key, &dedupe_key);
+                    }
+                }
+            }
+        }
         let thresholds = hermes_core::reset::thresholds(document.reset_rules().select(source), &now);
-        let mut text = message.text;
+        let mut text = text.unwrap_or(message.text);
         if shared_multi_user(source, isolation) {
             text.insert_str(0, &sender_prefix(source));
         }
@@ -371,8 +407,17 @@ impl Intake {
             daily_before: thresholds.daily_before,
             busy: policy.mode,
         };
-        Ok(decided(batch::Work::Turn(row), session_key))
+        Ok(Decided { work: batch::Work::Turn(row), agent: agent.id.clone(), session_key, lane, policy, on_the_way })
     }
+}
+
+/// The key of a session beside another one, for one message: known again when that comes again.
+fn beside(session_key: &str, dedupe_key: &[u8]) -> String {
+    let mut key = format!("{session_key}:bg:");
+    for byte in dedupe_key {
+        let _ = write!(key, "{byte:02x}");
+    }
+    key
 }
 
 fn check(message: &Message, snapshot: &Snapshot) -> Result<(), Error> {

@@ -1,14 +1,13 @@
 //! What is asked of running turns, and what waits: the SQL is in `control-plane/functions/busy.sql`.
 //!
-//! Always true: what is asked is bound to a turn's number, so it never meets the turn after it; a `/stop` that is delivered
-//! again acts once.
+//! Always true: what is asked is bound to a turn's number, so it never meets the turn after it.
 
 use std::time::Duration;
 
 use hermes_core::busy::BusyMode;
 
 use super::journal::phase_code;
-use super::{Error, Result, SessionId, StepRow, Store, TurnId, millis};
+use super::{Result, SessionId, StepRow, Store, TurnId, millis};
 
 /// What is asked of a running turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +72,7 @@ impl Stopped {
         }
     }
 
-    fn from_code(result: i32, turn: TurnId) -> Self {
+    pub(super) fn from_code(result: i32, turn: TurnId) -> Self {
         match result {
             1 => Self::Asked(turn),
             2 => Self::Cancelled(turn),
@@ -83,19 +82,6 @@ impl Stopped {
             _ => Self::Nothing,
         }
     }
-}
-
-/// A `/stop` on its way in.
-#[derive(Clone, Debug)]
-pub struct StopCommand {
-    /// As [`super::Ingest::dedupe_key`].
-    pub dedupe_key: Vec<u8>,
-    /// The agent.
-    pub agent_no: i32,
-    /// The session key.
-    pub session_key: String,
-    /// The chat that is told when nothing runs.
-    pub lane: Option<i64>,
 }
 
 /// What became of a report that a queued turn was taken in.
@@ -123,22 +109,6 @@ pub struct Backlog {
 }
 
 impl Store {
-    /// Acts on a `/stop` in one transaction with its dedupe key; `notice` is what the chat of a turn that ends at once is told,
-    /// `nothing` what it is told when nothing runs. True: it was known.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`]: repeat it with the same key.
-    pub async fn stop_command(&self, stop: &StopCommand, notice: &str, nothing: &str) -> Result<(Stopped, bool)> {
-        let sql = "SELECT o_session, o_seq, o_dup, o_result FROM stop_command($1,$2,$3,$4,$5,$6)";
-        let (notice, nothing) = (notice.as_bytes(), nothing.as_bytes());
-        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
-            [&stop.dedupe_key, &stop.agent_no, &stop.session_key, &stop.lane, &notice, &nothing];
-        let rows = self.query_retrying(sql, &params).await?;
-        let row = rows.first().ok_or_else(|| Error::Unavailable("no answer to a stop".to_owned()))?;
-        let turn = TurnId { session: SessionId(row.get(0)), seq: row.get(1) };
-        Ok((Stopped::from_code(row.get(3), turn), row.get(2)))
-    }
-
     /// Stops a session's running or next turn, or turn `seq` of it.
     ///
     /// # Errors

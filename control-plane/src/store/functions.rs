@@ -19,6 +19,7 @@ const SOURCES: &[&str] = &[
     include_str!("../../functions/giving_up.sql"),
     include_str!("../../functions/retention.sql"),
     include_str!("../../functions/busy.sql"),
+    include_str!("../../functions/commands.sql"),
     include_str!("../../functions/transcript.sql"),
 ];
 

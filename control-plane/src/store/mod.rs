@@ -12,6 +12,7 @@ mod agents;
 mod busy;
 mod calls;
 mod clock;
+mod commands;
 mod dead_letters;
 mod deliveries;
 mod documents;
@@ -44,9 +45,10 @@ use crate::failpoint::{Failpoints, Verdict};
 
 pub use accounts::{AccountClaim, AccountHeld, AccountRow};
 pub use agents::{AgentRow, RegistryChange, RegistryRows, RevisionRow};
-pub use busy::{Absorbed, Backlog, Signal, Signalled, StopCommand, Stopped};
+pub use busy::{Absorbed, Backlog, Signal, Signalled, Stopped};
 pub use calls::{CallEffect, CallScope, CallStep, Called, Caller, Looked};
 pub use clock::DatabaseClock;
+pub use commands::{Again, Answer, CommandRow, Commanded, Effect, Listed, Outcome, Resumed, Standing, Used};
 pub use dead_letters::{DeadTurnRow, DeliveryFilter, DeliveryId, DeliveryRow, DeliveryState, Redrive};
 pub use deliveries::{DeliveryOutcome, DueDelivery, LaneKey, SendResult};
 pub use doorbell::{Bell, Rung};
@@ -355,21 +357,11 @@ impl Store {
         sql: &str,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>> {
-        let mut attempt = 0_u32;
+        let mut attempt = 0;
         loop {
             match self.drilled(limit, sql, params).await {
-                Err(error) if error.is_retryable() && attempt < 6 => {
-                    attempt += 1;
-                    let jitter = rand::random_range(1..=(4_u64 << attempt));
-                    tokio::time::sleep(Duration::from_millis(jitter)).await;
-                }
-                // Others kept being faster. Nothing is wrong with the batch.
-                Err(Error::Refused { code, source })
-                    if source.code().is_some_and(|code| code.code().starts_with("40")) =>
-                {
-                    return Err(Error::Unavailable(code));
-                }
-                other => return other,
+                Err(error) => pause_before_repeating(&mut attempt, error).await?,
+                Ok(rows) => return Ok(rows),
             }
         }
     }
@@ -382,6 +374,26 @@ impl Store {
         let row = self.query_opt("SELECT current_setting('server_version')", &[]).await?;
         let version: String = row.map_or_else(String::new, |row| row.get(0));
         Ok(format!("postgres {}", version.split_whitespace().next().unwrap_or("?")))
+    }
+}
+
+/// Waits a moment, with jitter, before a whole transaction that met a concurrent writer is repeated.
+///
+/// # Errors
+/// The transaction's own, where repeating it does not help or did not.
+async fn pause_before_repeating(attempt: &mut u32, error: Error) -> Result<()> {
+    match error {
+        error if error.is_retryable() && *attempt < 6 => {
+            *attempt += 1;
+            let jitter = rand::random_range(1..=(4_u64 << *attempt));
+            tokio::time::sleep(Duration::from_millis(jitter)).await;
+            Ok(())
+        }
+        // Others kept being faster. Nothing is wrong with the batch.
+        Error::Refused { code, source } if source.code().is_some_and(|code| code.code().starts_with("40")) => {
+            Err(Error::Unavailable(code))
+        }
+        error => Err(error),
     }
 }
 

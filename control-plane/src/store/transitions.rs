@@ -42,7 +42,7 @@ pub struct Ingest {
 }
 
 /// What became of it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Ingested {
     /// Its turn, or the first one's when it is a duplicate.
     pub turn: TurnId,
@@ -58,6 +58,10 @@ pub struct Ingested {
     pub behind: Option<i64>,
     /// Its session holds as many turns as it may: it was not kept.
     pub full: bool,
+    /// How often turns were left out of its session's history.
+    pub rewinds: u32,
+    /// Its session's own model.
+    pub model: Option<String>,
 }
 
 /// A turn leased to a worker.
@@ -103,6 +107,10 @@ pub struct NextTurn {
     pub traceparent: Option<String>,
     /// When it was accepted.
     pub accepted_at: Timestamp,
+    /// How often turns were left out of its session's history.
+    pub rewinds: u32,
+    /// Its session's own model.
+    pub model: Option<String>,
 }
 
 /// How a turn ended, as stored.
@@ -174,9 +182,9 @@ pub struct CompletionOutcome {
     pub waits: bool,
 }
 
-const INGEST: &str = "SELECT o_session, o_seq, o_dup, o_conflict, o_epoch, o_waits, o_busy, o_full \
+const INGEST: &str = "SELECT o_session, o_seq, o_dup, o_conflict, o_epoch, o_waits, o_busy, o_full, o_rewinds, o_model \
      FROM ingest_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15) ORDER BY o_ord";
-const COMPLETE: &str = "SELECT o_ok, o_pos, o_send, o_epoch, o_seq, o_lane, o_payload, o_trace, o_created, o_ready \
+const COMPLETE: &str = "SELECT o_ok, o_pos, o_send, o_epoch, o_seq, o_lane, o_payload, o_trace, o_created, o_ready, o_rewinds, o_model \
      FROM complete_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11) ORDER BY o_ord";
 
 impl Store {
@@ -339,6 +347,8 @@ fn ingested(row: &Row) -> Ingested {
         waits: row.get("o_waits"),
         behind: row.get("o_busy"),
         full: row.get("o_full"),
+        rewinds: rewinds(row),
+        model: row.get("o_model"),
     }
 }
 
@@ -370,7 +380,13 @@ fn next_turn(row: &Row) -> NextTurn {
         payload: row.get("o_payload"),
         traceparent: row.get("o_trace"),
         accepted_at: row.get("o_created"),
+        rewinds: rewinds(row),
+        model: row.get("o_model"),
     }
+}
+
+fn rewinds(row: &Row) -> u32 {
+    row.get::<_, Option<i32>>("o_rewinds").map_or(0, i32::unsigned_abs)
 }
 
 fn completion_outcome(row: &Row) -> CompletionOutcome {

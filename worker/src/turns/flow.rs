@@ -149,6 +149,7 @@ impl Course {
                     input: input.text.into(),
                     reply: reply.as_str().into(),
                     history_bytes: bytes(self.assignment.history_bytes),
+                    rewinds: self.assignment.history_rewinds,
                 });
                 return End::Completed(completed(self.turn, Outcome::Succeeded, reply, self.usage.take()), said);
             }
@@ -243,8 +244,8 @@ impl Course {
         let (history, caller) = match &input.history {
             Some(history) => given_history(history, budget),
             None => {
-                let version = assignment.transcript_version;
-                let history = shared.transcripts.history(channel.clone(), *turn, version, budget).await?;
+                let (version, rewinds) = (assignment.transcript_version, assignment.history_rewinds);
+                let history = shared.transcripts.history(channel.clone(), *turn, version, rewinds, budget).await?;
                 (history, String::new())
             }
         };

@@ -96,6 +96,7 @@ struct Said {
     input: Arc<str>,
     reply: Arc<str>,
     history_bytes: usize,
+    rewinds: u32,
 }
 
 struct Running {
@@ -318,8 +319,9 @@ impl Turns {
         self.steps.remove(&key(turn));
         match said {
             Some(said) if stored => {
-                let Said { input, reply, history_bytes } = said;
-                self.shared.transcripts.record(turn.session_id, turn.seq, input, reply, history_bytes);
+                let Said { input, reply, history_bytes, rewinds } = said;
+                let place = (turn.session_id, turn.seq);
+                self.shared.transcripts.record(place, rewinds, input, reply, history_bytes);
             }
             _ if !stored => {
                 tracing::info!(session = turn.session_id, turn = turn.seq, epoch = turn.epoch, "a report came too late")

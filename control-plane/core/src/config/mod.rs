@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 pub use check::{check, check_compiled, check_spec, load_offline};
 pub use export::to_yaml;
 pub use merge::{Change, ChangeKind, diff};
-pub use models::{Endpoint, Resolved, resolve_model, unserved_message};
+pub use models::{Endpoint, Resolved, resolve_model, unserved_message, with_own_model};
 pub use patch::{LimitsPatch, Patch, Positions, Reading, parse, read};
 pub use retention::{DEDUPE_DAYS_MIN, RETENTION_DAYS_MAX, Retention, RetentionPatch};
 

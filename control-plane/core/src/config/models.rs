@@ -4,6 +4,8 @@
 //! the document alone: the broker adds providers that the environment defines to the document before it asks. It
 //! deliberately reads no key, only its name.
 
+use std::borrow::Cow;
+
 use super::{AgentSpec, Document, ECHO_MODEL, Provider, ProviderKind};
 
 /// Who answers for an agent's model.
@@ -72,6 +74,17 @@ pub fn resolve_model(document: &Document, spec: &AgentSpec) -> Resolved {
         }
         (None, None) => Resolved::Unserved,
     }
+}
+
+/// The spec of an agent in a conversation that has a model of its own: its provider is the one that the model's prefix names, else the
+/// agent's.
+pub fn with_own_model<'a>(document: &Document, spec: &'a AgentSpec, own: Option<&str>) -> Cow<'a, AgentSpec> {
+    let Some(model) = own else { return Cow::Borrowed(spec) };
+    let mut spec = AgentSpec { model: Some(model.to_owned()), ..spec.clone() };
+    if model.split_once('/').is_some_and(|(prefix, _)| document.providers.contains_key(prefix)) {
+        (spec.provider, spec.base_url, spec.api_key_env) = (None, None, None);
+    }
+    Cow::Owned(spec)
 }
 
 /// The one sentence about a model that nobody serves: in warnings, in lists and as the turn's failure.

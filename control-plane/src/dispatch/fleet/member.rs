@@ -149,6 +149,8 @@ pub struct Running {
     pub session_key: String,
     /// The profile revision pinned for it.
     pub revision: i64,
+    /// Its session's own model.
+    pub model: Option<String>,
     /// Trace context of its intake.
     pub traceparent: Option<String>,
     /// When it was handed to the worker.

@@ -40,6 +40,7 @@ fn running(seq: i64, epoch: i64) -> Running {
         lane: None,
         session_key: String::new(),
         revision: 1,
+        model: None,
         traceparent: None,
         since: Instant::now(),
         usage: None,
@@ -67,6 +68,7 @@ fn assignment(seq: i64, epoch: i64) -> Box<Assignment> {
         disabled_toolsets: Vec::new(),
         sandbox: hermes_core::sandbox::Sandbox::default(),
         history_bytes: 0,
+        history_rewinds: 0,
         home_version: 0,
         journal_entries: 0,
     })

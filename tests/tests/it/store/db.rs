@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use hermes_control_plane::store::{
-    Absorbed, Claimed, Completion, DeliveryOutcome, Ended, Functions, Ingest, SendResult, SessionId, Signal, StepRow,
-    StopCommand, Stopped, Store, TurnId, WorkerRegistration,
+    Absorbed, Answer, Claimed, CommandRow, Commanded, Completion, DeliveryOutcome, Effect, Ended, Functions, Ingest,
+    Outcome, SendResult, SessionId, Signal, StepRow, Stopped, Store, TurnId, WorkerRegistration,
 };
 use hermes_core::busy::BusyMode;
 use hermes_core::step::{Phase, StepKind};
@@ -84,6 +84,12 @@ impl Message {
 
     pub(super) fn lane(mut self, lane: Option<i64>) -> Self {
         self.0.lane = lane;
+        self
+    }
+
+    /// What was said, instead of `p` and the key.
+    pub(super) fn says(mut self, text: &str) -> Self {
+        self.0.payload = format!("{{\"text\":\"{text}\"}}").into_bytes();
         self
     }
 
@@ -229,7 +235,7 @@ impl Db {
     pub(super) fn reset(&self) -> Result<()> {
         self.run(
             "TRUNCATE agents, agent_revisions, routes, home_documents, tokens, workers, replicas, origins, account_leases, slots, sessions, session_notes, session_keys,
-               ready, inbound, turns, turn_steps, turn_signals, dead_turns, outbox, deliveries, previews, lanes RESTART IDENTITY;
+               ready, inbound, turns, turn_steps, turn_signals, dead_turns, outbox, deliveries, previews, lanes, home_channels RESTART IDENTITY;
              ALTER SEQUENCE session_ids RESTART; ALTER SEQUENCE registrations RESTART;
              ALTER SEQUENCE replica_ids RESTART; ALTER SEQUENCE outbox_positions RESTART;
              UPDATE retention SET page = 0, started_at = NULL, finished_at = NULL, removed = 0, total = 0;
@@ -360,14 +366,34 @@ impl Db {
 
     /// `/stop` of agent 1 in lane 1: what it came to, and `again` when it was known.
     pub(super) fn stop(&self, key: &str, session: &str) -> Result<String> {
-        let command = StopCommand {
+        let answer = |outcome: &Outcome| Answer {
+            text: "nothing".to_owned(),
+            told: matches!(outcome, Outcome::Stopped(Stopped::Nothing)),
+        };
+        let carried = self.command(key, session, Effect::Stop, &answer)?;
+        Ok(match (carried.outcome, carried.turn) {
+            (Some(Outcome::Stopped(stopped)), _) => shown_stop(stopped),
+            (_, Some(turn)) => format!("ended {turn} again"),
+            (_, None) => "nothing again".to_owned(),
+        })
+    }
+
+    /// A command of agent 1 in lane 1.
+    pub(super) fn command(
+        &self,
+        key: &str,
+        session: &str,
+        effect: Effect,
+        answer: &(dyn Fn(&Outcome) -> Answer + Send + Sync),
+    ) -> Result<Commanded> {
+        let row = CommandRow {
             dedupe_key: key.as_bytes().to_vec(),
             agent_no: 1,
             session_key: session.to_owned(),
             lane: Some(1),
+            effect,
         };
-        let (stopped, known) = self.wait(self.store.stop_command(&command, NOTICE, "nothing"))?;
-        Ok(format!("{}{}", shown_stop(stopped), if known { " again" } else { "" }))
+        Ok(self.wait(self.store.command(&row, NOTICE, answer))?)
     }
 
     /// An operator's stop of a turn, or of what runs in a session (turn 0).

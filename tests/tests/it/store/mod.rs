@@ -7,6 +7,7 @@
 mod accounts;
 mod busy;
 mod calls;
+mod commands;
 mod db;
 mod deliveries;
 mod journal;
@@ -63,6 +64,21 @@ drills! {
         what_was_taken_in_is_not_cancelled_with_its_agent,
         a_full_session_keeps_the_first_come_and_nothing_of_the_rest,
         the_backlog_counts_turns_that_wait,
+    }
+    commands::{
+        a_command_that_comes_twice_acts_and_answers_once,
+        a_new_session_takes_the_key_and_the_old_one_is_finished_first,
+        a_new_session_where_nothing_was_said_is_the_one_that_is_there,
+        a_message_beside_a_new_session_is_in_one_of_them,
+        an_earlier_session_of_the_key_is_resumed_and_no_other,
+        a_session_that_was_resumed_waits_for_the_one_it_replaced,
+        turns_that_are_undone_stay_but_for_the_history,
+        whoever_gets_a_turn_is_told_of_rewinds_and_of_the_model,
+        what_runs_or_waits_is_not_undone,
+        a_retry_is_one_turn_with_the_last_input_under_its_own_key,
+        a_retry_says_all_that_its_turn_took_in,
+        what_was_used_is_summed_up_by_session_and_by_key,
+        one_chat_is_home,
     }
     turns::{
         duplicates_inside_and_across_batches,

@@ -513,9 +513,9 @@ const MUTATIONS: &[Mutation] = &[
         caught_by: &["a_stop_is_for_the_turn_that_ran_and_never_for_the_next", "an_interruption_is_for_the_turn_that_ran"],
     },
     Mutation {
-        name: "a stop leaves no dedupe key",
-        edits: &[("INSERT INTO inbound(dedupe_key, session_id, seq) VALUES (p_key, o_session, o_seq);", "")],
-        caught_by: &["a_stop_that_comes_twice_acts_once"],
+        name: "a command leaves no dedupe key",
+        edits: &[("INSERT INTO inbound(dedupe_key, session_id, seq) VALUES (p_key, p_session, p_seq);", "")],
+        caught_by: &["a_stop_that_comes_twice_acts_once", "a_command_that_comes_twice_acts_and_answers_once"],
     },
     Mutation {
         name: "a stop does not lock its session",
@@ -525,6 +525,47 @@ const MUTATIONS: &[Mutation] = &[
             "SELECT * INTO r FROM sessions WHERE session_id = p_session;",
         ), ("PERFORM 1 FROM sessions WHERE session_id = o_session FOR NO KEY UPDATE;                               -- A", "")],
         caught_by: &["a_stop_beside_the_end_of_its_turn_leaves_the_next_one_alone"],
+    },
+    Mutation {
+        name: "undone turns are told to workers",
+        edits: &[("AND NOT gone @> t.seq ORDER", "ORDER")],
+        caught_by: &["turns_that_are_undone_stay_but_for_the_history"],
+    },
+    Mutation {
+        name: "workers are not told of rewinds",
+        edits: &[("rewinds = rewinds + 1", "rewinds = rewinds")],
+        caught_by: &["whoever_gets_a_turn_is_told_of_rewinds_and_of_the_model"],
+    },
+    Mutation {
+        name: "a turn that runs is undone",
+        edits: &[("o_busy := coalesce(r.tail_seq >= r.head_seq, false);", "o_busy := false;")],
+        caught_by: &["what_runs_or_waits_is_not_undone"],
+    },
+    Mutation {
+        name: "any session is resumed",
+        edits: &[(
+            "JOIN sessions c ON c.session_id = p_session AND c.agent_no = n.agent_no AND c.session_key = n.session_key",
+            "JOIN sessions c ON c.session_id = p_session",
+        )],
+        caught_by: &["an_earlier_session_of_the_key_is_resumed_and_no_other"],
+    },
+    Mutation {
+        name: "a resumed session is as old as it was",
+        edits: &[("successor = NULL, updated_at = t, state", "successor = NULL, state")],
+        caught_by: &["an_earlier_session_of_the_key_is_resumed_and_no_other"],
+    },
+    Mutation {
+        name: "a new session does not wait for the old one",
+        edits: &[("state = CASE WHEN r.state = 0 THEN 0 ELSE 3 END\n   WHERE session_id = p_to", "state = 0\n   WHERE session_id = p_to")],
+        caught_by: &[
+            "a_new_session_takes_the_key_and_the_old_one_is_finished_first",
+            "a_session_that_was_resumed_waits_for_the_one_it_replaced",
+        ],
+    },
+    Mutation {
+        name: "a command does not notice that its key moved",
+        edits: &[("ELSIF o_session <> 0 AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = o_session AND s.ended_at IS NULL) THEN", "ELSIF false THEN")],
+        caught_by: &["a_message_beside_a_new_session_is_in_one_of_them"],
     },
     Mutation {
         name: "a cancelled turn leaves its session ready",

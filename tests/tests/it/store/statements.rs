@@ -77,9 +77,13 @@ pub(super) fn delivered_sql(lane: i64, pos: i64, attempt: i32) -> String {
     )
 }
 
-/// `stop_command` as a statement.
+/// A `/stop` as statements.
 pub(super) fn stop_sql(key: &str, session: &str) -> String {
-    format!("SELECT o_seq, o_result FROM stop_command('{key}'::bytea, 1, '{session}', 1, 'sorry', 'nothing')")
+    format!(
+        "SELECT o_session FROM command_begin('{key}'::bytea, 1, '{session}'); \
+         SELECT command_end('{key}'::bytea, k.session_id, CASE WHEN h.o_result = 0 THEN 0 ELSE h.o_seq END, NULL, NULL) \
+           FROM session_keys k CROSS JOIN LATERAL stop_head(k.session_id, NULL, 'sorry') h WHERE k.session_key = '{session}'"
+    )
 }
 
 /// `absorb` as a statement: the first step.

@@ -1,6 +1,7 @@
 //! Every surface with real processes: `hermesctl up`, its workers, a Postgres, and stand-ins for what lies outside.
 
 mod busy;
+mod commands;
 mod external;
 mod models;
 mod sdk;
