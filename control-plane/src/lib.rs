@@ -7,7 +7,7 @@
 
 pub mod accounts;
 pub mod app;
-pub mod budget;
+pub mod bodies;
 pub mod dispatch;
 pub mod doorbell;
 pub mod failpoint;

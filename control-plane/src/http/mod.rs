@@ -47,7 +47,7 @@ use hermes_core::turn::{HistoryMessage, TurnState, Usage};
 use hermes_core::{AgentId, Source};
 use http::StatusCode;
 
-use crate::budget::Budget;
+use crate::bodies::Room;
 use error::ApiError;
 
 /// A message for intake.
@@ -161,7 +161,7 @@ pub struct Settings {
     /// Longest wait of a plain call for its turn. Default 10 min, as long as the SDKs wait.
     pub answer_time: Duration,
     /// Bodies that arrive or wait for their commit hold their bytes here; over it calls are refused. Default 64 MiB.
-    pub budget: Budget,
+    pub bodies: Room,
     /// A stream without news sends a comment after this time, so that proxies keep it. Default 15 s.
     pub keep_alive: Duration,
 }
@@ -173,7 +173,7 @@ impl Default for Settings {
             webhook_bytes: 1 << 20,
             body_time: Duration::from_secs(30),
             answer_time: Duration::from_secs(600),
-            budget: Budget::default(),
+            bodies: Room::default(),
             keep_alive: Duration::from_secs(15),
         }
     }

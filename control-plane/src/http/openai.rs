@@ -18,7 +18,7 @@ use super::answer::{self, Head};
 use super::caller::{self, Conversation};
 use super::error::ApiError;
 use super::{Parts, Settings, Submit, SubmitError, request};
-use crate::budget::Held;
+use crate::bodies::Held;
 
 /// Names the turn; the SDKs show it as the request's id.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -132,7 +132,7 @@ pub(super) async fn bounded(
     }
     let read = async {
         let full = || ApiError::from(SubmitError::Overloaded);
-        let mut held = settings.budget.take(0).ok_or_else(full)?;
+        let mut held = settings.bodies.take(0).ok_or_else(full)?;
         let mut body = body;
         let mut kept = Vec::new();
         let mut seen = 0_usize;

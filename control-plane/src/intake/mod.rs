@@ -30,7 +30,7 @@ use tracing::Instrument as _;
 use commands::{Giver, Order};
 pub use sink::Sink;
 
-use crate::budget::{Budget, Held};
+use crate::bodies::{Held, Room};
 use crate::dispatch::{Dispatcher, OnTheWay, Pressed};
 use crate::outbox::Outbox;
 use crate::registry::{Registry, Snapshot};
@@ -173,7 +173,7 @@ pub struct Intake {
     clock: Arc<DatabaseClock>,
     waiting: mpsc::Sender<batch::Prepared>,
     notices: notices::Notices,
-    budget: Budget,
+    bodies: Room,
     metrics: Metrics,
 }
 
@@ -219,7 +219,7 @@ impl Intake {
         let run = batch::run(dispatcher.clone(), registry.clone(), clock.clone(), offered, tasks.stopping());
         tasks.spawn("intake", run);
         let notices = notices::Notices::new(dispatcher.store().clone(), outbox.clone(), tasks.clone());
-        Self { registry, outbox, dispatcher, clock, waiting, notices, budget: Budget::default(), metrics }
+        Self { registry, outbox, dispatcher, clock, waiting, notices, bodies: Room::default(), metrics }
     }
 
     /// Accepts one message.
@@ -348,7 +348,7 @@ impl Intake {
             Err(Pressed::Late) => return Err(Error::Busy(BusyReason::Late)),
             Err(Pressed::Flooded) => return Err(Error::Overloaded),
         };
-        let held = self.budget.take(message.text.len()).ok_or(Error::Overloaded)?;
+        let held = self.bodies.take(message.text.len()).ok_or(Error::Overloaded)?;
         let on_the_way = (on_the_way, held);
         let isolation: Isolation = document.isolation();
         let mut session_key = session_key(namespace(Some(agent.id.as_str()), None), source, isolation, &no_aliases);

@@ -15,38 +15,38 @@ const UNIT: usize = 1 << 10;
 
 /// See the module; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Budget {
-    room: Arc<Semaphore>,
+pub struct Room {
+    units: Arc<Semaphore>,
 }
 
 /// Room that is taken.
 #[derive(Debug)]
 pub struct Held {
-    budget: Budget,
+    of: Room,
     bytes: usize,
     permit: OwnedSemaphorePermit,
 }
 
-impl Default for Budget {
+impl Default for Room {
     fn default() -> Self {
         Self::new(BODIES)
     }
 }
 
-impl Budget {
+impl Room {
     /// Room for so many bytes.
     pub fn new(bytes: usize) -> Self {
-        Self { room: Arc::new(Semaphore::new((bytes / UNIT).max(1))) }
+        Self { units: Arc::new(Semaphore::new((bytes / UNIT).max(1))) }
     }
 
     /// Room for `bytes`, if there is.
     pub fn take(&self, bytes: usize) -> Option<Held> {
         let permit = self.permits(units(bytes))?;
-        Some(Held { budget: self.clone(), bytes, permit })
+        Some(Held { of: self.clone(), bytes, permit })
     }
 
     fn permits(&self, units: usize) -> Option<OwnedSemaphorePermit> {
-        self.room.clone().try_acquire_many_owned(u32::try_from(units).ok()?).ok()
+        self.units.clone().try_acquire_many_owned(u32::try_from(units).ok()?).ok()
     }
 }
 
@@ -55,7 +55,7 @@ impl Held {
     pub fn more(&mut self, bytes: usize) -> bool {
         let (before, after) = (units(self.bytes), units(self.bytes.saturating_add(bytes)));
         if after > before {
-            let Some(permit) = self.budget.permits(after - before) else { return false };
+            let Some(permit) = self.of.permits(after - before) else { return false };
             self.permit.merge(permit);
         }
         self.bytes = self.bytes.saturating_add(bytes);
@@ -72,19 +72,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thousand_large_bodies_hold_no_more_than_the_budget() {
-        let budget = Budget::new(16 << 20);
+    fn a_thousand_large_bodies_hold_no_more_than_there_is_room_for() {
+        let room = Room::new(16 << 20);
         let mut held = Vec::new();
         for _ in 0..1000 {
             // They arrive piece by piece, all at once.
-            let Some(mut body) = budget.take(0) else { continue };
+            let Some(mut body) = room.take(0) else { continue };
             let pieces = (0..64).take_while(|_| body.more(64 << 10)).count();
             held.push((body, pieces));
         }
         let bytes: usize = held.iter().map(|(_, pieces)| pieces * (64 << 10)).sum();
         assert!(bytes <= 16 << 20 && bytes > 15 << 20, "{bytes}");
-        assert!(budget.take(1 << 20).is_none());
+        assert!(room.take(1 << 20).is_none());
         drop(held);
-        assert!(budget.take((16 << 20) - 1).is_some(), "all of it came back");
+        assert!(room.take((16 << 20) - 1).is_some(), "all of it came back");
     }
 }
