@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 10] =
-    ["types", "agent", "route", "session", "message", "delivery", "worker", "model", "identity", "system"];
+const FILES: [&str; 11] =
+    ["types", "agent", "route", "session", "message", "delivery", "budget", "worker", "model", "identity", "system"];
 
 #[expect(clippy::disallowed_methods, reason = "cargo hands a build script its folder this way")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -50,8 +50,14 @@ BEGIN
     WITH w AS (DELETE FROM workers WHERE lost AND lost_at < t - interval '15 minutes' RETURNING worker_id),
      x AS (DELETE FROM slots x USING w WHERE x.worker_id = w.worker_id),
      l AS (DELETE FROM account_leases l WHERE l.lease_until < t - p_keep RETURNING 1),
-     d AS (DELETE FROM dead_turns d WHERE d.at < dead RETURNING 1)
-    SELECT (SELECT count(*) FROM w) + (SELECT count(*) FROM l) + (SELECT count(*) FROM d) INTO n;
+     d AS (DELETE FROM dead_turns d WHERE d.at < dead RETURNING 1),
+     -- What was spent in months that are over, and reservations of calls that certainly are: they stay spent.
+     bd AS (DELETE FROM budget_days bd WHERE bd.day < t - interval '93 days' RETURNING 1),
+     br AS (DELETE FROM budget_reservations br WHERE br.until < t - p_keep RETURNING 1),
+     bu AS (DELETE FROM budget_raises bu WHERE bu.until < t - p_keep RETURNING 1),
+     ba AS (DELETE FROM budget_alerts ba WHERE ba.at < t - interval '93 days' RETURNING 1)
+    SELECT (SELECT count(*) FROM w) + (SELECT count(*) FROM l) + (SELECT count(*) FROM d) + (SELECT count(*) FROM bd) + (SELECT count(*) FROM br)
+         + (SELECT count(*) FROM bu) + (SELECT count(*) FROM ba) INTO n;
   END CASE;
   UPDATE retention SET page = CASE WHEN r.page + p_pages >= pages THEN 0 ELSE r.page + p_pages END,
          started_at = CASE WHEN r.page = 0 THEN t ELSE started_at END, finished_at = CASE WHEN r.page + p_pages >= pages THEN t ELSE finished_at END,

@@ -8,6 +8,7 @@
 pub mod accounts;
 pub mod app;
 pub mod bodies;
+pub mod budget;
 pub mod dispatch;
 pub mod doorbell;
 pub mod failpoint;

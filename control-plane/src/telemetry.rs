@@ -296,6 +296,7 @@ pub struct Metrics {
     steps_unknown: Counter<u64>,
     reports_fenced: Counter<u64>,
     turns_diverged: Counter<u64>,
+    budget_alerts: Counter<u64>,
     deliveries: Counter<u64>,
     delivery_time: Histogram<f64>,
     queue_size: Gauge<u64>,
@@ -331,6 +332,7 @@ impl Metrics {
                 "hermes_reports_fenced",
                 "reports of workers that no longer have the turn, by report",
             ),
+            budget_alerts: counter("hermes_budget_alerts", "limits of budgets that were hit"),
             turns_diverged: counter(
                 "hermes_turns_diverged",
                 "turns given up because an attempt differed from the journal",
@@ -388,6 +390,11 @@ impl Metrics {
     /// `hermes_model_tokens_total{kind}`: input, output, cached.
     pub fn model_tokens(&self, kind: &'static str, tokens: u64) {
         self.model_tokens.add(tokens, &[KeyValue::new("kind", kind)]);
+    }
+
+    /// `hermes_budget_alerts_total{agent,limit}`: once an agent or user, limit and period.
+    pub fn budget_alert(&self, agent: &str, limit: &'static str) {
+        self.budget_alerts.add(1, &[KeyValue::new("agent", agent.to_owned()), KeyValue::new("limit", limit)]);
     }
 
     /// `hermes_steps_total{kind,effect}`: `kind` is model_reply, tool_call or steering, `effect` pure, idempotent, at_most_once or

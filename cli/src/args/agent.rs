@@ -78,6 +78,9 @@ pub(crate) struct SpecArgs {
     /// How its tools are kept apart, instead of the document's `sandbox` as a whole: level, network, memory_mb, pids, cpu_seconds, disk_mb.
     #[arg(long, value_name = "KEY=VALUE,…", allow_hyphen_values = true)]
     pub sandbox: Option<String>,
+    /// Models asked in this order when its own cannot answer, separated by commas; "" means none.
+    #[arg(long, value_name = "A,B")]
+    pub fallback_models: Option<String>,
     /// The text of SOUL.md; `-` reads stdin.
     #[arg(long, value_name = "FILE")]
     pub soul_file: Option<PathBuf>,

@@ -3,6 +3,7 @@
 //! example in its `--help`, and no help text shows the value of an environment variable.
 
 mod agent;
+mod budget;
 mod delivery;
 mod route;
 mod source;
@@ -16,6 +17,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 pub(crate) use self::agent::{AgentAddArgs, AgentCommand, AgentRemoveArgs, AgentUpdateArgs, SpecArgs};
+pub(crate) use self::budget::{BudgetCommand, BudgetRaiseArgs, BudgetShowArgs};
 pub(crate) use self::delivery::{
     DeadCommand, DeadListArgs, DeadTurnsArgs, DeliveryCommand, DeliveryListArgs, DeliveryRedriveArgs,
     State as DeliveryState,
@@ -162,6 +164,9 @@ pub(crate) enum Command {
     /// Look at messages that were given up, and try or drop them.
     #[command(subcommand, after_help = "Example:\n  hermesctl dead list")]
     Dead(DeadCommand),
+    /// Look at what agents and users spend on models, raise limits for a time, pause agents.
+    #[command(subcommand, after_help = "Example:\n  hermesctl budget show")]
+    Budget(BudgetCommand),
     /// Look at the connected workers.
     #[command(subcommand, after_help = "Example:\n  hermesctl worker list")]
     Worker(WorkerCommand),

@@ -31,8 +31,10 @@ pub use options::{Command, Common, Database, Dev, LogFormat, ModelLimits, Option
 pub use process::{Seams, process};
 
 use crate::accounts::DEAF_DETAIL;
+use crate::budget::Budgets;
 use crate::dispatch::Dispatcher;
 use crate::grpc::agent_api::AgentApi;
+use crate::grpc::budget_api::BudgetApi;
 use crate::grpc::delivery_api::DeliveryApi;
 use crate::grpc::identity_api::IdentityApi;
 use crate::grpc::layers::{Layers, Limits, Listener, server, worker_tls};
@@ -133,6 +135,7 @@ impl Replica {
             let rung = dispatcher.clone();
             registry.bell().start(store.clone(), move |words| rung.rung(words), &tasks);
         }
+        let budgets = Budgets::new(registry.clone(), clock.clone(), metrics.clone());
         let intake =
             Intake::start(registry.clone(), dispatcher.clone(), outbox.clone(), clock, metrics.clone(), &tasks);
         let broker = Broker::new(common.model.settings(), secrets::for_models()).context("set up model calls")?;
@@ -142,7 +145,7 @@ impl Replica {
         accounts::start(registry.clone(), adapters, sink.clone(), &tasks, &doors);
         tasks.spawn("tokens", start::touch_tokens(tokens.clone(), tasks.stopping()));
         let this = Self { registry, dispatcher, outbox, tokens, authority, replica, doors, tasks };
-        this.serve(sockets, &intake, sink, broker, worker_names, telemetry, &metrics).await?;
+        this.serve(sockets, &intake, sink, broker, budgets, worker_names, telemetry, &metrics).await?;
         Ok(this)
     }
 
@@ -153,6 +156,7 @@ impl Replica {
         intake: &Intake,
         sink: Sink,
         broker: Broker,
+        budgets: Budgets,
         worker_names: Vec<String>,
         telemetry: &Telemetry,
         metrics: &Metrics,
@@ -184,6 +188,7 @@ impl Replica {
             .add_service(RouteApi::server(self.registry.clone()))
             .add_service(SessionApi::server(self.registry.clone(), self.dispatcher.clone()))
             .add_service(DeliveryApi::server(store.clone(), self.outbox.clone(), self.dispatcher.clone()))
+            .add_service(BudgetApi::server(self.registry.clone(), budgets.clone()))
             .add_service(MessageApi::server(intake.clone(), adapters.clone(), store))
             .add_service(identity.clone().into_server())
             .add_service(SystemApi::server(
@@ -199,7 +204,13 @@ impl Replica {
             .context("set up the workers' TLS")?
             .layer(layers(Listener::Worker))
             .add_service(WorkerApi::server(self.registry.clone(), self.dispatcher.clone(), self.tasks.clone()))
-            .add_service(ModelApi::server(self.registry.clone(), self.dispatcher.clone(), broker, metrics.clone()))
+            .add_service(ModelApi::server(
+                self.registry.clone(),
+                self.dispatcher.clone(),
+                budgets,
+                broker,
+                metrics.clone(),
+            ))
             .add_service(identity.into_server());
         let stop = self.doors.clone();
         let incoming = TcpIncoming::from(sockets.grpc).with_nodelay(Some(true));

@@ -43,8 +43,12 @@ pub(super) fn providers_from_env() -> BTreeMap<String, Provider> {
         .into_iter()
         .filter(|(_, _, variable, _)| from_env(variable).is_some())
         .map(|(name, kind, variable, base_url)| {
-            let provider =
-                Provider { kind, base_url: base_url.map(str::to_owned), api_key_env: Some(variable.to_owned()) };
+            let provider = Provider {
+                kind,
+                base_url: base_url.map(str::to_owned),
+                api_key_env: Some(variable.to_owned()),
+                prices: BTreeMap::new(),
+            };
             (name.to_owned(), provider)
         })
         .collect()

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use hermes_core::budget::{Budget, Unpriced, Usd};
 use hermes_core::config::{AgentSpec, Change, ChangeKind, Fault, Warning};
 use hermes_core::routing::{MatchKey, Route};
 use hermes_core::sandbox::{Level, Network, Sandbox};
@@ -58,6 +59,8 @@ pub(super) fn spec_from(spec: v1::AgentSpec) -> AgentSpec {
         enabled_toolsets: spec.enabled_toolsets.map(|list| list.values),
         disabled_toolsets: spec.disabled_toolsets.map(|list| list.values),
         sandbox: spec.sandbox.map(sandbox_from),
+        fallback_models: spec.fallback_models.map(|list| list.values),
+        budget: spec.budget.map(budget_from),
     }
 }
 
@@ -101,6 +104,31 @@ pub(super) fn sandbox_to(sandbox: &Sandbox) -> v1::Sandbox {
     }
 }
 
+fn budget_from(budget: v1::Budget) -> Budget {
+    Budget {
+        usd_per_day: budget.usd_per_day.map(usd_from),
+        usd_per_month: budget.usd_per_month.map(usd_from),
+        tokens_per_day: budget.tokens_per_day,
+        max_output_tokens: budget.max_output_tokens,
+        unpriced: if budget.allow_unpriced { Unpriced::Allow } else { Unpriced::Refuse },
+    }
+}
+
+/// Dollars; what is no amount becomes one that is refused wherever amounts are judged.
+pub(super) fn usd_from(dollars: f64) -> Usd {
+    if dollars >= 0.0 { Usd::from(dollars) } else { Usd::from_nanos(u64::MAX) }
+}
+
+pub(super) fn budget_to(budget: &Budget) -> v1::Budget {
+    v1::Budget {
+        usd_per_day: budget.usd_per_day.map(Usd::dollars),
+        usd_per_month: budget.usd_per_month.map(Usd::dollars),
+        tokens_per_day: budget.tokens_per_day,
+        max_output_tokens: budget.max_output_tokens,
+        allow_unpriced: budget.unpriced == Unpriced::Allow,
+    }
+}
+
 pub(super) fn spec_to(spec: &AgentSpec) -> v1::AgentSpec {
     let list = |values: &Option<Vec<String>>| values.clone().map(|values| v1::StringList { values });
     v1::AgentSpec {
@@ -112,6 +140,8 @@ pub(super) fn spec_to(spec: &AgentSpec) -> v1::AgentSpec {
         enabled_toolsets: list(&spec.enabled_toolsets),
         disabled_toolsets: list(&spec.disabled_toolsets),
         sandbox: spec.sandbox.as_ref().map(sandbox_to),
+        fallback_models: list(&spec.fallback_models),
+        budget: spec.budget.as_ref().map(budget_to),
     }
 }
 
@@ -126,6 +156,8 @@ pub(super) fn spec_over(base: AgentSpec, over: AgentSpec) -> AgentSpec {
         enabled_toolsets: over.enabled_toolsets.or(base.enabled_toolsets),
         disabled_toolsets: over.disabled_toolsets.or(base.disabled_toolsets),
         sandbox: over.sandbox.or(base.sandbox),
+        fallback_models: over.fallback_models.or(base.fallback_models),
+        budget: over.budget.or(base.budget),
     }
 }
 
@@ -141,6 +173,8 @@ pub(super) fn spec_cleared(mut spec: AgentSpec, fields: &[String]) -> Result<Age
             "enabled_toolsets" => spec.enabled_toolsets = None,
             "disabled_toolsets" => spec.disabled_toolsets = None,
             "sandbox" => spec.sandbox = None,
+            "fallback_models" => spec.fallback_models = None,
+            "budget" => spec.budget = None,
             _ => return Err(invalid("clear", format!("{field:?} is not a field of an agent"))),
         }
     }

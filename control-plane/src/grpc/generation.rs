@@ -1,7 +1,8 @@
 //! One model call on its way to a worker: the events of the broker, with the reply journaled before the worker can act on it.
 //!
 //! Called by the model's service. Always true: a call of a tool leaves only when the reply that asks for it is in the journal; a
-//! journaled reply is passed on as it is, byte for byte; what a call used is counted once, whoever asks again.
+//! journaled reply is passed on as it is, byte for byte; what a call used is counted once, whoever asks again; a call under a
+//! budget is settled before its end is passed on.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -18,6 +19,7 @@ use uuid::Uuid;
 
 use super::convert::usage_to;
 use super::status::{Reason, refuse};
+use crate::budget::{CallEnd, Reservation};
 use crate::dispatch::{Dispatcher, ReplyAnswer};
 use crate::models::{ModelEvent, Reply};
 use crate::store::TurnId;
@@ -51,6 +53,10 @@ struct Generation {
     asked: Asked,
     events: BoxStream<'static, ModelEvent>,
     started: Instant,
+    /// What a budget has reserved for it.
+    reservation: Option<Reservation>,
+    /// Text was passed on.
+    begun: bool,
     /// The text so far, where it may have to be journaled.
     text: String,
     ready: VecDeque<Result<Event, Status>>,
@@ -58,11 +64,13 @@ struct Generation {
 }
 
 /// Passes on what the model says.
-pub(super) fn live(asked: Asked, events: BoxStream<'static, ModelEvent>) -> Events {
+pub(super) fn live(asked: Asked, events: BoxStream<'static, ModelEvent>, reservation: Option<Reservation>) -> Events {
     let generation = Generation {
         asked,
         events,
         started: Instant::now(),
+        reservation,
+        begun: false,
         text: String::new(),
         ready: VecDeque::new(),
         ended: false,
@@ -163,6 +171,7 @@ impl Generation {
             self.asked.dispatcher.fleet().progressed(self.asked.worker, self.asked.turn, self.asked.epoch);
             match event {
                 ModelEvent::Delta(text) => {
+                    self.begun = true;
                     if self.asked.tools {
                         self.text.push_str(&text);
                     }
@@ -173,6 +182,9 @@ impl Generation {
                     metrics.model_call(kind, "done", self.started.elapsed());
                     metrics.model_tokens("input", usage.input_tokens);
                     metrics.model_tokens("output", usage.output_tokens);
+                    if let Some(reservation) = self.reservation.take() {
+                        reservation.settle(CallEnd::Answered(&usage)).await;
+                    }
                     let text = std::mem::take(&mut self.text);
                     let reply = Reply { text, tool_calls: calls, usage, finish_reason };
                     let end = self.asked.end(reply).await;
@@ -180,6 +192,10 @@ impl Generation {
                     self.ended = true;
                 }
                 ModelEvent::Failed(failure) => {
+                    if let Some(reservation) = self.reservation.take() {
+                        let billed = failure.may_be_billed(self.begun);
+                        reservation.settle(if billed { CallEnd::MaybeBilled } else { CallEnd::Free }).await;
+                    }
                     let Asked { turn, agent, kind, metrics, .. } = &self.asked;
                     let reason = failure.reason.as_str();
                     metrics.model_call(kind, reason, self.started.elapsed());

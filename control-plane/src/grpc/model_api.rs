@@ -2,10 +2,12 @@
 //!
 //! Always true: only the worker that runs a turn under its fence gets a call; model, provider and key come from the document,
 //! the agent's spec and the session's own model, never from the request; a step whose reply is in the journal is answered from there, and no provider
-//! is asked again.
+//! is asked again, nor a budget; what a budget does not allow fails before any provider is asked.
 
-use futures_util::stream::BoxStream;
-use hermes_core::config::{Resolved, resolve_model, with_own_model};
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
+use hermes_core::AgentId;
+use hermes_core::config::{Model, Resolved, resolve_models, with_own_model};
 use hermes_core::turn::Role;
 use hermes_proto::v1;
 use hermes_proto::v1::model_service_server::{ModelService, ModelServiceServer};
@@ -16,9 +18,10 @@ use super::generation::{self, Asked};
 use super::status::{Reason, invalid, refuse};
 use super::steps::step_number;
 use super::worker_api::{Caller, caller, turn_ref};
+use crate::budget::{Admitted, Budgets, Refusal, Wish};
 use crate::dispatch::Dispatcher;
-use crate::models::{self, Broker, MAX_CALL_ID, Message, ModelTarget, ProviderTarget, ToolCall};
-use crate::registry::{AgentEntry, Registry, Snapshot};
+use crate::models::{self, Broker, MAX_CALL_ID, Message, ModelEvent, ModelTarget, ProviderTarget, ToolCall};
+use crate::registry::Registry;
 use crate::telemetry::{self, Metrics, TRACE};
 
 /// Most input of one call, bytes.
@@ -35,6 +38,7 @@ const MAX_TOOL_BYTES: usize = 1 << 20;
 pub struct ModelApi {
     registry: Registry,
     dispatcher: Dispatcher,
+    budgets: Budgets,
     broker: Broker,
     metrics: Metrics,
 }
@@ -50,37 +54,44 @@ impl ModelApi {
     pub fn server(
         registry: Registry,
         dispatcher: Dispatcher,
+        budgets: Budgets,
         broker: Broker,
         metrics: Metrics,
     ) -> ModelServiceServer<Self> {
-        ModelServiceServer::new(Self { registry, dispatcher, broker, metrics })
+        ModelServiceServer::new(Self { registry, dispatcher, budgets, broker, metrics })
             .max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES)
             .max_encoding_message_size(hermes_proto::MAX_MESSAGE_BYTES)
     }
 }
 
-/// Who answers for an agent, in a session that may have a model of its own.
-fn target_of(snapshot: &Snapshot, entry: &AgentEntry, own: Option<&str>) -> (&'static str, ModelTarget) {
-    let spec = with_own_model(&snapshot.models, &entry.spec, own);
-    match resolve_model(&snapshot.models, &spec) {
-        Resolved::Echo => ("builtin", ModelTarget::Echo),
-        Resolved::Unserved => ("none", ModelTarget::Unserved { model: snapshot.model_of(&spec).to_owned() }),
-        Resolved::Endpoint(endpoint) => (
-            endpoint.kind.as_str(),
-            ModelTarget::Provider(ProviderTarget {
-                provider: endpoint.provider.unwrap_or_else(|| format!("agent {}", entry.id)),
-                kind: endpoint.kind,
-                base_url: endpoint.base_url,
-                api_key_env: endpoint.api_key_env,
-                model: endpoint.model,
-                configured: snapshot.model_of(&spec).to_owned(),
-            }),
-        ),
+/// Kind of provider, for metrics.
+fn kind_of(resolved: &Resolved) -> &'static str {
+    match resolved {
+        Resolved::Echo => "builtin",
+        Resolved::Unserved => "none",
+        Resolved::Endpoint(endpoint) => endpoint.kind.as_str(),
+    }
+}
+
+/// Who answers as this model.
+fn target_of(model: Model, agent: &AgentId) -> ModelTarget {
+    match model.resolved {
+        Resolved::Echo => ModelTarget::Echo,
+        Resolved::Unserved => ModelTarget::Unserved { model: model.id },
+        Resolved::Endpoint(endpoint) => ModelTarget::Provider(ProviderTarget {
+            provider: endpoint.provider.unwrap_or_else(|| format!("agent {agent}")),
+            kind: endpoint.kind,
+            base_url: endpoint.base_url,
+            api_key_env: endpoint.api_key_env,
+            model: endpoint.model,
+            configured: model.id,
+            price: endpoint.price,
+        }),
     }
 }
 
 /// Reads the input: tools, then messages, long ones in pieces.
-async fn read(parts: &mut Streaming<v1::GenerateRequest>) -> Result<models::Request, Status> {
+async fn read(parts: &mut Streaming<v1::GenerateRequest>) -> Result<Input, Status> {
     use v1::generate_request::Part;
     let mut input = Input::default();
     while let Some(part) = parts.message().await? {
@@ -93,7 +104,7 @@ async fn read(parts: &mut Streaming<v1::GenerateRequest>) -> Result<models::Requ
             }
         }
     }
-    Ok(input.request)
+    Ok(input)
 }
 
 /// Input as it comes in, with what it takes of its limits.
@@ -189,12 +200,14 @@ impl ModelService for ModelApi {
             return Err(refuse(Reason::NotAllowed, "this worker does not run that turn"));
         };
         let step = step_number(header.step)?;
-        let request = read(&mut parts).await?;
+        let Input { mut request, bytes, tool_bytes, .. } = read(&mut parts).await?;
         let snapshot = self.registry.current();
         let entry = snapshot
             .agent_or_removed(&agent)
             .ok_or_else(|| refuse(Reason::NotFound, "the agent is not registered (any more)"))?;
-        let (kind, target) = target_of(&snapshot, entry, running.model.as_deref());
+        let spec = with_own_model(&snapshot.models, &entry.spec, running.model.as_deref());
+        let models = resolve_models(&snapshot.models, &spec);
+        let kind = models.first().map_or("none", |model| kind_of(&model.resolved));
         let span = tracing::info_span!(target: TRACE, "model", %turn, %agent, kind);
         let span = telemetry::child_of(&header.traceparent, span);
         let asked = Asked {
@@ -216,7 +229,20 @@ impl ModelService for ModelApi {
         {
             return Ok(Response::new(generation::replayed(&asked, &journaled)));
         }
-        let events = self.broker.generate(target, &agent, request);
-        Ok(Response::new(generation::live(asked, events)))
+        let input_bytes = u64::try_from(bytes.saturating_add(tool_bytes)).unwrap_or(u64::MAX);
+        match self.budgets.admit(&snapshot, entry, models, Wish { turn, epoch, step, input_bytes }).await {
+            Ok(Admitted { models, max_output_tokens, reservation }) => {
+                request.max_output_tokens = max_output_tokens;
+                let targets = models.into_iter().map(|model| target_of(model, &agent)).collect();
+                let events = self.broker.generate_by_first(targets, &agent, request);
+                Ok(Response::new(generation::live(asked, events, reservation)))
+            }
+            Err(Refusal::Failure(failure)) => {
+                let events = stream::once(std::future::ready(ModelEvent::Failed(failure))).boxed();
+                Ok(Response::new(generation::live(asked, events, None)))
+            }
+            Err(Refusal::Fenced) => Err(refuse(Reason::StaleEpoch, "a later attempt of the turn makes this call")),
+            Err(Refusal::Store(error)) => Err(store_status(error)),
+        }
     }
 }

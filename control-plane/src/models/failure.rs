@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use hermes_core::AgentId;
+
 use super::{ProviderTarget, Settings};
 
 /// The closed set of reasons.
@@ -21,6 +23,12 @@ pub enum FailureReason {
     BadRequest,
     /// The answer broke off or made no sense.
     BrokenStream,
+    /// A budget does not allow the call.
+    OverBudget,
+    /// A budget in dollars and a model whose price nobody knows.
+    Unpriced,
+    /// An operator has paused the agent.
+    Paused,
 }
 
 impl FailureReason {
@@ -34,6 +42,9 @@ impl FailureReason {
             Self::Timeout => "timeout",
             Self::BadRequest => "bad_request",
             Self::BrokenStream => "broken_stream",
+            Self::OverBudget => "over_budget",
+            Self::Unpriced => "unpriced",
+            Self::Paused => "paused",
         }
     }
 }
@@ -48,11 +59,60 @@ pub struct ModelFailure {
     pub reason: FailureReason,
     /// For the log: what the provider or the network said, shortened, the key masked.
     pub cause: String,
+    /// Another model may be able to answer.
+    pub elsewhere: bool,
 }
 
 impl ModelFailure {
     fn new(reason: FailureReason, message: String, cause: impl Into<String>) -> Self {
-        Self { message, reason, cause: cause.into() }
+        let elsewhere = match reason {
+            FailureReason::NoProvider
+            | FailureReason::Auth
+            | FailureReason::RateLimited
+            | FailureReason::Unavailable
+            | FailureReason::Timeout => true,
+            FailureReason::BadRequest
+            | FailureReason::BrokenStream
+            | FailureReason::OverBudget
+            | FailureReason::Unpriced
+            | FailureReason::Paused => false,
+        };
+        Self { message, reason, cause: cause.into(), elsewhere }
+    }
+
+    /// A budget does not allow the call; `sentence` says which and until when.
+    pub fn over_budget(sentence: String) -> Self {
+        Self::new(FailureReason::OverBudget, sentence, "the call does not fit the budget")
+    }
+
+    /// A budget in dollars, and no price of any of the models.
+    pub fn unpriced(model: &str) -> Self {
+        let message = format!(
+            "there is a budget in dollars and no known price of {model}; an operator can add it under prices of its provider, \
+             or say unpriced: allow"
+        );
+        Self::new(FailureReason::Unpriced, message, "the document has no price of this model")
+    }
+
+    /// An operator has paused the agent.
+    pub fn paused(agent: &AgentId) -> Self {
+        let message =
+            format!("an operator has paused agent {agent}; it answers again after hermesctl budget resume {agent}");
+        Self::new(FailureReason::Paused, message, "the agent is paused")
+    }
+
+    /// Whether the provider may want money for the call, of which `begun` tokens were passed on.
+    pub fn may_be_billed(&self, begun: bool) -> bool {
+        match self.reason {
+            FailureReason::Timeout | FailureReason::BrokenStream => true,
+            FailureReason::Unavailable | FailureReason::RateLimited => begun,
+            FailureReason::NoProvider
+            | FailureReason::Auth
+            | FailureReason::BadRequest
+            | FailureReason::OverBudget
+            | FailureReason::Unpriced
+            | FailureReason::Paused => false,
+        }
     }
 
     /// No provider serves `model`.
@@ -126,9 +186,14 @@ impl ModelFailure {
             }
             (FailureReason::BadRequest, _) => format!("provider {provider} refused the request{status}"),
             (FailureReason::BrokenStream, _) => "the model's answer broke off before its end".to_owned(),
-            (FailureReason::NoProvider, _) => return Self::no_provider(model),
+            (
+                FailureReason::NoProvider | FailureReason::OverBudget | FailureReason::Unpriced | FailureReason::Paused,
+                _,
+            ) => return Self::no_provider(model),
         };
-        Self::new(error.reason, message, error.cause)
+        let unknown = error.status == Some(404);
+        let failure = Self::new(error.reason, message, error.cause);
+        Self { elsewhere: failure.elsewhere || unknown, ..failure }
     }
 }
 

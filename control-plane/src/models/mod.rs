@@ -4,12 +4,14 @@
 //! time limits and the retry schedule; it keeps nothing per turn. Always true: a call is one stream of [`ModelEvent`] that
 //! ends with exactly one `Done` or `Failed`; dropping the stream drops the provider's connection, because nothing is
 //! spawned; nothing is tried again once a token was passed on; an answer that ends without its provider's end mark is a
-//! failure, however much of it arrived; a key is in no event. It deliberately does not choose the model (the turn's
-//! revision does), record usage, check budgets or log a failure: the caller does, with the turn at hand.
+//! failure, however much of it arrived; a key is in no event. It deliberately does not choose the models (the agent's
+//! revision does; the next of them is asked when one cannot answer), record usage, check budgets or log a failure: the caller
+//! does, with the turn at hand.
 //!
 //! Behind the small trait [`ChatModel`]: `openai.rs` for the wire that most servers speak, `provider.rs` with `genai` for the
 //! others, and `builtin/echo`, which needs no network.
 
+mod chain;
 mod echo;
 mod events;
 mod failure;
@@ -24,6 +26,7 @@ use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 use hermes_core::AgentId;
+use hermes_core::budget::Price;
 use hermes_core::config::ProviderKind;
 use hermes_core::turn::{Role, Usage};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -58,6 +61,17 @@ pub enum ModelTarget {
     },
 }
 
+impl ModelTarget {
+    /// The model id as configured.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Echo => ECHO,
+            Self::Provider(target) => &target.configured,
+            Self::Unserved { model } => model,
+        }
+    }
+}
+
 /// A model at a provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProviderTarget {
@@ -73,6 +87,8 @@ pub struct ProviderTarget {
     pub model: String,
     /// The model id as configured; goes into [`Usage::model`].
     pub configured: String,
+    /// What it costs, where the document says; tells [`Usage::cost_usd`] where the provider does not.
+    pub price: Option<Price>,
 }
 
 /// One message of the model's input.
@@ -138,11 +154,13 @@ pub struct Request {
     pub messages: Vec<Message>,
     /// What the model may ask for.
     pub tools: Vec<Tool>,
+    /// Largest answer, tokens; nothing: the provider's own limit.
+    pub max_output_tokens: Option<u64>,
 }
 
 impl From<Vec<Message>> for Request {
     fn from(messages: Vec<Message>) -> Self {
-        Self { messages, tools: Vec::new() }
+        Self { messages, ..Self::default() }
     }
 }
 
@@ -208,6 +226,7 @@ struct Call {
     tools: Arc<[Tool]>,
     /// `None` for the built-in model.
     provider: Option<Arc<ProviderTarget>>,
+    max_output_tokens: Option<u64>,
     key: Option<SecretString>,
 }
 
@@ -276,9 +295,27 @@ impl Broker {
         agent: &AgentId,
         request: impl Into<Request>,
     ) -> BoxStream<'static, ModelEvent> {
-        let Request { messages, tools } = request.into();
-        let mut call =
-            Call { agent: agent.clone(), messages: messages.into(), tools: tools.into(), provider: None, key: None };
+        let Request { messages, tools, max_output_tokens } = request.into();
+        let (messages, tools) = (messages.into(), tools.into());
+        self.run(target, Call { agent: agent.clone(), messages, tools, provider: None, max_output_tokens, key: None })
+    }
+
+    /// As [`Broker::generate`], of the first of `targets` that can answer: the next one is asked when one fails before its
+    /// first token in a way that another may not. Without any target there is no event.
+    pub fn generate_by_first(
+        &self,
+        targets: Vec<ModelTarget>,
+        agent: &AgentId,
+        request: Request,
+    ) -> BoxStream<'static, ModelEvent> {
+        let Request { messages, tools, max_output_tokens } = request;
+        let (messages, tools) = (messages.into(), tools.into());
+        let call = Call { agent: agent.clone(), messages, tools, provider: None, max_output_tokens, key: None };
+        let broker = self.clone();
+        chain::by_first(targets, move |target| broker.run(target, call.clone()))
+    }
+
+    fn run(&self, target: ModelTarget, mut call: Call) -> BoxStream<'static, ModelEvent> {
         let settings = Arc::clone(&self.settings);
         let run = match target {
             ModelTarget::Echo => Run::new(Arc::clone(&self.echo), call, settings),

@@ -133,6 +133,10 @@ struct Body<'a> {
     tools: Vec<OfferedTool<'a>>,
     messages: Vec<Sent<'a>>,
     stream_options: StreamOptions,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_completion_tokens: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -189,12 +193,16 @@ impl<'a> Body<'a> {
                 strict: false,
             },
         });
+        // OpenAI's newer models refuse the old name, and most other servers know no new one.
+        let newest = target.base_url.as_deref().is_none_or(|url| url.contains("://api.openai.com/"));
         Self {
             model: &target.model,
             stream: true,
             tools: tools.collect(),
             messages: call.messages.iter().filter_map(sent).collect(),
             stream_options: StreamOptions { include_usage: true },
+            max_tokens: call.max_output_tokens.filter(|_| !newest),
+            max_completion_tokens: call.max_output_tokens.filter(|_| newest),
         }
     }
 }
@@ -474,6 +482,7 @@ mod tests {
             api_key_env: None,
             model: "m".to_owned(),
             configured: "p/m".to_owned(),
+            price: None,
         }
     }
 

@@ -151,7 +151,10 @@ async fn send(client: &genai::Client, call: &Call, target: &ProviderTarget) -> R
         });
         request = request.with_tools(tools.collect::<Vec<_>>());
     }
-    let options = ChatOptions::default().with_capture_usage(true);
+    let mut options = ChatOptions::default().with_capture_usage(true);
+    if let Some(most) = call.max_output_tokens {
+        options = options.with_max_tokens(u32::try_from(most).unwrap_or(u32::MAX));
+    }
     let address = service_target(target, call.key.as_ref())?;
     let response = client.exec_chat_stream(address, request, Some(&options)).await;
     response.map(|response| response.stream).map_err(|error| call_error(&error))
@@ -322,6 +325,7 @@ mod tests {
             api_key_env: None,
             model: "m".to_owned(),
             configured: "p/m".to_owned(),
+            price: None,
         }
     }
 

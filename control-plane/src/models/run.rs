@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt as _, StreamExt as _};
+use hermes_core::budget::Amount;
 use rand::Rng as _;
 use tokio::time::Instant;
 
@@ -94,7 +95,7 @@ impl Run {
                 Ok(Piece::Alive) => self.token(),
                 Ok(Piece::Text(text)) if text.is_empty() => {}
                 Ok(Piece::Text(text)) => return Some(self.passed_on(text)),
-                Ok(Piece::End { usage, finish_reason, mut calls }) => {
+                Ok(Piece::End { mut usage, finish_reason, mut calls }) => {
                     // What nobody offered cannot be called.
                     if self.call.tools.is_empty() {
                         calls.clear();
@@ -103,6 +104,11 @@ impl Run {
                         return Some(self.end(ModelEvent::Failed(ModelFailure::empty(&finish_reason))));
                     }
                     tools::settle(&mut calls, &self.call.messages);
+                    if let Some(price) = self.call.provider.as_deref().and_then(|target| target.price.as_ref())
+                        && usage.cost_usd.is_none()
+                    {
+                        usage.cost_usd = Amount::used(&usage, Some(price)).map(|used| used.usd.dollars());
+                    }
                     return Some(self.end(ModelEvent::Done { usage, finish_reason, calls }));
                 }
                 Err(error) => match self.pause_for(&error) {
@@ -229,8 +235,14 @@ mod tests {
     }
 
     async fn events(pieces: fn() -> Vec<Piece>) -> Vec<ModelEvent> {
-        let call =
-            Call { agent: AgentId::main(), messages: Arc::from([]), tools: Arc::from([]), provider: None, key: None };
+        let call = Call {
+            agent: AgentId::main(),
+            messages: Arc::from([]),
+            tools: Arc::from([]),
+            provider: None,
+            max_output_tokens: None,
+            key: None,
+        };
         Run::new(Arc::new(Says(pieces)), call, Arc::new(Settings::default())).into_stream().collect().await
     }
 

@@ -6,7 +6,6 @@ use serde_json::Value;
 
 use super::snapshot::settings_of;
 use super::{Registry, Snapshot};
-use crate::doorbell::Word;
 use crate::store::{self, RegistryChange};
 
 /// What goes along with a change of the document, in the same transaction.
@@ -89,8 +88,7 @@ impl Registry {
             };
             match self.inner.store.registry_change(snapshot.version, &change).await {
                 Ok(version) => {
-                    self.inner.bell.ring(Word::Look);
-                    self.reload().await?;
+                    self.moved().await?;
                     return Ok(Edited { answer, version, changes, warnings });
                 }
                 Err(store::Error::Conflict(_)) => self.reload().await?,

@@ -23,7 +23,7 @@ pub use edit::{Edit, EditError, Edited};
 pub use snapshot::{AgentEntry, Snapshot};
 pub(crate) use snapshot::{paths_under, soul_preview};
 
-use crate::doorbell::Doorbell;
+use crate::doorbell::{Doorbell, Word};
 use crate::store::{self, Store};
 
 /// A database that is polled every second and has been silent for this long does not answer.
@@ -135,6 +135,15 @@ impl Registry {
         }
         self.inner.changed.send_replace(version);
         Ok(())
+    }
+
+    /// Something beside the document was changed under its version: this replica and the others load it.
+    ///
+    /// # Errors
+    /// [`store::Error`]: it is loaded with the next poll.
+    pub async fn moved(&self) -> store::Result<()> {
+        self.inner.bell.ring(Word::Look);
+        self.reload().await
     }
 
     /// Learns of home documents that another replica stored: `sum` is the sum of all home versions.

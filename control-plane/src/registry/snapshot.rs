@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::Value;
 
-use crate::store::{self, RegistryRows};
+use crate::store::{self, PauseRow, RaiseRow, RegistryRows};
 
 /// A registered agent.
 #[derive(Clone, Debug)]
@@ -54,6 +54,8 @@ pub struct Snapshot {
     by_no: HashMap<i32, Arc<AgentEntry>>,
     /// Removed agents: their history comes back when the id is added again.
     removed: HashMap<String, i32>,
+    pauses: HashMap<i32, PauseRow>,
+    raises: HashMap<i32, Vec<RaiseRow>>,
     warnings: OnceLock<Vec<Warning>>,
 }
 
@@ -69,6 +71,8 @@ impl Default for Snapshot {
             agents: HashMap::new(),
             by_no: HashMap::new(),
             removed: HashMap::new(),
+            pauses: HashMap::new(),
+            raises: HashMap::new(),
             warnings: OnceLock::new(),
         }
     }
@@ -117,6 +121,10 @@ impl Snapshot {
         document.agents = agents.iter().map(|(id, entry)| (id.clone(), entry.spec.clone())).collect();
         document.agents.entry(AgentId::main()).or_default();
         document.routes = routes.to_vec();
+        let mut raises: HashMap<i32, Vec<RaiseRow>> = HashMap::new();
+        for raise in rows.raises {
+            raises.entry(raise.agent_no).or_default().push(raise);
+        }
         let zone = TimeZone::get(&document.timezone).map_err(|error| unreadable("time zone", &error))?;
         Ok(Self {
             version: rows.version,
@@ -127,6 +135,8 @@ impl Snapshot {
             agents,
             by_no,
             removed,
+            pauses: rows.pauses.into_iter().map(|pause| (pause.agent_no, pause)).collect(),
+            raises,
             warnings: OnceLock::new(),
         })
     }
@@ -149,6 +159,16 @@ impl Snapshot {
     /// The number of a removed agent.
     pub fn removed(&self, id: &str) -> Option<i32> {
         self.removed.get(id).copied()
+    }
+
+    /// Who paused an agent and when, where it asks no model.
+    pub fn pause_of(&self, agent_no: i32) -> Option<&PauseRow> {
+        self.pauses.get(&agent_no)
+    }
+
+    /// The limits of an agent that were raised; some may be over.
+    pub fn raises_of(&self, agent_no: i32) -> &[RaiseRow] {
+        self.raises.get(&agent_no).map_or(&[], Vec::as_slice)
     }
 
     /// All registered agents, by id.

@@ -6,7 +6,7 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{Error, Result, Store};
+use super::{Error, PauseRow, RaiseRow, Result, Store, budgets};
 
 /// A registered agent, removed ones included.
 #[derive(Clone, Debug)]
@@ -38,6 +38,10 @@ pub struct RegistryRows {
     pub agents: Vec<AgentRow>,
     /// Routes in order: keys as JSON, agent number.
     pub routes: Vec<(Value, i32)>,
+    /// Agents that ask no model.
+    pub pauses: Vec<PauseRow>,
+    /// Limits that were raised; some may be over.
+    pub raises: Vec<RaiseRow>,
 }
 
 /// One change of the registry.
@@ -91,6 +95,8 @@ impl Store {
             )
             .await?;
         let routes = transaction.query("SELECT keys, agent_no FROM routes ORDER BY position", &[]).await?;
+        let pauses = transaction.query("SELECT agent_no, by, at FROM budget_pauses", &[]).await?;
+        let raises = transaction.query("SELECT agent_no, what, value, until, by FROM budget_raises", &[]).await?;
         transaction.commit().await?;
         Ok(RegistryRows {
             version: head.get(0),
@@ -108,6 +114,8 @@ impl Store {
                 })
                 .collect(),
             routes: routes.iter().map(|row| (row.get(0), row.get(1))).collect(),
+            pauses: pauses.iter().map(budgets::pause_row).collect(),
+            raises: raises.iter().filter_map(budgets::raise_row).collect(),
         })
     }
 

@@ -21,6 +21,7 @@ const SOURCES: &[&str] = &[
     include_str!("../../functions/busy.sql"),
     include_str!("../../functions/commands.sql"),
     include_str!("../../functions/transcript.sql"),
+    include_str!("../../functions/budget.sql"),
 ];
 
 /// One set of transition functions.

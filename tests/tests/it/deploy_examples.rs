@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use hermes_core::budget::{Budget, Price};
 use hermes_core::busy::{Busy, BusyPolicy};
 use hermes_core::command::AccessLists;
 use hermes_core::config::{
@@ -50,6 +51,7 @@ fn the_example_sets_every_key() {
     let Document {
         default_agent: _,
         model,
+        fallback_models,
         timezone,
         group_sessions_per_user: _,
         thread_sessions_per_user: _,
@@ -70,6 +72,8 @@ fn the_example_sets_every_key() {
             },
         retention: Retention { dedupe_days: _, steps_days: _, deliveries_days: _, dead_days: _, turns_days },
         sandbox: Sandbox { level: _, network: _, memory_mb: _, pids: _, cpu_seconds: _, disk_mb: _ },
+        budget,
+        user_budget,
         providers,
         default_provider,
         platforms: Platforms { telegram, webhook },
@@ -80,6 +84,11 @@ fn the_example_sets_every_key() {
     assert!(!reset_by_type.is_empty() && !reset_by_platform.is_empty() && !routes.is_empty());
     assert!(default_provider.is_some() && turns_days.is_some());
     assert!(rules.iter().any(|rule| rule.agent.is_some() && rule.platform.is_some()));
+    let Budget { usd_per_day, usd_per_month, tokens_per_day, max_output_tokens, unpriced: _ } = &budget;
+    assert!(
+        usd_per_day.is_some() && usd_per_month.is_some() && tokens_per_day.is_some() && max_output_tokens.is_some()
+    );
+    assert!(user_budget.binds() && !fallback_models.is_empty());
     // Keys whose value may be their default are looked for in the text.
     for key in [
         "default_agent",
@@ -108,15 +117,19 @@ fn the_example_sets_every_key() {
         "cpu_seconds",
         "disk_mb",
         "kind",
+        "unpriced",
     ] {
         let written = |line: &str| line.trim_start().starts_with(&format!("{key}:"));
         assert!(text.lines().any(written), "{key} is not in the example");
     }
-    assert!(
-        providers
-            .values()
-            .any(|Provider { kind: _, base_url, api_key_env }| base_url.is_some() && api_key_env.is_some())
-    );
+    let provider = |get: fn(&Provider) -> bool| providers.values().any(get);
+    assert!(provider(
+        |Provider { kind: _, base_url, api_key_env, prices: _ }| base_url.is_some() && api_key_env.is_some()
+    ));
+    assert!(provider(|provider| provider
+        .prices
+        .values()
+        .any(|Price { input: _, output: _, cached }| cached.is_some())));
     let field = |get: fn(&AgentSpec) -> bool| agents.values().any(get);
     let AgentSpec {
         model: _,
@@ -127,7 +140,10 @@ fn the_example_sets_every_key() {
         enabled_toolsets: _,
         disabled_toolsets: _,
         sandbox: _,
+        fallback_models: _,
+        budget: _,
     } = AgentSpec::default();
+    assert!(field(|agent| agent.fallback_models.is_some()) && field(|agent| agent.budget.is_some()));
     assert!(field(|agent| agent.model.is_some()) && field(|agent| agent.provider.is_some()));
     assert!(field(|agent| agent.base_url.is_some()) && field(|agent| agent.api_key_env.is_some()));
     assert!(field(|agent| agent.home_dir.is_some()) && field(|agent| agent.sandbox.is_some()));

@@ -47,6 +47,7 @@ fn target(kind: ProviderKind, mock: &MockModel) -> ProviderTarget {
         api_key_env: Some("TEST_KEY".to_owned()),
         model: "mock-1".to_owned(),
         configured: "local/mock-1".to_owned(),
+        price: None,
     }
 }
 
@@ -475,7 +476,8 @@ async fn every_kind_asks_for_tools_and_is_told_what_they_gave() {
         let given = [Call::new("call_a", "act", "{\"n\":1}"), Call::new("call_b", "act", "{\"n\":2}")];
         for said in ["", "one moment please"] {
             mock.script([Behaviour::Ask(said.to_owned(), given.to_vec())]);
-            let hello = Request { messages: vec![self::said(Role::User, "hello")], tools: vec![act()] };
+            let hello =
+                Request { messages: vec![self::said(Role::User, "hello")], tools: vec![act()], ..Request::default() };
             let (text, mut calls, reason) = calls(&broker, target(kind, &mock), hello).await;
             assert_eq!((text.as_str(), reason.as_str()), (said, finish), "{kind:?}");
             let asked: Vec<_> = calls.iter().map(|call| (call.name.as_str(), call.arguments.as_str())).collect();
@@ -497,8 +499,12 @@ async fn every_kind_asks_for_tools_and_is_told_what_they_gave() {
             let mut messages = vec![self::said(Role::User, "hello"), Message::Asked { text: text.clone(), calls }];
             messages.extend(results);
             mock.script([Behaviour::Ask(String::new(), given.to_vec())]);
-            let (_, next, _) =
-                self::calls(&broker, target(kind, &mock), Request { messages, tools: vec![act()] }).await;
+            let (_, next, _) = self::calls(
+                &broker,
+                target(kind, &mock),
+                Request { messages, tools: vec![act()], ..Request::default() },
+            )
+            .await;
             assert!(next.iter().all(|call| call.id != first), "{kind:?}: {next:?}");
             let sent = mock.last().json().to_string();
             assert!(sent.contains("gave one") && sent.contains("hello"), "{kind:?}: {sent}");
@@ -525,7 +531,7 @@ async fn calls_that_nobody_offered_are_none_and_too_many_are_no_reply() {
         assert_eq!((text.as_str(), none.len()), ("words", 0), "{kind:?}");
         let many = (0..=MAX_CALLS).map(|n| Call { id: format!("call_{n}"), ..call.clone() }).collect();
         mock.script([Behaviour::Ask(String::new(), many)]);
-        let request = Request { messages: vec![said(Role::User, "hello")], tools: vec![act()] };
+        let request = Request { messages: vec![said(Role::User, "hello")], tools: vec![act()], ..Request::default() };
         let events = broker.generate(ModelTarget::Provider(target(kind, &mock)), &AgentId::main(), request);
         let events: Vec<ModelEvent> = events.collect().await;
         assert!(

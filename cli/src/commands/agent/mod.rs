@@ -183,6 +183,9 @@ fn spec(args: SpecArgs) -> anyhow::Result<(AgentSpec, Option<Vec<u8>>)> {
         enabled_toolsets: args.enabled_toolsets.as_deref().map(list_of),
         disabled_toolsets: args.disabled_toolsets.as_deref().map(list_of),
         sandbox: args.sandbox.as_deref().map(sandbox).transpose()?,
+        fallback_models: args.fallback_models.as_deref().map(list_of),
+        // Budgets stand in the document; `hermesctl budget raise` and `pause` act beside it.
+        budget: None,
     };
     Ok((spec, soul))
 }

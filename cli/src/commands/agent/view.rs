@@ -17,6 +17,8 @@ pub(crate) struct SpecView {
     enabled_toolsets: Option<Vec<String>>,
     disabled_toolsets: Option<Vec<String>>,
     sandbox: Option<SandboxView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fallback_models: Option<Vec<String>>,
 }
 
 /// How an agent's tools are kept apart; absent fields take the defaults.
@@ -66,6 +68,7 @@ impl SpecView {
             enabled_toolsets: spec.enabled_toolsets.map(|list| list.values),
             disabled_toolsets: spec.disabled_toolsets.map(|list| list.values),
             sandbox: spec.sandbox.map(SandboxView::from_proto),
+            fallback_models: spec.fallback_models.map(|list| list.values),
         }
     }
 }

@@ -7,8 +7,10 @@
 use std::collections::BTreeMap;
 
 use super::fields::{Faults, REPORT_LIMIT};
-use super::models::{Resolved, resolve_model, unserved_message};
-use super::{AgentSpec, Document, Fault, Positions, Warning, WebhookReply, account_path, nearest, shown, values};
+use super::models::{Resolved, resolve_models, unserved_message};
+use super::{
+    AgentSpec, Document, Fault, Positions, Warning, WebhookReply, account_path, budget, nearest, shown, values,
+};
 use crate::AgentId;
 use crate::command;
 use crate::reset::{ResetMode, ResetPolicy};
@@ -17,8 +19,8 @@ use crate::sandbox::Sandbox;
 
 /// Judges references of a document; `positions` are those of the text it came from, or the default.
 ///
-/// Faults refuse the change. Warnings: routes that can never win, models that no provider serves, reset fields without
-/// effect. At most 1,000 of each, and a count of the rest.
+/// Faults refuse the change. Warnings: routes that can never win, models that no provider serves, budgets that cannot hold or
+/// let nothing in, reset fields without effect. At most 1,000 of each, and a count of the rest.
 pub fn check(document: &Document, positions: &Positions) -> (Vec<Fault>, Vec<Warning>) {
     let table = RouteTable::compile(document.routes.as_slice().into());
     check_compiled(document, &table, positions)
@@ -33,6 +35,7 @@ pub fn check_compiled(document: &Document, table: &RouteTable, positions: &Posit
     check_homes(document, positions, &mut faults);
     let mut warnings = Warnings::default();
     warn_models(document, positions, &mut warnings);
+    warn_budgets(document, positions, &mut warnings);
     warn_reset(document, positions, &mut warnings);
     warn_busy(document, positions, &mut warnings);
     warn_access(document, positions, &mut warnings);
@@ -56,6 +59,12 @@ pub fn check_spec(id: &AgentId, spec: &AgentSpec) -> Vec<Fault> {
     judge("base_url", spec.base_url.as_ref(), &values::url);
     judge("api_key_env", spec.api_key_env.as_ref(), &values::env_name);
     judge("home_dir", spec.home_dir.as_ref(), &values::home_dir);
+    for message in spec.budget.as_ref().map(budget::judge).unwrap_or_default() {
+        judge("budget", Some(&message), &|message| Err(message.to_owned()));
+    }
+    for (index, model) in spec.fallback_models.iter().flatten().enumerate() {
+        judge(&format!("fallback_models[{index}]"), Some(model), &values::model);
+    }
     for (field, toolsets) in
         [("enabled_toolsets", &spec.enabled_toolsets), ("disabled_toolsets", &spec.disabled_toolsets)]
     {
@@ -188,15 +197,29 @@ impl Warnings {
 
 fn warn_models(document: &Document, positions: &Positions, warnings: &mut Warnings) {
     for (id, spec) in &document.agents {
-        if resolve_model(document, spec) != Resolved::Unserved {
-            continue;
+        let unserved = resolve_models(document, spec).into_iter().enumerate();
+        for (index, model) in unserved.filter(|(_, model)| model.resolved == Resolved::Unserved) {
+            let key = if index == 0 { "model" } else { "fallback_models" };
+            let path = format!("agents.{id}.{key}");
+            let line = match positions.line(&path) {
+                0 => positions.line(key),
+                line => line,
+            };
+            warnings.add(line, path, unserved_message(&model.id));
         }
-        let path = format!("agents.{id}.model");
-        let line = match positions.line(&path) {
-            0 => positions.line("model"),
-            line => line,
-        };
-        warnings.add(line, path, unserved_message(spec.model.as_deref().unwrap_or(&document.model)));
+    }
+}
+
+fn warn_budgets(document: &Document, positions: &Positions, warnings: &mut Warnings) {
+    for (id, spec) in &document.agents {
+        for message in budget::warnings(document, spec) {
+            let path = format!("agents.{id}.budget");
+            let line = match positions.line(&path) {
+                0 => positions.line("budget"),
+                line => line,
+            };
+            warnings.add(line, path, message);
+        }
     }
 }
 

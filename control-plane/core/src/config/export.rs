@@ -12,7 +12,7 @@ use indexmap::IndexMap;
 use super::tree::is_odd;
 use super::{
     AgentSpec, Document, Limits, Provider, Rate, Retention, SecretRef, Streaming, TelegramAccount, WebhookAccount,
-    WebhookReply, sandbox,
+    WebhookReply, budget, sandbox,
 };
 use crate::busy::{Busy, BusyPolicy, BusyRule};
 use crate::command::AccessLists;
@@ -141,6 +141,10 @@ pub(super) fn literal(value: impl fmt::Display) -> Shape {
     Shape::Scalar(value.to_string())
 }
 
+fn texts(values: &[String]) -> Shape {
+    Shape::List(values.iter().map(|value| text(value)).collect())
+}
+
 /// Collects entries, leaving out what is absent.
 #[derive(Default)]
 pub(super) struct Entries(Vec<(String, Shape)>);
@@ -160,7 +164,7 @@ impl Entries {
 
     fn put_texts(self, key: &str, values: Option<&Vec<String>>) -> Self {
         match values {
-            Some(values) => self.put(key, Shape::List(values.iter().map(|value| text(value)).collect())),
+            Some(values) => self.put(key, texts(values)),
             None => self,
         }
     }
@@ -170,7 +174,7 @@ impl Entries {
     }
 }
 
-fn named<'a, K: fmt::Display + 'a, V: 'a>(
+pub(super) fn named<'a, K: fmt::Display + 'a, V: 'a>(
     all: impl IntoIterator<Item = (&'a K, &'a V)>,
     value: impl Fn(&V) -> Shape,
 ) -> Shape {
@@ -182,6 +186,7 @@ pub(super) fn shape(document: &Document) -> Shape {
     let mut top = Entries::default()
         .put("default_agent", text(document.default_agent.as_str()))
         .put("model", text(&document.model))
+        .put("fallback_models", texts(&document.fallback_models))
         .put("timezone", text(&document.timezone))
         .put("group_sessions_per_user", literal(document.group_sessions_per_user))
         .put("thread_sessions_per_user", literal(document.thread_sessions_per_user))
@@ -192,6 +197,8 @@ pub(super) fn shape(document: &Document) -> Shape {
         .put("limits", limits(&document.limits))
         .put("retention", retention(&document.retention))
         .put("sandbox", sandbox::shape(&document.sandbox))
+        .put("budget", budget::shape(&document.budget))
+        .put("user_budget", budget::shape(&document.user_budget))
         .put("providers", named(&document.providers, provider))
         .put_text("default_provider", document.default_provider.as_ref());
     let platforms = &document.platforms;
@@ -255,11 +262,14 @@ fn policy(policy: &ResetPolicy) -> Shape {
 }
 
 fn provider(provider: &Provider) -> Shape {
-    Entries::default()
+    let entries = Entries::default()
         .put("kind", text(provider.kind.as_str()))
         .put_text("base_url", provider.base_url.as_ref())
-        .put_text("api_key_env", provider.api_key_env.as_ref())
-        .map()
+        .put_text("api_key_env", provider.api_key_env.as_ref());
+    match provider.prices.is_empty() {
+        true => entries.map(),
+        false => entries.put("prices", budget::prices_shape(&provider.prices)).map(),
+    }
 }
 
 fn agent(spec: &AgentSpec) -> Shape {
@@ -270,9 +280,14 @@ fn agent(spec: &AgentSpec) -> Shape {
         .put_text("api_key_env", spec.api_key_env.as_ref())
         .put_text("home_dir", spec.home_dir.as_ref())
         .put_texts("enabled_toolsets", spec.enabled_toolsets.as_ref())
-        .put_texts("disabled_toolsets", spec.disabled_toolsets.as_ref());
-    match &spec.sandbox {
-        Some(own) => entries.put("sandbox", sandbox::shape(own)).map(),
+        .put_texts("disabled_toolsets", spec.disabled_toolsets.as_ref())
+        .put_texts("fallback_models", spec.fallback_models.as_ref());
+    let entries = match &spec.sandbox {
+        Some(own) => entries.put("sandbox", sandbox::shape(own)),
+        None => entries,
+    };
+    match &spec.budget {
+        Some(own) => entries.put("budget", budget::shape(own)).map(),
         None => entries.map(),
     }
 }

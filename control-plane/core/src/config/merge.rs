@@ -20,6 +20,9 @@ impl Document {
         let patch = patch.clone();
         set(&mut merged.default_agent, patch.default_agent);
         set(&mut merged.model, patch.model);
+        set(&mut merged.fallback_models, patch.fallback_models);
+        set(&mut merged.budget, patch.budget);
+        set(&mut merged.user_budget, patch.user_budget);
         set(&mut merged.timezone, patch.timezone);
         set(&mut merged.group_sessions_per_user, patch.group_sessions_per_user);
         set(&mut merged.thread_sessions_per_user, patch.thread_sessions_per_user);

@@ -10,6 +10,7 @@
 //! `default_provider`; elsewhere it is refused, because an empty `routes:` is more often a slip than a wish.
 
 mod accounts;
+mod budget;
 mod busy;
 mod check;
 mod export;
@@ -34,11 +35,12 @@ use serde::{Deserialize, Serialize};
 pub use check::{check, check_compiled, check_spec, load_offline};
 pub use export::to_yaml;
 pub use merge::{Change, ChangeKind, diff};
-pub use models::{Endpoint, Resolved, resolve_model, unserved_message, with_own_model};
+pub use models::{Endpoint, Model, Resolved, resolve_model, resolve_models, unserved_message, with_own_model};
 pub use patch::{LimitsPatch, Patch, Positions, Reading, parse, read};
 pub use retention::{DEDUPE_DAYS_MIN, RETENTION_DAYS_MAX, Retention, RetentionPatch};
 
 use crate::AgentId;
+use crate::budget::{Budget, Price};
 use crate::busy::Busy;
 use crate::command::AccessLists;
 use crate::reset::{ResetPolicy, ResetRules};
@@ -66,7 +68,10 @@ pub struct Document {
     pub default_agent: AgentId,
     /// The model of every agent that names none. Default `builtin/echo`.
     pub model: String,
-    /// IANA zone in which daily resets are judged. Default `UTC`.
+    /// Models that are asked, in this order, when an agent's own cannot answer. Default: none.
+    #[serde(default)]
+    pub fallback_models: Vec<String>,
+    /// IANA zone in which daily resets, days and months are judged. Default `UTC`.
     pub timezone: String,
     /// One session per user in group chats. Default true.
     pub group_sessions_per_user: bool,
@@ -88,6 +93,12 @@ pub struct Document {
     /// How the tools of every agent are kept apart that has no boundary of its own.
     #[serde(default)]
     pub sandbox: Sandbox,
+    /// What each agent may use that has no budget of its own. Default: anything.
+    #[serde(default)]
+    pub budget: Budget,
+    /// What each user of a platform may use, all agents together. Default: anything.
+    #[serde(default)]
+    pub user_budget: Budget,
     /// Model providers by name.
     pub providers: BTreeMap<String, Provider>,
     /// The provider of models without a configured prefix.
@@ -106,6 +117,7 @@ impl Default for Document {
         Self {
             default_agent: AgentId::main(),
             model: ECHO_MODEL.to_owned(),
+            fallback_models: Vec::new(),
             timezone: "UTC".to_owned(),
             group_sessions_per_user: Isolation::default().group_per_user,
             thread_sessions_per_user: Isolation::default().thread_per_user,
@@ -116,6 +128,8 @@ impl Default for Document {
             limits: Limits::default(),
             retention: Retention::default(),
             sandbox: Sandbox::default(),
+            budget: Budget::default(),
+            user_budget: Budget::default(),
             providers: BTreeMap::new(),
             default_provider: None,
             platforms: Platforms::default(),
@@ -134,6 +148,11 @@ impl Document {
     /// The boundary around an agent's tools: its own as a whole, else the one of all.
     pub fn sandbox_of(&self, spec: &AgentSpec) -> Sandbox {
         spec.sandbox.unwrap_or(self.sandbox)
+    }
+
+    /// The budget of an agent: its own as a whole, else the one of all.
+    pub fn budget_of<'a>(&'a self, spec: &'a AgentSpec) -> &'a Budget {
+        spec.budget.as_ref().unwrap_or(&self.budget)
     }
 
     /// The reset policies, for selection.
@@ -210,6 +229,12 @@ pub struct AgentSpec {
     /// The boundary around its tools, instead of the document's as a whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<Sandbox>,
+    /// Models that are asked when its own cannot answer; an empty list is an explicit "none".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback_models: Option<Vec<String>>,
+    /// What it may use, instead of the document's `budget` as a whole; one without limits is an explicit "anything".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
 }
 
 /// Which wire protocol a provider speaks.
@@ -251,6 +276,9 @@ pub struct Provider {
     /// Name of the environment variable with the key; absent means no key is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key_env: Option<String>,
+    /// What its models cost, by the name that it calls them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub prices: BTreeMap<String, Price>,
 }
 
 /// Platform accounts by platform.

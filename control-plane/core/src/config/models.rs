@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 
 use super::{AgentSpec, Document, ECHO_MODEL, Provider, ProviderKind};
+use crate::budget::Price;
 
 /// Who answers for an agent's model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +33,32 @@ pub struct Endpoint {
     pub api_key_env: Option<String>,
     /// The model as that server calls it.
     pub model: String,
+    /// What it costs, where the document says.
+    pub price: Option<Price>,
+}
+
+/// One of the models that answer for an agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Model {
+    /// Its id as configured.
+    pub id: String,
+    /// Who serves it.
+    pub resolved: Resolved,
+}
+
+/// The models that answer for an agent, in the order in which they are asked: its own, then its `fallback_models`, which are the
+/// document's unless it has a list. An agent's own provider, server and key belong to its own model alone.
+pub fn resolve_models(document: &Document, spec: &AgentSpec) -> Vec<Model> {
+    let own = spec.model.as_deref().unwrap_or(&document.model);
+    let mut models = vec![Model { id: own.to_owned(), resolved: resolve_model(document, spec) }];
+    for id in spec.fallback_models.as_ref().unwrap_or(&document.fallback_models) {
+        let resolved = resolve_model(document, &AgentSpec { model: Some(id.clone()), ..AgentSpec::default() });
+        let model = Model { id: id.clone(), resolved };
+        if !models.contains(&model) {
+            models.push(model);
+        }
+    }
+    models
 }
 
 /// Resolves the model of an agent: `builtin/echo` answers by itself; the agent's `provider` wins; else a provider named
@@ -64,6 +91,7 @@ pub fn resolve_model(document: &Document, spec: &AgentSpec) -> Resolved {
             base_url,
             api_key_env,
             model: named.to_owned(),
+            price: provider.and_then(|(_, provider)| provider.prices.get(named)).copied(),
         })
     };
     match (&spec.base_url, chosen) {

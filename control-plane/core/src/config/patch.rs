@@ -13,18 +13,20 @@ use super::fields::{self, Faults, Path, Section, boolean, entries, integer, judg
 use super::tree::{self, Node};
 use super::{
     AgentSpec, Document, Fault, Provider, ProviderKind, RetentionPatch, TelegramAccount, WebhookAccount, accounts,
-    busy, retention, sandbox, values,
+    budget, busy, retention, sandbox, values,
 };
 use crate::AgentId;
+use crate::budget::Budget;
 use crate::busy::Busy;
 use crate::reset::{ResetMode, ResetPolicy};
 use crate::routing::{InvalidRoute, MatchKey, Route};
 use crate::sandbox::Sandbox;
 
 /// Top-level keys.
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 20] = [
     "default_agent",
     "model",
+    "fallback_models",
     "timezone",
     "group_sessions_per_user",
     "thread_sessions_per_user",
@@ -35,14 +37,26 @@ const KEYS: [&str; 17] = [
     "limits",
     "retention",
     "sandbox",
+    "budget",
+    "user_budget",
     "providers",
     "default_provider",
     "platforms",
     "agents",
     "routes",
 ];
-const AGENT_KEYS: [&str; 8] =
-    ["model", "provider", "base_url", "api_key_env", "home_dir", "enabled_toolsets", "disabled_toolsets", "sandbox"];
+const AGENT_KEYS: [&str; 10] = [
+    "model",
+    "provider",
+    "base_url",
+    "api_key_env",
+    "home_dir",
+    "enabled_toolsets",
+    "disabled_toolsets",
+    "fallback_models",
+    "budget",
+    "sandbox",
+];
 
 /// What one text says: every key optional, named agents, providers and accounts as written.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -51,6 +65,8 @@ pub struct Patch {
     pub default_agent: Option<AgentId>,
     /// See [`super::Document::model`].
     pub model: Option<String>,
+    /// Replaces the list.
+    pub fallback_models: Option<Vec<String>>,
     /// See [`super::Document::timezone`].
     pub timezone: Option<String>,
     /// See [`super::Document::group_sessions_per_user`].
@@ -71,6 +87,10 @@ pub struct Patch {
     pub limits: LimitsPatch,
     /// `retention`, key by key.
     pub retention: RetentionPatch,
+    /// Replaces all limits as a whole.
+    pub budget: Option<Budget>,
+    /// Replaces all limits as a whole.
+    pub user_budget: Option<Budget>,
     /// Providers the text names.
     pub providers: BTreeMap<String, Provider>,
     /// `Some(None)` when the text says `default_provider: null`, which unsets it.
@@ -207,6 +227,13 @@ pub fn read(text: &str) -> Reading {
     if let Some(node) = top.get("sandbox") {
         patch.sandbox = Some(sandbox::read(node, Path::Root.key("sandbox"), &mut faults));
     }
+    let budgets = [("budget", &mut patch.budget), ("user_budget", &mut patch.user_budget)];
+    for (key, slot) in budgets {
+        if let Some(node) = top.get(key) {
+            patch.positions.note(key, node.line);
+            *slot = Some(budget::read(node, Path::Root.key(key), &mut faults));
+        }
+    }
     if let Some(node) = top.get("providers") {
         read_providers(node, &mut patch, &mut faults);
     }
@@ -234,6 +261,10 @@ fn read_scalars(top: &Section<'_, '_>, patch: &mut Patch, faults: &mut Faults) {
     }
     if let Some(node) = top.get("model") {
         patch.model = judged(node, path.key("model"), faults, values::model);
+    }
+    if let Some(node) = top.get("fallback_models") {
+        patch.positions.note("fallback_models", node.line);
+        patch.fallback_models = budget::read_models(node, path.key("fallback_models"), faults);
     }
     if let Some(node) = top.get("timezone") {
         patch.timezone = judged(node, path.key("timezone"), faults, values::timezone);
@@ -346,7 +377,7 @@ fn read_providers(node: &Node, patch: &mut Patch, faults: &mut Faults) {
         } else if entry.key == "builtin" {
             faults.add(entry.line, path, "builtin is taken by the built-in model; choose another name");
         }
-        let section = Section::open(entry.value, &path, &["kind", "base_url", "api_key_env"], faults);
+        let section = Section::open(entry.value, &path, &["kind", "base_url", "api_key_env", "prices"], faults);
         let kind = section.optional("kind", faults, |node, path, faults| {
             let name = text(node, path, faults)?;
             let kind = ProviderKind::parse(name);
@@ -371,6 +402,7 @@ fn read_providers(node: &Node, patch: &mut Patch, faults: &mut Faults) {
             kind: kind.unwrap_or(ProviderKind::Openai),
             base_url: section.optional("base_url", faults, url),
             api_key_env: section.optional("api_key_env", faults, env),
+            prices: section.optional("prices", faults, budget::read_prices).unwrap_or_default(),
         };
         patch.positions.note(path.to_string(), entry.line);
         patch.providers.insert(entry.key.to_owned(), provider);
@@ -386,7 +418,7 @@ fn read_agents(node: &Node, patch: &mut Patch, faults: &mut Faults) {
         let spec = agent_spec(&section, faults);
         let Ok(id) = id else { continue };
         patch.positions.note(path.to_string(), entry.line);
-        for key in ["model", "provider", "home_dir"] {
+        for key in ["model", "provider", "home_dir", "budget", "fallback_models"] {
             if let Some(node) = section.get(key) {
                 patch.positions.note(path.key(key).to_string(), node.line);
             }
@@ -411,7 +443,18 @@ fn agent_spec(section: &Section<'_, '_>, faults: &mut Faults) -> AgentSpec {
     let enabled_toolsets = toolsets("enabled_toolsets");
     let disabled_toolsets = toolsets("disabled_toolsets");
     let sandbox = section.optional("sandbox", faults, |node, path, faults| Some(sandbox::read(node, path, faults)));
-    AgentSpec { model, provider, base_url, api_key_env, home_dir, enabled_toolsets, disabled_toolsets, sandbox }
+    AgentSpec {
+        sandbox,
+        model,
+        provider,
+        base_url,
+        api_key_env,
+        home_dir,
+        enabled_toolsets,
+        disabled_toolsets,
+        fallback_models: section.optional("fallback_models", faults, budget::read_models),
+        budget: section.optional("budget", faults, |node, path, faults| Some(budget::read(node, path, faults))),
+    }
 }
 
 fn read_routes(node: &Node, positions: &mut Positions, faults: &mut Faults) -> Option<Vec<Route>> {

@@ -72,6 +72,7 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::DeliveryListDeliveries
         | Rpc::DeliveryGetDelivery
         | Rpc::DeliveryListDeadTurns
+        | Rpc::BudgetListBudgets
         | Rpc::SystemGetStatus
         | Rpc::SystemDiff
         | Rpc::SystemExport
@@ -83,6 +84,9 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::AgentRollbackAgent
         | Rpc::RouteAddRoute
         | Rpc::RouteRemoveRoute
+        | Rpc::BudgetRaiseBudget
+        | Rpc::BudgetPauseAgent
+        | Rpc::BudgetResumeAgent
         | Rpc::DeliveryRedriveDeliveries
         | Rpc::DeliveryRedriveTurns
         | Rpc::DeliveryDropTurns

@@ -91,6 +91,10 @@ fn pace(called: Called) -> Pace {
         | Rpc::DeliveryListDeadTurns
         | Rpc::DeliveryRedriveTurns
         | Rpc::DeliveryDropTurns
+        | Rpc::BudgetListBudgets
+        | Rpc::BudgetRaiseBudget
+        | Rpc::BudgetPauseAgent
+        | Rpc::BudgetResumeAgent
         | Rpc::SystemGetStatus
         | Rpc::SystemListWorkers
         | Rpc::SystemDrainWorkers

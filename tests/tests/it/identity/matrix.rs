@@ -11,8 +11,8 @@ use tonic::Code;
 
 use super::fixture::{Answer, Fixture, call, identity};
 
-const SERVICES: [&str; 9] =
-    ["Agent", "Route", "Session", "Delivery", "Message", "Worker", "Model", "Identity", "System"];
+const SERVICES: [&str; 10] =
+    ["Agent", "Route", "Session", "Delivery", "Budget", "Message", "Worker", "Model", "Identity", "System"];
 
 /// `AgentAddAgent` is `/hermes.v1.AgentService/AddAgent`.
 fn service_and_method(rpc: Rpc) -> (&'static str, String) {

@@ -192,13 +192,18 @@ impl Cluster {
 
     /// A worker of `main` that is registered with `replica`.
     pub(super) async fn worker(&self, replica: &Replica, slots: &str) -> Child {
+        self.worker_in("home", replica, slots).await
+    }
+
+    /// The same with a home of that name.
+    pub(super) async fn worker_in(&self, home: &str, replica: &Replica, slots: &str) -> Child {
         let made =
             replica.json(&["token", "create", "--role", "worker", "--agent", "main", "--uses", "1", "--ttl", "1h"]);
         let join = self.dir.path().join("join.token");
         secret_file(&join, made["token"].as_str().unwrap());
         let mut worker = command("hermes-worker");
         worker.args(["--server", &format!("https://{}", self.way.address()), "--slots", slots]);
-        worker.arg("--home").arg(self.dir.path().join("home")).arg("--join-token-file").arg(&join);
+        worker.arg("--home").arg(self.dir.path().join(home)).arg("--join-token-file").arg(&join);
         let log = fs::File::create(self.dir.path().join("worker.log")).unwrap();
         let child = worker.stderr(log).spawn().unwrap();
         let there = async {

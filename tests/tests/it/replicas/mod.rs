@@ -1,6 +1,7 @@
 //! Several replicas of the control plane on one database, with real processes.
 
 mod accounts;
+mod budgets;
 mod cluster;
 mod database;
 mod sender;

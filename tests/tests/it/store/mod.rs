@@ -5,6 +5,7 @@
 //! until the other one waits for it.
 
 mod accounts;
+mod budgets;
 mod busy;
 mod calls;
 mod commands;
@@ -44,6 +45,17 @@ macro_rules! drills {
 }
 
 drills! {
+    budgets::{
+        a_call_is_let_in_while_it_fits_and_settled_with_what_it_used,
+        what_nobody_settles_stays_spent,
+        the_same_step_holds_one_reservation_whoever_asks,
+        a_call_must_fit_every_payer,
+        a_month_counts_its_days_and_a_day_itself,
+        a_call_waits_for_the_one_before_it_and_sees_its_sum,
+        calls_at_once_never_take_more_than_there_is,
+        a_limit_that_is_hit_is_noted_once_a_period,
+        a_pause_and_a_raise_move_the_registry,
+    }
     busy::{
         a_stop_is_for_the_turn_that_ran_and_never_for_the_next,
         a_stop_beside_the_end_of_its_turn_leaves_the_next_one_alone,

@@ -634,6 +634,34 @@ const MUTATIONS: &[Mutation] = &[
         edits: &[("(s.tail_seq - s.head_seq + 1 - s.absorbed), 0)", "(s.tail_seq - s.head_seq + 1), 0)")],
         caught_by: &["a_full_session_keeps_the_first_come_and_nothing_of_the_rest"],
     },
+    Mutation {
+        name: "calls under a budget are not let in one after the other",
+        edits: &[(
+            "PERFORM 1 FROM budget_days d WHERE d.payer = ANY(p_payers) AND d.day = p_day ORDER BY d.payer FOR NO KEY UPDATE;",
+            "",
+        )],
+        caught_by: &["a_call_waits_for_the_one_before_it_and_sees_its_sum"],
+    },
+    Mutation {
+        name: "a repeated call reserves again",
+        edits: &[("IF k.session_id IS NOT NULL THEN\n    o_result := CASE WHEN k.epoch > p_epoch", "IF false THEN\n    o_result := CASE WHEN k.epoch > p_epoch")],
+        caught_by: &["the_same_step_holds_one_reservation_whoever_asks"],
+    },
+    Mutation {
+        name: "anybody settles a step's reservation",
+        edits: &[("AND r.step = p_step AND r.call = p_call", "AND r.step = p_step")],
+        caught_by: &["the_same_step_holds_one_reservation_whoever_asks"],
+    },
+    Mutation {
+        name: "only the first payer counts",
+        edits: &[("FOR i IN 1 .. cardinality(p_payers) LOOP", "FOR i IN 1 .. 1 LOOP")],
+        caught_by: &["a_call_must_fit_every_payer"],
+    },
+    Mutation {
+        name: "a swept reservation was never spent",
+        edits: &[("WHERE p_usd IS NOT NULL AND d.payer = ANY(k.payers)", "WHERE d.payer = ANY(k.payers)"), ("d.usd + p_usd - k.usd", "d.usd + coalesce(p_usd, 0) - k.usd")],
+        caught_by: &["what_nobody_settles_stays_spent"],
+    },
 ];
 
 /// The tables and the functions of this build as one text. V2 made the first functions and V3 dropped them.

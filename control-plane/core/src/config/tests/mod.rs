@@ -1,5 +1,6 @@
 //! The document as its users meet it: text in, faults or a document out.
 
+mod budgets;
 mod strict;
 
 use proptest::prelude::*;
@@ -29,6 +30,7 @@ routes:
 const FULL: &str = r#"
 default_agent: coder
 model: anthropic/claude-haiku
+fallback_models: [local/small, anthropic/claude-haiku]
 timezone: Europe/Berlin
 group_sessions_per_user: false
 thread_sessions_per_user: true
@@ -45,8 +47,13 @@ busy:
     - {agent: coder, platform: slack, mode: steer, notice: false}
 limits: {message_bytes: 1000, history_bytes: 5000, turn_seconds: 60, stall_seconds: 30, queued_per_agent: 9, queued_per_session: 3, shed_after_seconds: 0, inbound_per_second: 7}
 retention: {dedupe_days: 9, steps_days: 3, deliveries_days: 4, dead_days: 5, turns_days: 6}
+budget: {usd_per_day: 2.5, usd_per_month: 40, tokens_per_day: 90000, max_output_tokens: 500, unpriced: allow}
+user_budget: {usd_per_day: 0}
 providers:
-  anthropic: {api_key_env: ANTHROPIC_API_KEY}
+  anthropic:
+    api_key_env: ANTHROPIC_API_KEY
+    prices:
+      claude-haiku: {input_usd_per_mtok: 1, output_usd_per_mtok: 5, cached_usd_per_mtok: 0.1}
   local: {kind: openai, base_url: "http://127.0.0.1:8080/v1"}
 default_provider: local
 platforms:
@@ -75,6 +82,8 @@ agents:
     home_dir: /srv/coder
     enabled_toolsets: []
     disabled_toolsets: [web]
+    fallback_models: []
+    budget: {tokens_per_day: 7}
   plain:
   braces: {}
 routes:
@@ -422,6 +431,8 @@ fn a_diff_names_each_changed_path() {
             r#"Remove agents.coder.home_dir Some("/srv/coder") None"#,
             r#"Remove agents.coder.enabled_toolsets Some("[]") None"#,
             r#"Remove agents.coder.disabled_toolsets Some("[web]") None"#,
+            r#"Remove agents.coder.fallback_models Some("[]") None"#,
+            r#"Remove agents.coder.budget Some("{tokens_per_day: 7}") None"#,
             r#"Add agents.plain.model None Some("z")"#,
             r#"Add routes[0] None Some("{match: {chat_id: \"1\"}, agent: plain}")"#,
         ]
