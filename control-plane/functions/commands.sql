@@ -26,22 +26,23 @@ BEGIN
 END $$;
 
 -- A locked session ends and its key moves to another one of the same key, which is locked or new. What runs is asked to stop; what waits
--- behind it is answered before the other one begins. Answers as stop_head.
-CREATE FUNCTION hand_on(p_from bigint, p_to bigint, p_why text, p_notice bytea) RETURNS int LANGUAGE plpgsql SET enable_seqscan = off AS $$
-DECLARE n int; r sessions; t timestamptz := clock_timestamp();
+-- behind it is answered before the other one begins. o_stopped and o_turn: what stop_head answers.
+CREATE FUNCTION hand_on(p_from bigint, p_to bigint, p_why text, p_notice bytea) RETURNS TABLE (o_stopped int, o_turn bigint) LANGUAGE plpgsql
+SET enable_seqscan = off AS $$
+DECLARE r sessions; t timestamptz := clock_timestamp();
 BEGIN
-  n := (SELECT h.o_result FROM stop_head(p_from, NULL, p_notice) h);
+  SELECT h.o_result, h.o_seq INTO o_stopped, o_turn FROM stop_head(p_from, NULL, p_notice) h;
   SELECT * INTO r FROM sessions WHERE session_id = p_from;
   UPDATE sessions SET ended_at = NULL, end_reason = NULL, successor = NULL, updated_at = t, state = CASE WHEN r.state = 0 THEN 0 ELSE 3 END
    WHERE session_id = p_to;
   UPDATE sessions SET ended_at = t, end_reason = p_why, successor = p_to WHERE session_id = p_from;
   UPDATE session_keys SET session_id = p_to WHERE agent_no = r.agent_no AND session_key = r.session_key;
-  RETURN n;
+  RETURN NEXT;
 END $$;
 
--- A fresh session for a key; p_session: its locked current one, or 0. One that nobody has used yet is fresh enough. o_stopped as stop_head.
-CREATE FUNCTION begin_anew(p_session bigint, p_agent int, p_skey text, p_title text, p_notice bytea) RETURNS TABLE (o_session bigint, o_stopped int)
-LANGUAGE plpgsql SET enable_seqscan = off AS $$
+-- A fresh session for a key; p_session: its locked current one, or 0. One that nobody has used yet is fresh enough. The rest as hand_on.
+CREATE FUNCTION begin_anew(p_session bigint, p_agent int, p_skey text, p_title text, p_notice bytea)
+RETURNS TABLE (o_session bigint, o_stopped int, o_turn bigint) LANGUAGE plpgsql SET enable_seqscan = off AS $$
 BEGIN
   o_stopped := 0;
   IF EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = p_session AND s.tail_seq = 0) THEN
@@ -52,14 +53,16 @@ BEGIN
     -- Its key at once is somebody else's when two begin one: the second one's caller repeats it.
     IF p_session = 0 THEN INSERT INTO session_keys(agent_no, session_key, session_id) VALUES (p_agent, p_skey, o_session); END IF;
     INSERT INTO sessions(session_id, agent_no, session_key, title) VALUES (o_session, p_agent, p_skey, p_title);
-    IF p_session <> 0 THEN o_stopped := hand_on(p_session, o_session, 'new', p_notice); END IF;
+    IF p_session <> 0 THEN
+      SELECT h.o_stopped, h.o_turn INTO o_stopped, o_turn FROM hand_on(p_session, o_session, 'new', p_notice) h;
+    END IF;
   END IF;
   RETURN NEXT;
 END $$;
 
 -- An ended session of the same key is its current one again, in place of p_session (locked). o_result: 1 done, 2 it still runs or waits, 0 it
--- is no such session. o_stopped as stop_head.
-CREATE FUNCTION resume(p_session bigint, p_to bigint, p_notice bytea) RETURNS TABLE (o_result int, o_stopped int) LANGUAGE plpgsql
+-- is no such session. The rest as hand_on.
+CREATE FUNCTION resume(p_session bigint, p_to bigint, p_notice bytea) RETURNS TABLE (o_result int, o_stopped int, o_turn bigint) LANGUAGE plpgsql
 SET enable_seqscan = off AS $$
 DECLARE r sessions;
 BEGIN
@@ -70,7 +73,8 @@ BEGIN
   IF r.session_id IS NOT NULL AND r.state <> 0 THEN
     o_result := 2;
   ELSIF r.session_id IS NOT NULL THEN
-    o_stopped := hand_on(p_session, p_to, 'resumed', p_notice); o_result := 1;
+    SELECT h.o_stopped, h.o_turn INTO o_stopped, o_turn FROM hand_on(p_session, p_to, 'resumed', p_notice) h;
+    o_result := 1;
   END IF;
   RETURN NEXT;
 END $$;

@@ -77,11 +77,11 @@ pub(super) fn status(outcome: &Outcome, agent: &AgentId, session_key: &str, defa
 }
 
 pub(super) fn renewed(outcome: &Outcome) -> String {
-    match outcome {
-        Outcome::Renewed(true) => "A new conversation begins. I am stopping what I was doing.",
-        _ => "A new conversation begins.",
+    let mut said = "A new conversation begins.".to_owned();
+    if let Outcome::Renewed(stopped) = outcome {
+        said.push_str(stopping(*stopped));
     }
-    .to_owned()
+    said
 }
 
 pub(super) fn title(outcome: &Outcome) -> String {
@@ -113,12 +113,8 @@ pub(super) fn sessions(outcome: &Outcome, now: &Zoned) -> String {
 
 pub(super) fn resumed(outcome: &Outcome) -> String {
     match outcome {
-        Outcome::Resumed(Resumed::Done(session, stopping)) => {
-            let mut said = format!("Back in {}.", name_of(session));
-            if *stopping {
-                said.push_str(" I am stopping what I was doing.");
-            }
-            said
+        Outcome::Resumed(Resumed::Done(session, stopped)) => {
+            format!("Back in {}.{}", name_of(session), stopping(*stopped))
         }
         Outcome::Resumed(Resumed::Current(session)) => format!("{} is this conversation.", name_of(session)),
         Outcome::Resumed(Resumed::Busy(session)) => {
@@ -167,6 +163,10 @@ pub(super) fn home(outcome: &Outcome, agent: &AgentId) -> String {
         Outcome::Home(true) => format!("This chat is the home of {agent} on this account now."),
         _ => "There is no chat here that could be a home.".to_owned(),
     }
+}
+
+fn stopping(stopped: Stopped) -> &'static str {
+    if stopped.turn().is_some() { " I am stopping what I was doing." } else { "" }
 }
 
 fn used(used: &Used) -> String {

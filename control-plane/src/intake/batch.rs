@@ -123,14 +123,12 @@ async fn carry_out(
 /// Wakes whoever a command has given something to do.
 fn follow(dispatcher: &Dispatcher, agent_no: i32, commanded: &Commanded) {
     match &commanded.outcome {
-        Some(Outcome::Stopped(stopped)) => dispatcher.stopped(*stopped),
+        Some(Outcome::Stopped(stopped) | Outcome::Renewed(stopped) | Outcome::Resumed(Resumed::Done(_, stopped))) => {
+            dispatcher.stopped(*stopped);
+        }
         Some(Outcome::Again(_)) => {
             dispatcher.pressure().waits(agent_no);
             dispatcher.waits_anywhere(agent_no);
-        }
-        Some(Outcome::Renewed(true) | Outcome::Resumed(Resumed::Done(_, true))) => {
-            dispatcher.signalled();
-            dispatcher.nudge();
         }
         _ => {}
     }

@@ -86,8 +86,8 @@ pub enum Outcome {
     Nothing,
     /// What the stop came to.
     Stopped(Stopped),
-    /// A new session is there; whether something that ran is being stopped.
-    Renewed(bool),
+    /// A new session is there, and what became of what ran or waited in the old one.
+    Renewed(Stopped),
     /// How the session stands; `None`: there is none.
     Session(Option<Standing>, Used),
     /// The sessions of the key, the current one first.
@@ -158,8 +158,8 @@ pub struct Listed {
 /// What became of going back to an earlier session.
 #[derive(Clone, Debug)]
 pub enum Resumed {
-    /// It is the current one again; whether something that ran is being stopped.
-    Done(Listed, bool),
+    /// It is the current one again, and what became of what ran or waited in the other one.
+    Done(Listed, Stopped),
     /// It is the current one.
     Current(Listed),
     /// It still runs or waits.
@@ -240,7 +240,7 @@ async fn carry_out(
     };
     // A turn that was accepted again has the event's key already.
     if !matches!(outcome, Outcome::Again(_)) {
-        let said = answer.told.then(|| answer.text.as_bytes());
+        let said = answer.told.then_some(answer.text.as_bytes());
         let seq = turn.map_or(0, |turn| turn.seq);
         tx.execute("SELECT command_end($1,$2,$3,$4,$5)", &[&row.dedupe_key, &session, &seq, &row.lane, &said]).await?;
     }
@@ -264,9 +264,7 @@ impl Carrying<'_> {
             Effect::Stop => {
                 let sql = "SELECT o_result, o_seq FROM stop_head($1, NULL, $2)";
                 let row = self.tx.query_one(sql, &[&self.session, &self.notice]).await?;
-                let seq = row.get::<_, Option<i64>>(1).unwrap_or(0);
-                let turn = TurnId { session: SessionId(self.session), seq };
-                Outcome::Stopped(Stopped::from_code(row.get(0), turn))
+                Outcome::Stopped(self.stopped(row.get(0), row.get(1)))
             }
             Effect::Renew(title) => Outcome::Renewed(self.begin_anew(title.as_deref()).await?.1),
             Effect::Title(title) => {
@@ -306,13 +304,17 @@ impl Carrying<'_> {
         })
     }
 
-    /// The new session, and whether something that ran is being stopped.
-    async fn begin_anew(&self, title: Option<&str>) -> Result<(i64, bool)> {
-        let sql = "SELECT o_session, o_stopped FROM begin_anew($1,$2,$3,$4,$5)";
+    fn stopped(&self, result: i32, seq: Option<i64>) -> Stopped {
+        Stopped::from_code(result, TurnId { session: SessionId(self.session), seq: seq.unwrap_or(0) })
+    }
+
+    /// The new session, and what became of what ran or waited in the old one.
+    async fn begin_anew(&self, title: Option<&str>) -> Result<(i64, Stopped)> {
+        let sql = "SELECT o_session, o_stopped, o_turn FROM begin_anew($1,$2,$3,$4,$5)";
         let params: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
             [&self.session, &self.row.agent_no, &self.row.session_key, &title, &self.notice];
         let row = self.tx.query_one(sql, &params).await?;
-        Ok((row.get(0), row.get::<_, i32>(1) != 0))
+        Ok((row.get(0), self.stopped(row.get(1), row.get(2))))
     }
 
     /// Sets something that is the session's own; where there is none yet, of a new one.
@@ -366,10 +368,10 @@ impl Carrying<'_> {
         if chosen.current {
             return Ok(Resumed::Current(chosen));
         }
-        let sql = "SELECT o_result, o_stopped FROM resume($1,$2,$3)";
+        let sql = "SELECT o_result, o_stopped, o_turn FROM resume($1,$2,$3)";
         let row = self.tx.query_one(sql, &[&self.session, &chosen.id.0, &self.notice]).await?;
         Ok(match row.get::<_, i32>(0) {
-            1 => Resumed::Done(chosen, row.get::<_, i32>(1) != 0),
+            1 => Resumed::Done(chosen, self.stopped(row.get(1), row.get(2))),
             2 => Resumed::Busy(chosen),
             _ => Resumed::Unknown,
         })

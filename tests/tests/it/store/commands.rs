@@ -30,7 +30,7 @@ fn retry() -> Effect {
 
 fn resume(db: &Db, key: &str, session: &str, which: &str) -> Result<String> {
     Ok(match give(db, key, session, Effect::Resume(which.to_owned()))? {
-        Outcome::Resumed(Resumed::Done(session, stopping)) => format!("{} {stopping}", session.id),
+        Outcome::Resumed(Resumed::Done(session, stopped)) => format!("{} {}", session.id, stopped.turn().is_some()),
         Outcome::Resumed(Resumed::Current(session)) => format!("{} is current", session.id),
         Outcome::Resumed(Resumed::Busy(session)) => format!("{} is busy", session.id),
         Outcome::Resumed(Resumed::Unknown) => "unknown".to_owned(),
@@ -90,7 +90,9 @@ pub(super) fn a_new_session_takes_the_key_and_the_old_one_is_finished_first(db: 
     let w = db.worker(1)?;
     db.ingest(&[msg("a", "x").on(w, 1), msg("b", "x")])?;
     give(db, "t", "x", Effect::Model(Some("own/model".to_owned())))?;
-    ensure!(matches!(give(db, "n", "x", Effect::Renew(Some("plan".to_owned())))?, Outcome::Renewed(true)));
+    ensure!(
+        matches!(give(db, "n", "x", Effect::Renew(Some("plan".to_owned())))?, Outcome::Renewed(stopped) if stopped.turn().is_some())
+    );
     same!(db.signals(&[w])?, format!("{w}:t1.1/1/stop"));
     same!(db.look(SESSIONS)?, "1|2|1|2|new 2|3|1|0|");
     same!(db.look("SELECT session_id, title, model FROM sessions ORDER BY 1")?, "1|-|own/model 2|plan|-");
@@ -103,7 +105,7 @@ pub(super) fn a_new_session_takes_the_key_and_the_old_one_is_finished_first(db: 
     same!(db.claim(&[(w, 2)])?, "2/1/1/pc");
     // What waits for a worker ends at once, and its chat is told.
     db.ingest(&[msg("d", "y")])?;
-    ensure!(matches!(give(db, "o", "y", Effect::Renew(None))?, Outcome::Renewed(true)));
+    ensure!(matches!(give(db, "o", "y", Effect::Renew(None))?, Outcome::Renewed(stopped) if stopped.turn().is_some()));
     same!(db.look("SELECT session_id, state FROM sessions WHERE session_key = 'y' ORDER BY 1")?, "3|0 4|0");
     same!(db.look(SAID)?, "said said sorry said");
     same!(db.ingest(&[msg("e", "y").on(w, 3)])?, "4/1/f/1");
@@ -112,14 +114,16 @@ pub(super) fn a_new_session_takes_the_key_and_the_old_one_is_finished_first(db: 
 
 pub(super) fn a_new_session_where_nothing_was_said_is_the_one_that_is_there(db: &mut Db) -> Result<()> {
     for (key, title) in [("a", None), ("b", Some("two".to_owned())), ("c", None)] {
-        ensure!(matches!(give(db, key, "x", Effect::Renew(title))?, Outcome::Renewed(false)));
+        ensure!(
+            matches!(give(db, key, "x", Effect::Renew(title))?, Outcome::Renewed(stopped) if stopped.turn().is_none())
+        );
     }
     same!(db.look(SESSIONS)?, "1|0|1|0|");
     same!(db.look("SELECT session_id, session_key FROM session_keys")?, "1|x");
     // Two that begin the first one at once: one session.
     let first = "SELECT o_session FROM begin_anew(0, 1, 'y', NULL, 'sorry')";
     let (outcome, waited) = db.race(first, |db| give(db, "d", "y", Effect::Renew(None)))?;
-    ensure!(waited && matches!(outcome, Outcome::Renewed(false)));
+    ensure!(waited && matches!(outcome, Outcome::Renewed(stopped) if stopped.turn().is_none()));
     same!(db.look("SELECT count(*) FROM sessions WHERE session_key = 'y'")?, "1");
     Ok(())
 }
