@@ -31,12 +31,20 @@ pub struct Message {
     pub tool_calls: Arc<[ToolCall]>,
     /// Of a tool: which call this answers.
     pub tool_call_id: Arc<str>,
+    /// Of the assistant: what the reply that asked came with; opaque.
+    pub reasoning: Arc<str>,
 }
 
 impl Message {
     /// Text only.
     pub fn new(role: ModelRole, text: impl Into<Arc<str>>) -> Self {
-        Self { role, text: text.into(), tool_calls: Arc::default(), tool_call_id: Arc::default() }
+        Self {
+            role,
+            text: text.into(),
+            tool_calls: Arc::default(),
+            tool_call_id: Arc::default(),
+            reasoning: Arc::default(),
+        }
     }
 }
 
@@ -164,11 +172,11 @@ fn parts(messages: Vec<Message>) -> impl Iterator<Item = generate_request::Part>
 /// What a chunk takes of a part, bytes.
 fn cost(chunk: &ModelMessage) -> usize {
     let calls = chunk.tool_calls.iter().map(|call| call.arguments.len() + call.name.len() + call.id.len() + 32);
-    chunk.text.len() + chunk.tool_call_id.len() + 32 + calls.sum::<usize>()
+    chunk.text.len() + chunk.reasoning.len() + chunk.tool_call_id.len() + 32 + calls.sum::<usize>()
 }
 
 /// A message in chunks of at most [`hermes_proto::CHUNK_BYTES`] of text, at least one; its tool calls come after its text,
-/// as many in one chunk as fit twice that.
+/// as many in one chunk as fit twice that, and its reasoning with the last of them.
 fn chunks(message: Message) -> impl Iterator<Item = ModelMessage> {
     let mut start = Some(0);
     let mut calls = 0;
@@ -188,6 +196,7 @@ fn chunks(message: Message) -> impl Iterator<Item = ModelMessage> {
             more,
             tool_calls: tool_calls.to_vec(),
             tool_call_id: message.tool_call_id.to_string(),
+            reasoning: if more { String::new() } else { message.reasoning.to_string() },
         })
     })
 }
@@ -231,6 +240,19 @@ mod tests {
             assert_eq!(chunks.len(), 1);
             assert_eq!((chunks[0].text.as_str(), chunks[0].more), (text, false));
         }
+    }
+
+    #[test]
+    fn reasoning_goes_with_the_last_part_of_its_message() {
+        let call = ToolCall { id: "c".to_owned(), name: "f".to_owned(), arguments: "x".repeat(300 << 10) };
+        let message = Message {
+            tool_calls: vec![call.clone(), call].into(),
+            reasoning: "p\nso".into(),
+            ..Message::new(ModelRole::Assistant, "")
+        };
+        let chunks: Vec<ModelMessage> = chunks(message).collect();
+        let seen: Vec<_> = chunks.iter().map(|chunk| (chunk.more, chunk.reasoning.as_str())).collect();
+        assert_eq!(seen, [(true, ""), (false, "p\nso")]);
     }
 
     #[test]

@@ -154,7 +154,12 @@ fn ending(reply: Reply, replayed: bool) -> impl Iterator<Item = Result<Event, St
         .tool_calls
         .into_iter()
         .map(|call| Ok(Event::ToolCall(v1::ToolCall { id: call.id, name: call.name, arguments: call.arguments })));
-    let done = v1::GenerateDone { usage: Some(usage_to(reply.usage)), finish_reason: reply.finish_reason, replayed };
+    let done = v1::GenerateDone {
+        usage: Some(usage_to(reply.usage)),
+        finish_reason: reply.finish_reason,
+        replayed,
+        reasoning: reply.reasoning,
+    };
     calls.chain(std::iter::once(Ok(Event::Done(done))))
 }
 
@@ -177,7 +182,7 @@ impl Generation {
                     }
                     return Some(Ok(Event::TextDelta(text)));
                 }
-                ModelEvent::Done { usage, finish_reason, calls } => {
+                ModelEvent::Done { usage, finish_reason, calls, reasoning } => {
                     let (kind, metrics) = (self.asked.kind, &self.asked.metrics);
                     metrics.model_call(kind, "done", self.started.elapsed());
                     metrics.model_tokens("input", usage.input_tokens);
@@ -186,7 +191,7 @@ impl Generation {
                         reservation.settle(CallEnd::Answered(&usage)).await;
                     }
                     let text = std::mem::take(&mut self.text);
-                    let reply = Reply { text, tool_calls: calls, usage, finish_reason };
+                    let reply = Reply { text, tool_calls: calls, usage, finish_reason, reasoning };
                     let end = self.asked.end(reply).await;
                     self.ready.extend(end);
                     self.ended = true;

@@ -145,7 +145,8 @@ impl Input {
     fn message(&mut self, message: v1::ModelMessage) -> Result<(), Status> {
         let calls =
             message.tool_calls.iter().map(|call| call.id.len() + call.name.len() + call.arguments.len() + OVERHEAD);
-        self.bytes += message.text.len() + message.tool_call_id.len() + calls.sum::<usize>() + OVERHEAD;
+        self.bytes +=
+            message.text.len() + message.reasoning.len() + message.tool_call_id.len() + calls.sum::<usize>() + OVERHEAD;
         if self.bytes > MAX_INPUT {
             return Err(refuse(Reason::TooLarge, format!("the model's input is larger than {MAX_INPUT} bytes")));
         }
@@ -163,6 +164,7 @@ impl Input {
         let continued = std::mem::replace(&mut self.continued, message.more);
         if let Some(last) = self.request.messages.last_mut().filter(|_| continued) {
             last.extend(&message.text, calls);
+            last.thought(message.reasoning);
             return Ok(());
         }
         let text = message.text;
@@ -170,7 +172,7 @@ impl Input {
             v1::ModelRole::System => Message::Said { role: Role::System, text },
             v1::ModelRole::User => Message::Said { role: Role::User, text },
             v1::ModelRole::Assistant if calls.is_empty() => Message::Said { role: Role::Assistant, text },
-            v1::ModelRole::Assistant => Message::Asked { text, calls },
+            v1::ModelRole::Assistant => Message::Asked { text, calls, reasoning: message.reasoning },
             v1::ModelRole::Tool if message.tool_call_id.is_empty() => {
                 return Err(invalid("message.tool_call_id", "a result names its call"));
             }

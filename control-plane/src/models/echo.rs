@@ -27,7 +27,12 @@ impl ChatModel for Echo {
             ..Usage::default()
         };
         let mut pieces: Vec<Piece> = pieces(&answer).into_iter().map(Piece::Text).collect();
-        pieces.push(Piece::End { usage, finish_reason: "stop".to_owned(), calls: Vec::new() });
+        pieces.push(Piece::End {
+            usage,
+            finish_reason: "stop".to_owned(),
+            calls: Vec::new(),
+            reasoning: String::new(),
+        });
         stream::iter(pieces)
             .then(|piece| async {
                 // Hands over piece by piece, as a real model does, instead of letting the broker join them.

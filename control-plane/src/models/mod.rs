@@ -17,8 +17,10 @@ mod events;
 mod failure;
 mod openai;
 mod provider;
+mod reasoning;
 mod retry;
 mod run;
+mod text;
 mod tools;
 
 use std::sync::Arc;
@@ -107,6 +109,8 @@ pub enum Message {
         text: String,
         /// What it asked for.
         calls: Vec<ToolCall>,
+        /// What it thought, as [`ModelEvent::Done`] said it.
+        reasoning: String,
     },
     /// What a call gave.
     Answered {
@@ -123,12 +127,19 @@ impl Message {
         if let Self::Said { role: Role::Assistant, text } = self
             && !more_calls.is_empty()
         {
-            *self = Self::Asked { text: std::mem::take(text), calls: Vec::new() };
+            *self = Self::Asked { text: std::mem::take(text), calls: Vec::new(), reasoning: String::new() };
         }
         let (Self::Said { text, .. } | Self::Asked { text, .. } | Self::Answered { text, .. }) = self;
         text.push_str(more);
         if let Self::Asked { calls, .. } = self {
             calls.extend(more_calls);
+        }
+    }
+
+    /// Remembers what was thought before it, if it asks for tools.
+    pub fn thought(&mut self, thought: String) {
+        if let Self::Asked { reasoning, .. } = self {
+            *reasoning = thought;
         }
     }
 
@@ -177,6 +188,8 @@ pub enum ModelEvent {
         finish_reason: String,
         /// What the model asks for; empty without tools.
         calls: Vec<ToolCall>,
+        /// What it thought, for a server that wants it back with this reply; opaque.
+        reasoning: String,
     },
     /// There is no complete answer. Last event.
     Failed(ModelFailure),
@@ -241,6 +254,7 @@ enum Piece {
         usage: Usage,
         finish_reason: String,
         calls: Vec<ToolCall>,
+        reasoning: String,
     },
 }
 

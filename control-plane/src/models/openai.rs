@@ -5,10 +5,9 @@
 //! frame is read in place, and all frames that arrived together make one piece. Always true: text is passed on in the
 //! order of the wire and without gaps; an end is `[DONE]`, or a finish reason before the body's end; fields of unknown
 //! shapes are passed over, a frame that is no JSON is a failure. Other members of the wire are understood where servers
-//! are known to use them: OpenRouter's price, Mistral's content in parts, reasoning beside the text (a sign of life only).
+//! are known to use them: OpenRouter's price, Mistral's content in parts, reasoning beside the text (a sign of life, and
+//! kept for the servers that want it back: [`reasoning`]).
 
-use std::borrow::Cow;
-use std::fmt;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
@@ -17,15 +16,16 @@ use hermes_core::turn::{Role, Usage};
 use http::header::CONTENT_TYPE;
 use reqwest::Response;
 use secrecy::{ExposeSecret as _, SecretString};
-use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::events::Events;
 use super::failure::{CallError, FailureReason, ModelFailure};
 use super::provider::{base_url, masked, network_error};
+use super::text::Text;
 use super::tools::{Assembly, Fragment};
-use super::{Call, ChatModel, Message, Piece, ProviderTarget, retry, tools};
+use super::{Call, ChatModel, Message, Piece, ProviderTarget, reasoning, retry, tools};
 
 /// A piece of joined tokens is handed over at this size.
 const PIECE_BYTES: usize = 16 << 10;
@@ -47,7 +47,9 @@ impl OpenAi {
 
 impl ChatModel for OpenAi {
     fn open(&self, call: &Call) -> BoxStream<'static, Result<Piece, CallError>> {
-        let attempt = Attempt { http: self.http.clone(), call: call.clone(), response: None, said: Answer::default() };
+        let wanted = call.provider.as_deref().is_some_and(reasoning::is_wanted);
+        let said = Answer { reasoning: wanted.then(String::new), ..Answer::default() };
+        let attempt = Attempt { http: self.http.clone(), call: call.clone(), response: None, said };
         stream::unfold(attempt, |mut attempt| async move {
             let piece = attempt.next().await?;
             Some((piece.map_err(|error| masked(attempt.call.key.as_ref(), error)), attempt))
@@ -167,6 +169,8 @@ struct Sent<'a> {
     tool_calls: Vec<SentCall<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tool_call_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -193,13 +197,14 @@ impl<'a> Body<'a> {
                 strict: false,
             },
         });
+        let back = reasoning::is_wanted(target).then_some(target);
         // OpenAI's newer models refuse the old name, and most other servers know no new one.
         let newest = target.base_url.as_deref().is_none_or(|url| url.contains("://api.openai.com/"));
         Self {
             model: &target.model,
             stream: true,
             tools: tools.collect(),
-            messages: call.messages.iter().filter_map(sent).collect(),
+            messages: call.messages.iter().filter_map(|message| sent(message, back)).collect(),
             stream_options: StreamOptions { include_usage: true },
             max_tokens: call.max_output_tokens.filter(|_| !newest),
             max_completion_tokens: call.max_output_tokens.filter(|_| newest),
@@ -207,15 +212,17 @@ impl<'a> Body<'a> {
     }
 }
 
-fn sent(message: &Message) -> Option<Sent<'_>> {
-    let plain = |role, content| Sent { role, content, tool_calls: Vec::new(), tool_call_id: None };
+/// `back`: a server that wants reasoning back.
+fn sent<'a>(message: &'a Message, back: Option<&ProviderTarget>) -> Option<Sent<'a>> {
+    let plain =
+        |role, content| Sent { role, content, tool_calls: Vec::new(), tool_call_id: None, reasoning_content: None };
     Some(match message {
         // A turn without an answer leaves an empty message in a history; some providers refuse those.
         Message::Said { text, .. } if text.is_empty() => return None,
         Message::Said { role: Role::System, text } => plain("system", text),
         Message::Said { role: Role::User, text } => plain("user", text),
         Message::Said { role: Role::Assistant, text } => plain("assistant", text),
-        Message::Asked { text, calls } => {
+        Message::Asked { text, calls, reasoning } => {
             let calls = calls.iter().map(|call| SentCall {
                 r#type: "function",
                 id: &call.id,
@@ -224,7 +231,8 @@ fn sent(message: &Message) -> Option<Sent<'_>> {
                     arguments: tools::arguments_object(&call.arguments).to_string(),
                 },
             });
-            Sent { tool_calls: calls.collect(), ..plain("assistant", text) }
+            let reasoning_content = back.map(|target| reasoning::opened(target, reasoning));
+            Sent { tool_calls: calls.collect(), reasoning_content, ..plain("assistant", text) }
         }
         Message::Answered { call, text } => Sent { tool_call_id: Some(call), ..plain("tool", text) },
     })
@@ -237,6 +245,8 @@ struct Answer {
     finish_reason: Option<String>,
     usage: Option<WireUsage>,
     calls: Assembly,
+    /// What was thought; nothing where nobody wants it back.
+    reasoning: Option<String>,
     /// `[DONE]` came, or a fault: nothing is read behind it.
     last: Option<Result<(), CallError>>,
 }
@@ -264,6 +274,10 @@ impl Answer {
                         }
                         let delta = choice.delta.unwrap_or_default();
                         text.push_str(&delta.content.text);
+                        if let Some(thought) = &mut self.reasoning {
+                            let (one, other) = (&delta.reasoning_content.text, &delta.reasoning.text);
+                            thought.push_str(if one.is_empty() { other } else { one });
+                        }
                         alive |= delta.content.thinking
                             || !delta.reasoning_content.text.is_empty()
                             || !delta.reasoning.text.is_empty();
@@ -294,7 +308,8 @@ impl Answer {
     fn end(&mut self, target: &ProviderTarget) -> Result<Piece, CallError> {
         let calls = self.calls.take().ok_or_else(ModelFailure::calls_too_long)?;
         let finish_reason = self.finish_reason.take().unwrap_or_else(|| "stop".to_owned());
-        Ok(Piece::End { usage: usage_of(self.usage.unwrap_or_default(), target), finish_reason, calls })
+        let reasoning = reasoning::sealed(target, self.reasoning.as_deref().unwrap_or_default());
+        Ok(Piece::End { usage: usage_of(self.usage.unwrap_or_default(), target), finish_reason, calls, reasoning })
     }
 
     /// The end of a stream whose server says why it finished but leaves the last mark out.
@@ -391,83 +406,6 @@ fn usage_of(usage: WireUsage, target: &ProviderTarget) -> Usage {
     }
 }
 
-/// Text as it stands in the frame where it has no escapes; parts of text joined; everything else is no text.
-#[derive(Debug, Default, PartialEq)]
-struct Text<'a> {
-    text: Cow<'a, str>,
-    /// A part said what the model thinks.
-    thinking: bool,
-}
-
-#[derive(Deserialize)]
-struct TextPart<'a> {
-    #[serde(borrow, default)]
-    r#type: Text<'a>,
-    #[serde(borrow, default)]
-    text: Text<'a>,
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(TextVisitor)
-    }
-}
-
-struct TextVisitor;
-
-impl<'de> Visitor<'de> for TextVisitor {
-    type Value = Text<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("anything")
-    }
-
-    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-        Ok(Text { text: Cow::Borrowed(text), thinking: false })
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(Text { text: Cow::Owned(text.to_owned()), thinking: false })
-    }
-
-    fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(Text::default())
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-        Ok(Text::default())
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-        Ok(Text::default())
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-        Ok(Text::default())
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-        Ok(Text::default())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Self::Value, A::Error> {
-        let mut all = Text::default();
-        while let Some(part) = parts.next_element::<TextPart<'de>>()? {
-            match part.r#type.text.as_ref() {
-                "text" => all.text.to_mut().push_str(&part.text.text),
-                "thinking" => all.thinking = true,
-                _ => {}
-            }
-        }
-        Ok(all)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Text::default())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use hermes_core::config::ProviderKind;
@@ -548,6 +486,45 @@ mod tests {
         let body =
             frame(r#"{"content":[{"type":"text","text":"N"},{"type":"text","text":"o"}],"reasoning":"x"}"#, "null");
         assert_eq!(pieces(&body), ["No", "None"]);
+    }
+
+    #[test]
+    fn what_was_thought_goes_back_with_the_reply_that_asks_where_it_is_wanted() {
+        let deepseek = ProviderTarget { provider: "deepseek".to_owned(), ..target() };
+        let mut answer = Answer { reasoning: Some(String::new()), ..Answer::default() };
+        let body = frame(r#"{"reasoning_content":"so "}"#, "null")
+            + &frame(r#"{"reasoning_content":"be it","reasoning":"so be it"}"#, "null")
+            + &frame(
+                r#"{"tool_calls":[{"index":0,"id":"c","function":{"name":"f","arguments":"{}"}}]}"#,
+                "\"tool_calls\"",
+            )
+            + "data: [DONE]\n\n";
+        answer.events.feed(body.as_bytes());
+        let Some(Ok(Piece::End { calls, reasoning, .. })) = answer.next(&deepseek) else { panic!("it ends") };
+        let call = |reasoning: &str| {
+            let asked = Message::Asked { text: String::new(), calls: calls.clone(), reasoning: reasoning.to_owned() };
+            Call {
+                agent: hermes_core::AgentId::main(),
+                messages: [asked].into(),
+                tools: [].into(),
+                provider: None,
+                max_output_tokens: Some(9),
+                key: None,
+            }
+        };
+        let sent = |target: &ProviderTarget, reasoning: &str| {
+            serde_json::to_value(Body::of(&call(reasoning), target)).unwrap()
+        };
+        assert_eq!(sent(&deepseek, &reasoning)["messages"][0]["reasoning_content"], "so be it");
+        assert_eq!(sent(&deepseek, "")["messages"][0]["reasoning_content"], " ", "never missing, never empty");
+        let kimi = ProviderTarget { provider: "kimi-coding".to_owned(), ..target() };
+        assert_eq!(sent(&kimi, &reasoning)["messages"][0]["reasoning_content"], " ", "another provider's stays here");
+        let plain = sent(&target(), &reasoning);
+        assert!(plain["messages"][0].get("reasoning_content").is_none(), "{plain}");
+        // The bound of an answer has the name that the server knows.
+        assert_eq!((&plain["max_completion_tokens"], plain.get("max_tokens")), (&Value::from(9), None));
+        let other = ProviderTarget { base_url: Some("http://h/v1".to_owned()), ..target() };
+        assert_eq!(sent(&other, "")["max_tokens"], Value::from(9));
     }
 
     #[test]

@@ -125,7 +125,8 @@ impl Attempt {
             None => "stop".to_owned(),
         };
         let calls = self.calls.take().ok_or_else(ModelFailure::calls_too_long)?;
-        Ok(Piece::End { usage: usage_of(end.captured_usage.unwrap_or_default(), target), finish_reason, calls })
+        let usage = usage_of(end.captured_usage.unwrap_or_default(), target);
+        Ok(Piece::End { usage, finish_reason, calls, reasoning: String::new() })
     }
 }
 
@@ -170,7 +171,7 @@ fn chat_messages(messages: &[Message]) -> Vec<ChatMessage> {
             Message::Said { role: Role::System, text } => made.push(ChatMessage::system(text.as_str())),
             Message::Said { role: Role::User, text } => made.push(ChatMessage::user(text.as_str())),
             Message::Said { role: Role::Assistant, text } => made.push(ChatMessage::assistant(text.as_str())),
-            Message::Asked { text, calls } => {
+            Message::Asked { text, calls, .. } => {
                 let text = (!text.is_empty()).then(|| ContentPart::Text(text.clone()));
                 let calls = calls.iter().map(|call| {
                     ContentPart::ToolCall(genai::chat::ToolCall {

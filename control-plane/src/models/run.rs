@@ -95,7 +95,7 @@ impl Run {
                 Ok(Piece::Alive) => self.token(),
                 Ok(Piece::Text(text)) if text.is_empty() => {}
                 Ok(Piece::Text(text)) => return Some(self.passed_on(text)),
-                Ok(Piece::End { mut usage, finish_reason, mut calls }) => {
+                Ok(Piece::End { mut usage, finish_reason, mut calls, reasoning }) => {
                     // What nobody offered cannot be called.
                     if self.call.tools.is_empty() {
                         calls.clear();
@@ -109,7 +109,7 @@ impl Run {
                     {
                         usage.cost_usd = Amount::used(&usage, Some(price)).map(|used| used.usd.dollars());
                     }
-                    return Some(self.end(ModelEvent::Done { usage, finish_reason, calls }));
+                    return Some(self.end(ModelEvent::Done { usage, finish_reason, calls, reasoning }));
                 }
                 Err(error) => match self.pause_for(&error) {
                     Some(pause) => self.wait(pause, &error).await,
@@ -247,7 +247,12 @@ mod tests {
     }
 
     fn end() -> Piece {
-        Piece::End { usage: Usage::default(), finish_reason: "stop".to_owned(), calls: Vec::new() }
+        Piece::End {
+            usage: Usage::default(),
+            finish_reason: "stop".to_owned(),
+            calls: Vec::new(),
+            reasoning: String::new(),
+        }
     }
 
     #[tokio::test]

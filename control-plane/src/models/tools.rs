@@ -55,6 +55,9 @@ pub struct Reply {
     pub usage: Usage,
     /// The provider's own word.
     pub finish_reason: String,
+    /// What was thought before it, where its server wants that back.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reasoning: String,
 }
 
 impl Reply {
@@ -267,7 +270,11 @@ mod tests {
 
     #[test]
     fn ids_are_unlike_all_others_and_names_can_be_sent_back() {
-        let earlier = [Message::Asked { text: String::new(), calls: vec![call("call_0", "read", "{}")] }];
+        let earlier = [Message::Asked {
+            text: String::new(),
+            calls: vec![call("call_0", "read", "{}")],
+            reasoning: String::new(),
+        }];
         let mut calls = vec![
             call("call_0", "read", ""),
             call("", "functions.read", "{}"),

@@ -496,7 +496,10 @@ async fn every_kind_asks_for_tools_and_is_told_what_they_gave() {
                 text: if n == 0 { "gave one".to_owned() } else { String::new() },
             });
             let results: Vec<_> = results.collect();
-            let mut messages = vec![self::said(Role::User, "hello"), Message::Asked { text: text.clone(), calls }];
+            let mut messages = vec![
+                self::said(Role::User, "hello"),
+                Message::Asked { text: text.clone(), calls, reasoning: String::new() },
+            ];
             messages.extend(results);
             mock.script([Behaviour::Ask(String::new(), given.to_vec())]);
             let (_, next, _) = self::calls(

@@ -41,6 +41,7 @@ pub(super) struct PastReply {
     pub(super) text: String,
     pub(super) tool_calls: Vec<ToolCall>,
     pub(super) usage: Option<Usage>,
+    pub(super) reasoning: String,
 }
 
 /// What is known of a tool call.
@@ -76,6 +77,8 @@ struct ReplyBody {
     tool_calls: Vec<CallBody>,
     #[serde(default)]
     usage: Option<UsageBody>,
+    #[serde(default)]
+    reasoning: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -153,7 +156,8 @@ impl Past {
             cost_usd: usage.cost_usd,
             model: usage.model,
         });
-        Ok(Some(PastReply { text: body.text, tool_calls: body.tool_calls.into_iter().map(call).collect(), usage }))
+        let tool_calls = body.tool_calls.into_iter().map(call).collect();
+        Ok(Some(PastReply { text: body.text, tool_calls, usage, reasoning: body.reasoning }))
     }
 
     /// What is known of `call`, which is step `step`.

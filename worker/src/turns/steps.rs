@@ -112,26 +112,27 @@ impl Course {
             return Err(halt);
         }
         self.reply.begin();
-        let (text, asked): (Arc<str>, Arc<[Asked]>) = match self.past.model_reply(self.step)? {
+        let (text, asked, reasoning): (Arc<str>, Arc<[Asked]>, String) = match self.past.model_reply(self.step)? {
             Some(past) => {
                 self.reply.replayed(&past.text);
                 self.count(past.usage);
-                (past.text.into(), past.tool_calls.into())
+                (past.text.into(), past.tool_calls.into(), past.reasoning)
             }
             None => {
-                let asked = self.ask_model().await?;
-                (self.reply.said().into(), asked.into())
+                let (asked, reasoning) = self.ask_model().await?;
+                (self.reply.said().into(), asked.into(), reasoning)
             }
         };
         if !asked.is_empty() {
             self.step += 1;
             let message = Message::new(ModelRole::Assistant, text);
-            self.messages.push(Message { tool_calls: Arc::clone(&asked), ..message });
+            self.messages.push(Message { tool_calls: Arc::clone(&asked), reasoning: reasoning.into(), ..message });
         }
         Ok(asked)
     }
 
-    async fn ask_model(&mut self) -> Result<Vec<Asked>, Halt> {
+    /// What the model asks for, and what it thought.
+    async fn ask_model(&mut self) -> Result<(Vec<Asked>, String), Halt> {
         let shared = Arc::clone(&self.shared);
         shared.seams.point("model.before").await;
         let mut tries = Tries::default();
@@ -161,7 +162,7 @@ impl Course {
         };
         shared.seams.point("model.after").await;
         self.count(generated.done.usage);
-        Ok(generated.tool_calls)
+        Ok((generated.tool_calls, generated.done.reasoning))
     }
 
     /// Adds to what the turn used.
