@@ -180,7 +180,7 @@ async fn a_search_sees_the_past_of_its_own_chat_and_no_other() {
     let turn = worker.assignment().await.turn;
     let found: Value = serde_json::from_str(&told(&tool, turn, 0, search("heron")).await).unwrap();
     let shown: Vec<_> = found["results"].as_array().unwrap().iter().map(|one| (&one["who"], &one["text"])).collect();
-    assert_eq!(shown, [(&json!("assistant"), &json!("A  grey **heron**."))], "{found}");
+    assert_eq!(shown, [(&json!("assistant"), &json!("A  grey **heron**"))], "{found}");
     assert_eq!(found["looked_through"], 1);
     let nothing: Value = serde_json::from_str(&told(&tool, turn, 1, search("secret")).await).unwrap();
     assert_eq!(nothing["results"], json!([]));
