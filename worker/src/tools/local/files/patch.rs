@@ -91,6 +91,9 @@ fn lines_alike(text: &str, old: &str) -> Vec<(usize, usize)> {
 
 fn applied(text: &str, diff: &str) -> Result<String, String> {
     let patch = diffy::Patch::from_str(diff).map_err(|error| format!("diff is no unified diff: {error}"))?;
+    if patch.hunks().is_empty() {
+        return Err("diff is no unified diff: it has no hunk (@@ -1,2 +1,2 @@ …)".to_owned());
+    }
     diffy::apply(text, &patch).map_err(|error| format!("the diff does not fit the file: {error}; read it again"))
 }
 

@@ -134,7 +134,9 @@ fn containing(root: &Path, only: Option<&GlobMatcher>, search: &Search) -> Answe
         };
         for (is_hit, line) in units {
             hits += usize::from(is_hit);
-            if hits > search.offset && hits <= search.offset + limit {
+            // A line around hits stands before the one that it may belong to.
+            let first = if is_hit { search.offset + 1 } else { search.offset };
+            if (first..=search.offset + limit).contains(&hits) {
                 lines.push(line);
             }
         }
