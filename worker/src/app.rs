@@ -180,7 +180,7 @@ async fn attend(
     };
     let toolbox: Arc<dyn Toolbox> = match (&seams.toolbox, &boundary) {
         (Some(toolbox), _) => Arc::clone(toolbox),
-        (None, Some(boundary)) => Arc::new(LocalTools::new(boundary.clone(), home.path())),
+        (None, Some(boundary)) => Arc::new(LocalTools::new(boundary.clone(), home.path(), jiff::Timestamp::now)),
         (None, None) => Arc::new(NoTools),
     };
     let documents = Documents::open(home.path(), agent).context("take over the agent's home")?;

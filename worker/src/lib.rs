@@ -6,8 +6,10 @@
 //! key and no other home.
 
 pub mod app;
+pub mod beneath;
 pub mod config;
 pub mod connection;
+pub mod context;
 pub mod doctor;
 pub mod documents;
 pub mod failpoint;

@@ -4,12 +4,14 @@
 //! replaced by rename, so a reader sees the old or the new text; what is too large or no regular file is no document.
 //! Everything here blocks.
 
-use std::fs::{self, DirBuilder, Metadata, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::fs::{self, Metadata, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use hermes_home::DocumentPath;
+
+use crate::beneath::{self, Folder};
 
 /// Largest document, in bytes.
 pub(super) const MAX_DOCUMENT_BYTES: u64 = 1 << 20;
@@ -39,80 +41,67 @@ impl Stamp {
 /// Every document that is on disk, with its stamp.
 pub(super) fn list(home: &Path) -> io::Result<Vec<(DocumentPath, Stamp)>> {
     let mut found = Vec::new();
-    let mut waiting = Vec::new();
-    visit(home, "SOUL.md", &mut found, &mut waiting)?;
-    waiting.extend(["memories".to_owned(), "skills".to_owned()]);
-    while let Some(folder) = waiting.pop() {
-        let path = home.join(&folder);
-        match fs::symlink_metadata(&path) {
-            Ok(metadata) if metadata.is_dir() => {}
-            Ok(_) => continue,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+    let mut waiting = vec!["memories".to_owned(), "skills".to_owned()];
+    if let Some(root) = Folder::open(home, "")? {
+        visit(&root, "SOUL.md", "SOUL.md", &mut found)?;
+    }
+    while let Some(name) = waiting.pop() {
+        let folder = match Folder::open(home, &name) {
+            Ok(Some(folder)) => folder,
+            Ok(None) => continue,
+            // A link is nobody's folder.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => continue,
             Err(error) => return Err(error),
-        }
-        for entry in fs::read_dir(&path)? {
+        };
+        for entry in folder.entries()? {
             if found.len() + waiting.len() >= MAX_DOCUMENTS {
                 tracing::warn!(limit = MAX_DOCUMENTS, "the home holds more documents than are synced");
                 return Ok(found);
             }
-            if let Ok(name) = entry?.file_name().into_string() {
-                visit(home, &format!("{folder}/{name}"), &mut found, &mut waiting)?;
+            let (entry, is_folder) = entry?;
+            let path = format!("{name}/{entry}");
+            if !is_folder {
+                visit(&folder, &entry, &path, &mut found)?;
+            } else if DocumentPath::parse(&format!("{path}/x")).is_some() {
+                waiting.push(path);
             }
         }
     }
     Ok(found)
 }
 
-fn visit(home: &Path, name: &str, found: &mut Vec<(DocumentPath, Stamp)>, folders: &mut Vec<String>) -> io::Result<()> {
-    let Some(path) = DocumentPath::parse(name).or_else(|| DocumentPath::parse(&format!("{name}/x"))) else {
+/// Notes the file `name` of `folder`, which is `path` in the home, if it is a document.
+fn visit(folder: &Folder, name: &str, path: &str, found: &mut Vec<(DocumentPath, Stamp)>) -> io::Result<()> {
+    let Some(document) = DocumentPath::parse(path) else {
         return Ok(());
     };
-    let metadata = match fs::symlink_metadata(home.join(name)) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    if metadata.is_dir() {
-        folders.push(name.to_owned());
-    } else if metadata.is_file() && path.as_str() == name && metadata.len() <= MAX_DOCUMENT_BYTES {
-        found.push((path, Stamp::of(&metadata)));
+    match fs::symlink_metadata(folder.path(name)) {
+        Ok(metadata) if metadata.is_file() && metadata.len() <= MAX_DOCUMENT_BYTES => {
+            found.push((document, Stamp::of(&metadata)));
+            Ok(())
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// The document's bytes and stamp; `None` when it is missing or no regular file of acceptable size.
 pub(super) fn read(home: &Path, document: &DocumentPath) -> io::Result<Option<(Vec<u8>, Stamp)>> {
-    match folder_of(home, document, false) {
-        Ok(Some(_)) => {}
-        Ok(None) => return Ok(None),
-        Err(error) => return Err(error),
-    }
-    let flags = nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK;
-    let file = match OpenOptions::new().read(true).custom_flags(flags.bits()).open(document.under(home)) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let metadata = file.metadata()?;
-    if !metadata.is_file() || metadata.len() > MAX_DOCUMENT_BYTES {
-        return Ok(None);
-    }
-    let mut bytes = Vec::new();
-    file.take(MAX_DOCUMENT_BYTES + 1).read_to_end(&mut bytes)?;
-    Ok((u64::try_from(bytes.len()).is_ok_and(|size| size <= MAX_DOCUMENT_BYTES)).then(|| (bytes, Stamp::of(&metadata))))
+    let found = beneath::read(home, document.as_str(), MAX_DOCUMENT_BYTES)?;
+    Ok(found.map(|(bytes, metadata)| (bytes, Stamp::of(&metadata))))
 }
 
 /// Replaces the document, making its folders where they are missing.
 pub(super) fn write(home: &Path, document: &DocumentPath, bytes: &[u8]) -> io::Result<Stamp> {
-    let folder = folder_of(home, document, true)?.ok_or_else(|| refused(document.as_str()))?;
-    let target = document.under(home);
+    let (folder, name) = place(document);
+    let folder = Folder::make(home, folder)?;
+    let target = folder.path(name);
     match fs::symlink_metadata(&target) {
-        Ok(metadata) if !metadata.is_file() => return Err(refused(document.as_str())),
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
+        Ok(metadata) if !metadata.is_file() => return Err(beneath::refused(document.as_str())),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
-    let new = folder.join(format!(".hermes-new-{}", uuid::Uuid::new_v4().simple()));
+    let new = folder.path(&format!(".hermes-new-{}", uuid::Uuid::new_v4().simple()));
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
         file.write_all(bytes)?;
@@ -129,24 +118,26 @@ pub(super) fn write(home: &Path, document: &DocumentPath, bytes: &[u8]) -> io::R
 
 /// Removes the document; one that is missing is removed already.
 pub(super) fn remove(home: &Path, document: &DocumentPath) -> io::Result<()> {
-    if folder_of(home, document, false)?.is_none() {
+    let (folder, name) = place(document);
+    let Some(folder) = Folder::open(home, folder)? else {
         return Ok(());
-    }
-    match fs::remove_file(document.under(home)) {
+    };
+    match fs::remove_file(folder.path(name)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }
 
-/// Keeps `bytes` beside the document as `<file>.conflict-<n>` with the first free number.
+/// Keeps `bytes` beside the document as `<file>.conflict-<n>` with the first free number; where that is.
 pub(super) fn set_aside(home: &Path, document: &DocumentPath, bytes: &[u8]) -> io::Result<PathBuf> {
-    folder_of(home, document, true)?;
+    let (folder, name) = place(document);
+    let held = Folder::make(home, folder)?;
     for number in 1..=9999 {
-        let copy = home.join(format!("{document}.conflict-{number}"));
-        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&copy) {
+        let copy = format!("{name}.conflict-{number}");
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(held.path(&copy)) {
             Ok(mut file) => {
                 file.write_all(bytes)?;
-                return Ok(copy);
+                return Ok(home.join(folder).join(copy));
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
@@ -155,26 +146,9 @@ pub(super) fn set_aside(home: &Path, document: &DocumentPath, bytes: &[u8]) -> i
     Err(io::Error::other("too many conflict copies; remove some"))
 }
 
-/// The folder a document lies in, each part checked to be a real one; `None` when missing and not to be made.
-fn folder_of(home: &Path, document: &DocumentPath, make: bool) -> io::Result<Option<PathBuf>> {
-    let mut folder = home.to_owned();
-    for name in document.folders() {
-        folder.push(name);
-        match fs::symlink_metadata(&folder) {
-            Ok(metadata) if metadata.is_dir() => {}
-            Ok(_) => return Err(refused(document.as_str())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && make => {
-                DirBuilder::new().mode(0o700).create(&folder)?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(Some(folder))
-}
-
-fn refused(document: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, format!("{document} lies behind a symlink or is no regular file"))
+/// Folder and file name.
+fn place(document: &DocumentPath) -> (&str, &str) {
+    document.as_str().rsplit_once('/').unwrap_or(("", document.as_str()))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use hermes_proto::v1::{self, ProfileRevision};
 
 use super::ToolSpec;
+use crate::skills::Available;
 
 /// The tools of a turn.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +33,14 @@ impl Offer {
     /// The tool of that name.
     pub(crate) fn find(&self, name: &str) -> Option<&ToolSpec> {
         self.0.iter().find(|spec| spec.name == name)
+    }
+
+    /// As skills ask for them.
+    pub(crate) fn available(&self) -> Available {
+        Available {
+            tools: self.0.iter().map(|spec| spec.name.clone()).collect(),
+            toolsets: self.0.iter().map(|spec| spec.toolset.clone()).collect(),
+        }
     }
 
     /// As a model is told of them.

@@ -212,12 +212,13 @@ impl Course {
                 tracing::warn!(%error, cause, "going on with the documents that are here");
             }
         }
-        let messages = self.conversation(input, channel).await?;
+        let tools = self.offer(channel).await?;
+        let messages = self.conversation(input, &tools, channel).await?;
         let past = match self.assignment.journal_entries {
             0 => Past::default(),
             _ => Past::fetch(channel.clone(), self.turn).await?,
         };
-        Ok(Prepared { messages, past, tools: self.offer(channel).await? })
+        Ok(Prepared { messages, past, tools })
     }
 
     /// The tools of this worker and of the control plane that the turn's profile has on.
@@ -238,7 +239,7 @@ impl Course {
     }
 
     /// The system prompt, the history that fits, and the user's message.
-    async fn conversation(&self, input: &Input, channel: &Channel) -> Result<Vec<Message>, Failure> {
+    async fn conversation(&self, input: &Input, tools: &Offer, channel: &Channel) -> Result<Vec<Message>, Failure> {
         let Self { shared, assignment, turn, .. } = self;
         let budget = bytes(assignment.history_bytes);
         let (history, caller) = match &input.history {
@@ -250,8 +251,10 @@ impl Course {
             }
         };
         let revision = assignment.profile.as_ref().map_or(0, |profile| profile.revision);
-        let basis = Basis { generation: shared.documents.generation(), revision };
-        let prompt = shared.prompts.of_session(turn.session_id, basis, shared.documents.home(), (shared.today)()).await;
+        let available = tools.available();
+        let basis = Basis { generation: shared.documents.generation(), revision, tools: available.fingerprint() };
+        let (home, today) = (shared.documents.home(), (shared.today)());
+        let prompt = shared.prompts.of_session(turn.session_id, basis, &available, home, today).await;
         let system = prompt.assemble(&caller, input.source.as_ref());
         let mut messages = Vec::with_capacity(history.len() + 2);
         messages.push(Message::new(ModelRole::System, system));

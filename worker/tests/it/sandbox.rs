@@ -25,7 +25,7 @@ fn agent() -> Agent {
     let held = Home::open(&dir.path().join("home")).expect("home");
     let home = held.path().to_owned();
     let boundary = Boundary::new(PathBuf::from(env!("CARGO_BIN_EXE_hermes-worker")), home.clone());
-    let tools = LocalTools::new(boundary, &home);
+    let tools = LocalTools::new(boundary, &home, jiff::Timestamp::now);
     Agent { dir, home, tools, policy: Policy::default(), _held: held }
 }
 
@@ -102,7 +102,7 @@ async fn nothing_but_the_agents_own_entries_is_there_to_be_read_or_written() {
         format!("ls -laR {root}; grep -r canary {root}; find / -name '*.env' -o -name 'auth.json' | xargs cat"),
         "cat link; cat workspace/link".to_owned(),
         "cat /proc/*/environ /proc/*/cmdline | tr '\\0' '\\n' | grep -a canary; ls /proc".to_owned(),
-        "cat /etc/shadow /etc/ssl/private/* /root/.ssh/* /root/.bash_history".to_owned(),
+        "cat /etc/shadow /etc/ssl/private/* ~root/.ssh/* ~root/.bash_history".to_owned(),
         format!("ln -s {} l2; cat l2; cp -r {root} here; tar c {root} | cat", beside.display()),
         format!(
             "python3 -c 'import os; print(os.open(\"{}\", 0))'; mount --bind / /tmp; unshare -r cat {}",

@@ -105,8 +105,10 @@ async fn weixin_goes_to_main_and_wecom_to_its_agent_with_keys_souls_and_memories
     };
     assert_ne!(memory("main"), memory("wecom-agent"));
     std::fs::write(memory("wecom-agent"), "the WeCom password is tulip").unwrap();
+    // A running dialogue keeps the memories with which it began.
     let sees = |platform: &str| {
-        send(platform);
+        let chat = uuid::Uuid::new_v4().to_string();
+        up.json(["send", "--platform", platform, "--chat-id", &chat, "--user-id", "u1", "--text", "hi", "--wait"]);
         model.last().json()["messages"][0]["content"].as_str().unwrap().contains("tulip")
     };
     until(SOON, "its own agent sees the note", || sees("wecom").then_some(()));

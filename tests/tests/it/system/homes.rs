@@ -101,3 +101,37 @@ async fn a_home_belongs_to_one_agent() {
     homes.dedup();
     assert_eq!(homes.len(), workers.as_array().unwrap().len(), "{workers}");
 }
+
+/// An existing Hermes home as somebody brings it: of it the files that a prompt is made of, and what must not get into one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_existing_hermes_home_is_used_as_it_is() {
+    let model = personas().await;
+    let up = with_model(&model);
+    let place = up.root().join("home/iris");
+    copied(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("hermes-home"), &place);
+    fs::write(place.join(".env"), "OPENROUTER_API_KEY=sk-or-canary").unwrap();
+    up.ctl(["agent", "add", "iris", "--home-dir", place.to_str().unwrap()]).ok();
+    ask(&up, "iris", "1");
+    let asked = model.last().json();
+    let prompt = asked["messages"][0]["content"].as_str().unwrap();
+    insta::with_settings!({filters => vec![(r"Conversation started: \w+, [0-9-]+", "Conversation started: [DATE]")]}, {
+        insta::assert_snapshot!("prompt_of_an_existing_home", prompt);
+    });
+    // Nothing in it was changed by being used.
+    for name in ["SOUL.md", "memories/MEMORY.md", "skills/weekly-report/SKILL.md", "skills/.usage.json"] {
+        let before = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("hermes-home").join(name);
+        assert_eq!(fs::read(place.join(name)).unwrap(), fs::read(before).unwrap(), "{name}");
+    }
+}
+
+fn copied(from: &std::path::Path, to: &std::path::Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copied(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}

@@ -9,6 +9,7 @@ mod nothing_lost;
 mod readers;
 mod removal;
 mod sessions;
+mod tools;
 
 use std::time::Duration;
 

@@ -15,12 +15,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::{ToolCall, ToolResult, ToolSpec, Toolbox};
 use crate::sandbox::{Boundary, Policy, SCRATCH, Task};
-use files::Request;
+use files::{Request, Skills};
 use output::Captured;
 use processes::Processes;
 
@@ -34,12 +35,18 @@ pub struct LocalTools {
     scratch: PathBuf,
     specs: Arc<[ToolSpec]>,
     processes: Processes,
+    now: fn() -> Timestamp,
 }
 
 impl LocalTools {
-    /// For `home` (absolute, symlinks resolved), behind `boundary`.
-    pub fn new(boundary: Boundary, home: &Path) -> Self {
-        Self { boundary, scratch: home.join(SCRATCH), specs: specs::all().into(), processes: Processes::default() }
+    /// For `home` (absolute, symlinks resolved), behind `boundary`; `now` is the time.
+    pub fn new(boundary: Boundary, home: &Path, now: fn() -> Timestamp) -> Self {
+        let specs = specs::all().into();
+        Self { boundary, scratch: home.join(SCRATCH), specs, processes: Processes::default(), now }
+    }
+
+    async fn skills(&self, policy: &Policy, request: Skills) -> ToolResult {
+        self.files(policy, Request::Skills(request, (self.now)())).await
     }
 
     async fn files(&self, policy: &Policy, request: Request) -> ToolResult {
@@ -71,6 +78,9 @@ impl Toolbox for LocalTools {
                 "write_file" => self.files(&policy, Request::Write(read(arguments)?)).await,
                 "patch" => self.files(&policy, Request::Patch(read(arguments)?)).await,
                 "search_files" => self.files(&policy, Request::Search(read(arguments)?)).await,
+                "skills_list" => self.skills(&policy, Skills::List(read(arguments)?)).await,
+                "skill_view" => self.skills(&policy, Skills::View(read(arguments)?)).await,
+                "skill_manage" => self.skills(&policy, Skills::Manage(read(arguments)?)).await,
                 _ => Err(format!("there is no tool {name}")),
             }
         })

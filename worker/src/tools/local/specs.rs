@@ -103,6 +103,47 @@ pub(super) fn all() -> Vec<ToolSpec> {
             Effect::Pure,
             quick,
         ),
+        spec(
+            "skills",
+            "skills_list",
+            "List your skills: names, descriptions and categories. skill_view shows one.",
+            json!({"category": {"type": "string", "description": "Only those of this category."}}),
+            &[],
+            Effect::Pure,
+            quick,
+        ),
+        spec(
+            "skills",
+            "skill_view",
+            "Read a skill before you do what it is about, or one of the files that belong to it.",
+            json!({
+                "name": {"type": "string", "description": "Its name, or category/name."},
+                "file_path": {"type": "string", "description": "One of its linked_files instead of SKILL.md."},
+            }),
+            &["name"],
+            Effect::Pure,
+            quick,
+        ),
+        spec(
+            "skills",
+            "skill_manage",
+            "Keep what you learned as a skill: create one (SKILL.md with frontmatter name and description), edit or patch it when it \
+             was wrong or incomplete, write or remove files in its references/, templates/, scripts/ and assets/, or delete it.",
+            json!({
+                "action": {"type": "string", "enum": ["create", "edit", "patch", "delete", "write_file", "remove_file"]},
+                "name": {"type": "string", "description": "1 to 64 of a-z, 0-9, -, . and _."},
+                "category": {"type": "string", "description": "For create."},
+                "content": {"type": "string", "description": "For create and edit: all of SKILL.md."},
+                "old_string": {"type": "string", "description": "For patch."},
+                "new_string": {"type": "string", "description": "For patch."},
+                "replace_all": {"type": "boolean", "description": "For patch."},
+                "file_path": {"type": "string", "description": "For write_file, remove_file and patch."},
+                "file_content": {"type": "string", "description": "For write_file."},
+            }),
+            &["action", "name"],
+            Effect::AtMostOnce,
+            quick,
+        ),
     ]
 }
 

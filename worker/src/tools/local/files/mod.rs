@@ -8,6 +8,7 @@
 mod patch;
 mod read;
 mod search;
+mod skills;
 mod write;
 
 use std::io;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use search::{Output, Target};
+pub use skills::{Action, List as ListSkills, Manage as ManageSkill, Request as Skills, View as ViewSkill};
 
 /// Largest file that is read, or made by an edit, bytes.
 const MAX_FILE: u64 = 16 << 20;
@@ -31,6 +33,8 @@ pub enum Request {
     Patch(Patch),
     /// `search_files`.
     Search(Search),
+    /// The tools on skills, with the time of the call.
+    Skills(Skills, jiff::Timestamp),
 }
 
 /// Lines of a text file.
@@ -132,6 +136,7 @@ pub fn run(base: &Path, request: Request) -> Answer {
         Request::Write(write) => write::run(base, &write),
         Request::Patch(patch) => patch::run(base, &patch),
         Request::Search(search) => search::run(base, &search),
+        Request::Skills(request, now) => skills::run(base, request, now),
     }
 }
 

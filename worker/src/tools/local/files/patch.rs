@@ -32,7 +32,7 @@ pub(super) fn run(base: &Path, patch: &Patch) -> Answer {
 }
 
 /// The text with `old` replaced, and how often.
-fn replaced(text: &str, old: &str, new: &str, all: bool) -> Result<(String, usize), String> {
+pub(super) fn replaced(text: &str, old: &str, new: &str, all: bool) -> Result<(String, usize), String> {
     if old.is_empty() {
         return Err("old_string is empty; write_file makes a file".to_owned());
     }

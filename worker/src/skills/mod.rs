@@ -1,22 +1,28 @@
-//! Skills: folders with a `SKILL.md`, read for the index that the system prompt carries.
+//! Skills: folders with a `SKILL.md`, read for the index that the system prompt carries and for the tools that look after them.
 //!
-//! Called when a prompt is built. Always true: only well-formed skills are listed, sorted and without duplicates, and a
-//! bad one costs a warning, never a turn. It reads below `skills/` only, follows no symlink, and neither runs nor shows
-//! a skill's body.
+//! Called when a prompt is built, and inside the boundary by the skill tools. Always true: only well-formed skills are listed, sorted
+//! and without duplicates, and a bad one costs a warning, never a turn. It reads below `skills/` only, follows no symlink, and runs
+//! nothing.
 
-use std::collections::BTreeMap;
+pub mod usage;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::beneath::{self, Folder};
+
 const MAX_SKILL_CHARS: usize = 100_000;
+/// Four bytes a character, and a little for what counts as none.
+const MAX_SKILL_BYTES: u64 = 500_000;
 const MAX_DESCRIPTION_CHARS: usize = 1024;
 const MAX_NAME_CHARS: usize = 64;
 /// Folders looked at, at most: a home is no file system.
 const MAX_FOLDERS: usize = 4096;
 /// The category of a skill that lies in none.
-const NO_CATEGORY: &str = "general";
+pub(crate) const NO_CATEGORY: &str = "general";
 
 /// The head of a `SKILL.md`, as far as the index needs it.
 #[derive(Debug, Deserialize)]
@@ -35,13 +41,53 @@ struct Metadata {
     hermes: Option<Needs>,
 }
 
-/// Which tools hide a skill by their absence. `fallback_for_*` hides by presence, and no tool is present.
+/// Which tools hide a skill by their absence (`requires_*`) or by their presence (`fallback_for_*`).
 #[derive(Debug, Default, Deserialize)]
 struct Needs {
     #[serde(default)]
     requires_tools: Option<Vec<String>>,
     #[serde(default)]
     requires_toolsets: Option<Vec<String>>,
+    #[serde(default)]
+    fallback_for_tools: Option<Vec<String>>,
+    #[serde(default)]
+    fallback_for_toolsets: Option<Vec<String>>,
+    #[serde(default)]
+    tags: Option<Vec<String>>,
+}
+
+/// The tools of a session, as far as skills ask for them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Available {
+    /// Their names.
+    pub tools: BTreeSet<String>,
+    /// Their toolsets.
+    pub toolsets: BTreeSet<String>,
+}
+
+impl Available {
+    /// Tells it from others, within this process.
+    pub fn fingerprint(&self) -> u64 {
+        use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+impl Needs {
+    fn met_by(&self, available: &Available) -> bool {
+        let all = |needed: &Option<Vec<String>>, there: &BTreeSet<String>| {
+            needed.iter().flatten().all(|name| there.contains(name))
+        };
+        let none = |against: &Option<Vec<String>>, there: &BTreeSet<String>| {
+            !against.iter().flatten().any(|name| there.contains(name))
+        };
+        all(&self.requires_tools, &available.tools)
+            && all(&self.requires_toolsets, &available.toolsets)
+            && none(&self.fallback_for_tools, &available.tools)
+            && none(&self.fallback_for_toolsets, &available.toolsets)
+    }
 }
 
 /// Why a file is no skill.
@@ -74,6 +120,10 @@ pub struct Skill {
     pub name: String,
     /// One line about it.
     pub description: String,
+    /// Words by which it may be found.
+    pub tags: Vec<String>,
+    /// Whether it is for this platform and its tools are there.
+    pub shown: bool,
 }
 
 /// The skills of a home by category, with the categories' own descriptions.
@@ -88,21 +138,47 @@ struct Category {
     skills: BTreeMap<String, String>,
 }
 
+/// The skills of a home, well-formed or not, by category and name.
+pub(crate) fn places(home: &Path) -> Vec<(String, String)> {
+    let is_skill =
+        |folder: &Folder| fs::symlink_metadata(folder.path("SKILL.md")).is_ok_and(|metadata| metadata.is_file());
+    let open = |path: &str| Folder::open(home, path).ok().flatten();
+    let mut places = Vec::new();
+    let mut budget = MAX_FOLDERS;
+    let Some(skills) = open("skills") else {
+        return places;
+    };
+    for name in folders(&skills, &mut budget) {
+        let Some(folder) = open(&format!("skills/{name}")) else {
+            continue;
+        };
+        if is_skill(&folder) {
+            places.push((NO_CATEGORY.to_owned(), name));
+            continue;
+        }
+        for inner in folders(&folder, &mut budget) {
+            if open(&format!("skills/{name}/{inner}")).is_some_and(|folder| is_skill(&folder)) {
+                places.push((name.clone(), inner));
+            }
+        }
+    }
+    places
+}
+
+/// The folder of a skill, in its home.
+pub(crate) fn place(category: &str, name: &str) -> String {
+    if category == NO_CATEGORY { format!("skills/{name}") } else { format!("skills/{category}/{name}") }
+}
+
 impl Index {
-    /// Reads `skills/` of a home. What is unreadable or malformed is left out with a warning.
-    pub fn read(home: &Path) -> Self {
+    /// Reads `skills/` of a home, as a session sees it that has these tools. What is unreadable or malformed is left out with a warning.
+    pub fn read(home: &Path, available: &Available) -> Self {
         let mut index = Self::default();
-        let mut budget = MAX_FOLDERS;
-        for (name, path) in folders(&home.join("skills"), &mut budget) {
-            if index.add_folder(NO_CATEGORY, &path) {
-                continue;
-            }
-            for (_, inner) in folders(&path, &mut budget) {
-                index.add_folder(&name, &inner);
-            }
-            if let Some(category) = index.categories.get_mut(&name) {
-                category.description = category_description(&path);
-            }
+        for (category, name) in places(home) {
+            index.add_place(home, &category, &name, available);
+        }
+        for (name, category) in &mut index.categories {
+            category.description = category_description(home, name);
         }
         index
     }
@@ -138,29 +214,24 @@ impl Index {
         Some(text)
     }
 
-    /// Answers whether the folder is a skill's folder at all, well-formed or not.
-    fn add_folder(&mut self, category: &str, folder: &Path) -> bool {
-        let file = folder.join("SKILL.md");
-        if !fs::symlink_metadata(&file).is_ok_and(|metadata| metadata.is_file()) {
-            return false;
+    fn add_place(&mut self, home: &Path, category: &str, name: &str, available: &Available) {
+        let file = format!("{}/SKILL.md", place(category, name));
+        let Some(text) = beneath::text(home, &file, MAX_SKILL_BYTES) else {
+            return;
+        };
+        match parse(&text, std::env::consts::OS, available) {
+            Ok(skill) if skill.shown => self.add(category, skill),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(file, %error, "a skill is left out"),
         }
-        match fs::read_to_string(&file) {
-            Ok(text) => match parse(&text, std::env::consts::OS) {
-                Ok(Some(skill)) => self.add(category, skill),
-                Ok(None) => {}
-                Err(error) => tracing::warn!(file = %file.display(), %error, "a skill is left out"),
-            },
-            Err(error) => tracing::warn!(file = %file.display(), %error, "a skill cannot be read"),
-        }
-        true
     }
 }
 
-/// Reads a `SKILL.md`; `None`: well-formed, but not for this platform or not without tools.
+/// Reads a `SKILL.md`.
 ///
 /// # Errors
 /// [`Error`], what is wrong with it.
-pub fn parse(text: &str, os: &str) -> Result<Option<Skill>, Error> {
+pub fn parse(text: &str, os: &str, available: &Available) -> Result<Skill, Error> {
     if text.chars().count() > MAX_SKILL_CHARS {
         return Err(Error::TooLong);
     }
@@ -178,8 +249,8 @@ pub fn parse(text: &str, os: &str) -> Result<Option<Skill>, Error> {
     }
     let here = head.platforms.is_none_or(|platforms| platforms.is_empty() || platforms.iter().any(|name| name == os));
     let needs = head.metadata.and_then(|metadata| metadata.hermes).unwrap_or_default();
-    let needs_tools = [needs.requires_tools, needs.requires_toolsets].iter().flatten().any(|list| !list.is_empty());
-    Ok((here && !needs_tools).then_some(Skill { name: head.name, description }))
+    let shown = here && needs.met_by(available);
+    Ok(Skill { name: head.name, description, tags: needs.tags.unwrap_or_default(), shown })
 }
 
 /// The frontmatter and what follows it.
@@ -196,7 +267,7 @@ fn split_frontmatter(text: &str) -> Option<(&str, &str)> {
     None
 }
 
-fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     let alnum = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     name.len() <= MAX_NAME_CHARS
         && name.bytes().next().is_some_and(alnum)
@@ -208,37 +279,27 @@ fn one_line(text: &str) -> String {
 }
 
 /// What a category's `DESCRIPTION.md` says in its frontmatter.
-fn category_description(folder: &Path) -> String {
+fn category_description(home: &Path, category: &str) -> String {
     #[derive(Deserialize)]
     struct Head {
         description: String,
     }
-    let file = folder.join("DESCRIPTION.md");
-    if !fs::symlink_metadata(&file).is_ok_and(|metadata| metadata.is_file()) {
-        return String::new();
-    }
-    let text = fs::read_to_string(&file).unwrap_or_default();
+    let text = beneath::text(home, &format!("skills/{category}/DESCRIPTION.md"), MAX_SKILL_BYTES).unwrap_or_default();
     let head = split_frontmatter(&text).and_then(|(head, _)| serde_yaml::from_str::<Head>(head).ok());
     head.map(|head| one_line(&head.description)).unwrap_or_default()
 }
 
-/// The real folders in `path` with a name of the grammar, sorted.
-fn folders(path: &Path, budget: &mut usize) -> Vec<(String, std::path::PathBuf)> {
-    let mut found = Vec::new();
-    let Ok(entries) = fs::read_dir(path) else {
-        return found;
-    };
-    for entry in entries.flatten() {
-        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        if is_folder
-            && let Ok(name) = entry.file_name().into_string()
-            && is_name(&name)
-            && *budget > 0
-        {
-            *budget -= 1;
-            found.push((name, entry.path()));
-        }
-    }
+/// The names of the folders in `folder` that fit the grammar, sorted.
+fn folders(folder: &Folder, budget: &mut usize) -> Vec<String> {
+    let mut found: Vec<String> = folder
+        .entries()
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok().filter(|(name, is_folder)| *is_folder && is_name(name)))
+        .map(|(name, _)| name)
+        .take(*budget)
+        .collect();
+    *budget -= found.len();
     found.sort();
     found
 }
@@ -247,39 +308,49 @@ fn folders(path: &Path, budget: &mut usize) -> Vec<(String, std::path::PathBuf)>
 mod tests {
     use super::*;
 
-    fn skill(head: &str) -> Result<Option<Skill>, Error> {
-        parse(&format!("---\n{head}---\nBody\n"), "linux")
+    fn skill(head: &str) -> Result<Skill, Error> {
+        parse(&format!("---\n{head}---\nBody\n"), "linux", &Available::default())
     }
 
     #[test]
     fn reads_a_skill_with_bom_and_windows_lines() {
         let text = "\u{feff}---\r\nname: deploy-app\r\ndescription: How to\r\n  deploy\r\n---\r\nDo it.";
-        let skill = parse(text, "linux").expect("valid").expect("shown");
+        let skill = parse(text, "linux", &Available::default()).expect("valid");
         assert_eq!((skill.name.as_str(), skill.description.as_str()), ("deploy-app", "How to deploy"));
     }
 
     #[test]
     fn refuses_what_is_no_skill() {
-        assert_eq!(parse("name: a", "linux"), Err(Error::NoFrontmatter));
-        assert_eq!(parse("---\nname: a\ndescription: b\n", "linux"), Err(Error::NoFrontmatter));
-        assert_eq!(parse("---\nname: a\ndescription: b\n---\n \n", "linux"), Err(Error::NoBody));
+        let parse = |text: &str| parse(text, "linux", &Available::default());
+        assert_eq!(parse("name: a"), Err(Error::NoFrontmatter));
+        assert_eq!(parse("---\nname: a\ndescription: b\n"), Err(Error::NoFrontmatter));
+        assert_eq!(parse("---\nname: a\ndescription: b\n---\n \n"), Err(Error::NoBody));
         assert!(matches!(skill("- a\n"), Err(Error::BadFrontmatter(_))));
         assert!(matches!(skill("name: a\n"), Err(Error::BadFrontmatter(_))));
         assert_eq!(skill("name: ../a\ndescription: b\n"), Err(Error::BadName));
         assert_eq!(skill("name: a\ndescription: ''\n"), Err(Error::BadDescription));
         assert_eq!(skill(&format!("name: a\ndescription: {}\n", "x".repeat(1025))), Err(Error::BadDescription));
-        assert_eq!(parse(&format!("---\nname: a\n---\n{}", "x".repeat(100_000)), "linux"), Err(Error::TooLong));
+        assert_eq!(parse(&format!("---\nname: a\n---\n{}", "x".repeat(100_000))), Err(Error::TooLong));
     }
 
     #[test]
     fn other_platforms_and_missing_tools_hide_a_skill() {
         let head = "name: a\ndescription: b\n";
-        assert!(skill(&format!("{head}platforms: [linux, macos]\n")).expect("valid").is_some());
-        assert!(skill(&format!("{head}platforms: [windows]\n")).expect("valid").is_none());
-        let tools = format!("{head}metadata: {{hermes: {{requires_tools: [terminal]}}}}\n");
-        assert!(skill(&tools).expect("valid").is_none());
-        let fallback = format!("{head}metadata: {{hermes: {{tags: [x], fallback_for_tools: [terminal]}}}}\n");
-        assert!(skill(&fallback).expect("valid").is_some());
+        assert!(skill(&format!("{head}platforms: [linux, macos]\n")).expect("valid").shown);
+        assert!(!skill(&format!("{head}platforms: [windows]\n")).expect("valid").shown);
+        let text = |needs: &str| format!("---\n{head}metadata: {{hermes: {{tags: [x], {needs}}}}}\n---\nBody\n");
+        let there = Available { tools: ["terminal".to_owned()].into(), toolsets: ["file".to_owned()].into() };
+        for (needs, without, with) in [
+            ("requires_tools: [terminal]", false, true),
+            ("requires_toolsets: [file]", false, true),
+            ("requires_tools: [terminal, browser]", false, false),
+            ("fallback_for_tools: [terminal]", true, false),
+            ("fallback_for_toolsets: [web]", true, true),
+        ] {
+            let shown = |available: &Available| parse(&text(needs), "linux", available).expect("valid").shown;
+            assert_eq!((shown(&Available::default()), shown(&there)), (without, with), "{needs}");
+        }
+        assert_eq!(parse(&text("requires_tools: []"), "linux", &there).expect("valid").tags, ["x"]);
     }
 
     #[test]
@@ -300,7 +371,7 @@ mod tests {
         write("bad/broken/SKILL.md", "nothing");
         std::os::unix::fs::symlink("/etc", dir.path().join("skills/web/link")).expect("symlink");
         let expected = "## Skills\n\n<available_skills>\n  general:\n    - alone: about alone\n  web: The web\n    - alpha: about alpha\n    - zeta: about zeta\n</available_skills>";
-        assert_eq!(Index::read(dir.path()).render().expect("skills"), expected);
-        assert_eq!(Index::read(&dir.path().join("nowhere")).render(), None);
+        assert_eq!(Index::read(dir.path(), &Available::default()).render().expect("skills"), expected);
+        assert_eq!(Index::read(&dir.path().join("nowhere"), &Available::default()).render(), None);
     }
 }

@@ -1,0 +1,136 @@
+//! How often each skill was looked at and changed: `skills/.usage.json`, a file that existing homes have.
+//!
+//! Written by the skill tools, inside the boundary; read by whoever tidies skills up. Always true: one writer at a time (a lock
+//! file beside it), the file is replaced whole, and what this build does not know in it stays. A file that cannot be read as such is
+//! left alone and counts nothing: losing counts is no reason to fail a call.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// The file, in `skills/`.
+const FILE: &str = ".usage.json";
+/// Held while it is written.
+const LOCK: &str = ".usage.lock";
+
+/// What happened to a skill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It was made by the agent, in a dialogue.
+    Created,
+    /// It was read; that is also a use.
+    Viewed,
+    /// It was changed.
+    Patched,
+    /// It is gone.
+    Deleted,
+}
+
+/// What is known of one skill.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Usage {
+    /// Times it was used.
+    pub use_count: u64,
+    /// Times it was read.
+    pub view_count: u64,
+    /// Times it was changed.
+    pub patch_count: u64,
+    /// When it was last used, RFC 3339.
+    pub last_used_at: Option<String>,
+    /// When it was last read.
+    pub last_viewed_at: Option<String>,
+    /// When it was last changed.
+    pub last_patched_at: Option<String>,
+    /// When it was made.
+    pub created_at: Option<String>,
+    /// All else.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+/// Notes an event of the skill `name` in the folder `skills`, at `now`.
+///
+/// # Errors
+/// What the system answers; the file is as it was then.
+pub fn note(skills: &Path, name: &str, event: Event, now: Timestamp) -> io::Result<()> {
+    let lock = File::options().create(true).truncate(false).write(true).open(skills.join(LOCK))?;
+    lock.lock()?;
+    let path = skills.join(FILE);
+    let mut all: BTreeMap<String, Usage> = match fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
+        Err(error) => return Err(error),
+    };
+    let now = Some(now.to_string());
+    if event == Event::Deleted {
+        all.remove(name);
+    } else {
+        let usage = all.entry(name.to_owned()).or_insert_with(|| {
+            let state = [("state", Value::from("active")), ("pinned", Value::from(false))];
+            let other = state.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+            Usage { created_at: now.clone(), other, ..Usage::default() }
+        });
+        match event {
+            Event::Viewed => {
+                usage.view_count += 1;
+                usage.use_count += 1;
+                usage.last_viewed_at.clone_from(&now);
+                usage.last_used_at = now;
+            }
+            Event::Patched => {
+                usage.patch_count += 1;
+                usage.last_patched_at = now;
+            }
+            Event::Created | Event::Deleted => {}
+        }
+    }
+    let beside = skills.join(format!("{FILE}.{}.new", std::process::id()));
+    fs::write(&beside, serde_json::to_vec_pretty(&all)?)?;
+    fs::rename(beside, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+    fn read(skills: &Path) -> Value {
+        serde_json::from_slice(&fs::read(skills.join(FILE)).expect("read")).expect("json")
+    }
+
+    #[test]
+    fn counts_grow_and_what_others_wrote_stays() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let before = r#"{"maps": {"created_by": "agent", "use_count": 3, "view_count": 1, "state": "stale", "pinned": true, "x": [1]}}"#;
+        fs::write(dir.path().join(FILE), before).expect("write");
+        for event in [Event::Viewed, Event::Patched, Event::Patched] {
+            note(dir.path(), "maps", event, NOW).expect("noted");
+        }
+        note(dir.path(), "new", Event::Created, NOW).expect("noted");
+        let after = read(dir.path());
+        let maps = &after["maps"];
+        assert_eq!((&maps["use_count"], &maps["view_count"], &maps["patch_count"]), (&4.into(), &2.into(), &2.into()));
+        assert_eq!((&maps["state"], &maps["pinned"], &maps["x"][0]), (&"stale".into(), &true.into(), &1.into()));
+        assert_eq!(
+            (&after["new"]["created_at"], &after["new"]["state"]),
+            (&"1970-01-01T00:00:00Z".into(), &"active".into())
+        );
+        note(dir.path(), "maps", Event::Deleted, NOW).expect("noted");
+        assert!(read(dir.path()).get("maps").is_none());
+    }
+
+    #[test]
+    fn a_file_that_is_something_else_is_left_alone() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        fs::write(dir.path().join(FILE), "[]").expect("write");
+        assert!(note(dir.path(), "maps", Event::Viewed, NOW).is_err());
+        assert_eq!(fs::read_to_string(dir.path().join(FILE)).expect("read"), "[]");
+    }
+}
