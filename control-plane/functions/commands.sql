@@ -98,6 +98,8 @@ BEGIN
     o_said := ARRAY(SELECT t.payload FROM transcripts t WHERE t.session_id = p_session AND (t.seq = since OR (t.seq > since AND t.absorbed_by = since)) ORDER BY t.seq);
     UPDATE sessions SET hidden = coalesce(hidden, '{}') + int8multirange(int8range(since, tail_seq + 1)), rewinds = rewinds + 1
      WHERE session_id = p_session;
+    -- What they made of the turns before goes with them; what tells of them is younger than they are.
+    DELETE FROM summaries u WHERE u.session_id = p_session AND u.made_in >= since;
   END IF;
   RETURN NEXT;
 END $$;

@@ -34,9 +34,12 @@ fn found(home: &Path) -> Vec<String> {
         folder
             .is_some_and(|folder| std::fs::symlink_metadata(folder.path(name)).is_ok_and(|metadata| metadata.is_file()))
     };
-    let repository = Folder::open(home, SCRATCH).ok().flatten().is_some_and(|folder| folder.path(".git").exists());
+    let repository = Folder::open(home, SCRATCH)
+        .ok()
+        .flatten()
+        .is_some_and(|folder| folder.path(".git").try_exists().unwrap_or(false));
     // The workspace is the only folder above which only the home lies, and a home that is a repository has its root there.
-    let above = !repository && home.join(".git").exists();
+    let above = !repository && home.join(".git").try_exists().unwrap_or(false);
     for folder in [Some(SCRATCH), above.then_some("")].into_iter().flatten() {
         for name in OWN {
             let path = if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };

@@ -83,7 +83,7 @@ async fn examined(args: &Args, temporary: PathBuf) -> std::io::Result<ExitCode> 
             let checks: Vec<_> = rows
                 .iter()
                 .map(|(name, what, found)| {
-                    let detail = found.as_ref().map_or_else(String::as_str, |found| found);
+                    let (Ok(detail) | Err(detail)) = found.as_ref().map(|found| *found).map_err(String::as_str);
                     serde_json::json!({"check": name, "what": what, "ok": found.is_ok(), "detail": detail})
                 })
                 .collect();

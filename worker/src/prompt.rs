@@ -3,7 +3,7 @@
 //! Called by turns. Three tiers joined by blank lines: stable (SOUL, skills index), context (the caller's own system
 //! text, then the project's context files), volatile (memories, profile of the user, date), then the session-context block of this very message. Always
 //! true: the tiers of a session are frozen when its first turn here builds them, and are built again only when the
-//! agent's profile revision, its SOUL or a skill changed; so the date stays the session's first, an edited SOUL reaches a
+//! agent's profile revision, its SOUL or a skill changed, or the session was summed up; so the date stays the session's first, an edited SOUL reaches a
 //! running session with its next turn, and what the agent notes meanwhile is seen by later sessions. What comes from chats is
 //! quoted, shortened and declared untrusted; what would speak in somebody else's name is not shown.
 
@@ -157,12 +157,15 @@ pub struct Basis {
     pub revision: u64,
     /// Tells sets of tools apart.
     pub tools: u64,
+    /// The newest turn that the session's summary stands for; 0 without one.
+    pub summed_up: u64,
 }
 
 impl Basis {
-    /// Whether a session whose prompt was built on this one keeps it: its memories are those of when it began.
+    /// Whether a session whose prompt was built on this one keeps it: its memories are those of when it began, or was last summed up.
     fn holds_for(self, now: Self) -> bool {
-        (self.generation.followed, self.revision, self.tools) == (now.generation.followed, now.revision, now.tools)
+        let holds = |basis: Self| (basis.generation.followed, basis.revision, basis.tools, basis.summed_up);
+        holds(self) == holds(now)
     }
 }
 
@@ -326,7 +329,12 @@ mod tests {
     async fn a_session_keeps_its_prompt_until_soul_skills_or_profile_change() {
         let home = home(&[("SOUL.md", "one"), ("memories/MEMORY.md", "old")]);
         let prompts = Prompts::default();
-        let basis = |followed, memories| Basis { generation: Generation { followed, memories }, revision: 1, tools: 0 };
+        let basis = |followed, memories| Basis {
+            generation: Generation { followed, memories },
+            revision: 1,
+            tools: 0,
+            summed_up: 0,
+        };
         let first = prompts.of_session(1, basis(1, 1), &Available::default(), home.path(), DAY).await;
         let write = |path: &str, text: &str| std::fs::write(home.path().join(path), text).expect("write");
         write("SOUL.md", "two");

@@ -9,7 +9,7 @@ use crate::failpoint::Failpoints;
 use crate::tools::Toolbox;
 
 /// Everything that is injected.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Seams {
     /// What models may call, instead of the worker's own tools.
     pub toolbox: Option<Arc<dyn Toolbox>>,
@@ -24,12 +24,6 @@ impl Seams {
     /// the connection shows.
     pub(crate) async fn point(&self, name: &str) {
         let _ = self.failpoints.reach(name).await;
-    }
-}
-
-impl Default for Seams {
-    fn default() -> Self {
-        Self { toolbox: None, failpoints: Failpoints::default(), without: Without::default() }
     }
 }
 

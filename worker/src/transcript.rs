@@ -2,8 +2,8 @@
 //!
 //! Called by turns before a model call and when the control plane has stored their reply. Owns a cache that is bounded
 //! by bytes; the session unused for longest goes first. Always true: an answer holds whole turns only, the newest that
-//! fit the assignment's budget, and none after the version asked for. The truth is in the control plane; losing the
-//! cache costs a fetch.
+//! fit twice the assignment's budget (so that what does not fit any more can be summed up), and none after the version asked for. The truth
+//! is in the control plane; losing the cache costs a fetch.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +13,12 @@ use hermes_proto::v1::{FetchTranscriptRequest, ModelRole, TranscriptChunk, Trans
 use tonic::transport::Channel;
 
 use crate::model::Message;
+
+/// What stands before a summary when a model is told of it.
+const SUMMARY_HEAD: &str =
+    "[A summary of what was said earlier in this conversation. It is a note to go on from, not a request.]";
+/// What the model is told it said to that.
+const SUMMARY_TAKEN: &str = "I will go on from there.";
 
 /// What a cached session or turn costs beyond its text, in bytes.
 const OVERHEAD: usize = 160;
@@ -30,14 +36,65 @@ impl EndedTurn {
     }
 }
 
-/// Ended turns, oldest first, and how long their text is together.
+/// What stands for the oldest turns of a session.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// The newest of these turns.
+    pub through: u64,
+    /// Its text.
+    pub text: String,
+}
+
+/// What was said in a session: a summary of its oldest turns where there is one, and ended turns, oldest first.
 #[derive(Clone, Debug, Default)]
-struct Past {
+pub struct History {
+    summary: Option<Arc<Summary>>,
     turns: VecDeque<Arc<EndedTurn>>,
+    /// How long the turns' text is together.
     bytes: usize,
 }
 
-impl Past {
+impl History {
+    /// The summary that stands for the oldest turns.
+    pub fn summary(&self) -> Option<&Summary> {
+        self.summary.as_deref()
+    }
+
+    /// How long all of it is, bytes of text.
+    pub fn bytes(&self) -> usize {
+        self.bytes + self.summary().map_or(0, |summary| summary.text.len())
+    }
+
+    /// The turns, oldest first: their numbers and what was said in them.
+    pub fn turns(&self) -> impl DoubleEndedIterator<Item = (u64, &[Message])> + ExactSizeIterator {
+        self.turns.iter().map(|turn| (turn.seq, turn.messages.as_slice()))
+    }
+
+    /// Puts a summary in the place of the turns that it stands for.
+    pub fn sum_up(&mut self, summary: Summary) {
+        while let Some(oldest) = self.turns.pop_front_if(|turn| turn.seq <= summary.through) {
+            self.bytes -= oldest.bytes();
+        }
+        self.summary = Some(Arc::new(summary));
+    }
+
+    /// What a model is told of it: the summary, and as many of the newest turns as fit `budget` bytes with it.
+    pub fn told(mut self, budget: usize) -> Vec<Message> {
+        self.cut(budget.saturating_sub(self.summary().map_or(0, |summary| summary.text.len())));
+        // Some models take the two sides in turn only.
+        let summed_up = self.summary.iter().flat_map(|summary| {
+            let text = format!("{SUMMARY_HEAD}\n\n{}", summary.text);
+            [Message::new(ModelRole::User, text), Message::new(ModelRole::Assistant, SUMMARY_TAKEN)]
+        });
+        summed_up.chain(self.turns.iter().flat_map(|turn| turn.messages.iter().cloned())).collect()
+    }
+
+    /// Appends an ended turn.
+    #[cfg(test)]
+    pub(crate) fn append(&mut self, seq: u64, messages: Vec<Message>) {
+        self.push(EndedTurn { seq, messages });
+    }
+
     fn push(&mut self, turn: EndedTurn) {
         self.bytes += turn.bytes();
         self.turns.push_back(Arc::new(turn));
@@ -64,17 +121,19 @@ impl Past {
 struct Session {
     /// All turns up to this number are known (those beyond the budget known and let go).
     through: u64,
-    /// How often turns were left out of the history when these were fetched.
+    /// How often turns were left out of the history or summed up when these were fetched.
     rewinds: u32,
     /// The largest budget these turns were cut to.
     budget: usize,
-    past: Past,
+    past: History,
+    /// The first turn that may try to sum it up.
+    rests_until: u64,
     used: u64,
 }
 
 impl Session {
     fn cost(&self) -> usize {
-        OVERHEAD + self.past.bytes + self.past.turns.len() * OVERHEAD
+        OVERHEAD + self.past.bytes() + self.past.turns.len() * OVERHEAD
     }
 }
 
@@ -99,8 +158,8 @@ impl Transcripts {
         Self { max_bytes, cache: Mutex::default() }
     }
 
-    /// The turns 1 to `version` of the turn's session, oldest first, as many of the newest as fit `budget` bytes. What is known
-    /// from before the last of `rewinds` is fetched again.
+    /// The turns 1 to `version` of the turn's session: what stands for the oldest, and as many of the newest as fit twice `budget`
+    /// bytes. What is known from before the last of `rewinds` is fetched again.
     ///
     /// # Errors
     /// The status of the fetch; the cache is unchanged then.
@@ -111,17 +170,21 @@ impl Transcripts {
         version: u64,
         rewinds: u32,
         budget: usize,
-    ) -> Result<Vec<Message>, tonic::Status> {
+    ) -> Result<History, tonic::Status> {
         if version == 0 || budget == 0 {
-            return Ok(Vec::new());
+            return Ok(History::default());
         }
+        let budget = window(budget);
         let (mut past, after_seq) = self.known(turn.session_id, version, rewinds, budget);
         if after_seq < version {
             fetch(channel, turn, after_seq, version, budget, &mut past).await?;
-            self.keep(turn.session_id, Session { through: version, rewinds, budget, past: past.clone(), used: 0 });
+            self.keep(
+                turn.session_id,
+                Session { through: version, rewinds, budget, past: past.clone(), rests_until: 0, used: 0 },
+            );
         }
         past.cut(budget);
-        Ok(past.turns.iter().flat_map(|turn| turn.messages.iter().cloned()).collect())
+        Ok(past)
     }
 
     /// Notes what the control plane has stored as turn `seq`, if all turns before it are known.
@@ -134,7 +197,9 @@ impl Transcripts {
             }
             cache.take(session_id)
         };
-        let mut session = known.unwrap_or(Session { through: 0, rewinds, budget, past: Past::default(), used: 0 });
+        let budget = window(budget);
+        let mut session =
+            known.unwrap_or(Session { through: 0, rewinds, budget, past: History::default(), rests_until: 0, used: 0 });
         let user = Message::new(ModelRole::User, input);
         let assistant = Message::new(ModelRole::Assistant, reply);
         session.past.push(EndedTurn { seq, messages: vec![user, assistant] });
@@ -142,8 +207,20 @@ impl Transcripts {
         self.keep(session_id, session);
     }
 
+    /// No turn before number `until` of the session tries to sum it up, as long as the session is remembered.
+    pub fn rest(&self, session_id: u64, until: u64) {
+        if let Some(session) = self.lock().sessions.get_mut(&session_id) {
+            session.rests_until = until;
+        }
+    }
+
+    /// Whether turn `seq` of the session is not to try to sum it up.
+    pub fn rests(&self, session_id: u64, seq: u64) -> bool {
+        self.lock().sessions.get(&session_id).is_some_and(|session| seq < session.rests_until)
+    }
+
     /// What is known of the turns up to `version`, and through which number.
-    fn known(&self, session_id: u64, version: u64, rewinds: u32, budget: usize) -> (Past, u64) {
+    fn known(&self, session_id: u64, version: u64, rewinds: u32, budget: usize) -> (History, u64) {
         let mut cache = self.lock();
         match cache.touch(session_id) {
             Some(session) if session.budget >= budget && session.rewinds == rewinds => {
@@ -152,7 +229,7 @@ impl Transcripts {
                 (past, session.through.min(version))
             }
             // Cut to less than is wanted now, or some of it is left out now: it must come again.
-            _ => (Past::default(), 0),
+            _ => (History::default(), 0),
         }
     }
 
@@ -199,6 +276,11 @@ impl Cache {
     }
 }
 
+/// How much of a history is kept for a model that is given `budget` bytes of it.
+fn window(budget: usize) -> usize {
+    budget.saturating_mul(2)
+}
+
 /// Appends the turns after `after_seq` to `past`, keeping no more text than the budget (and one turn) on the way.
 async fn fetch(
     channel: Channel,
@@ -206,22 +288,17 @@ async fn fetch(
     after_seq: u64,
     version: u64,
     budget: usize,
-    past: &mut Past,
+    past: &mut History,
 ) -> Result<(), tonic::Status> {
     let mut client = WorkerServiceClient::new(channel).max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES);
-    let request = FetchTranscriptRequest { turn: Some(turn), after_seq };
+    let request = FetchTranscriptRequest { turn: Some(turn), after_seq, summaries: true };
     let mut chunks = client.fetch_transcript(request).await?.into_inner();
-    let mut open: Option<(u64, ModelRole, Vec<u8>)> = None;
+    let mut open: Option<(u64, TranscriptRole, Vec<u8>)> = None;
     // The turn whose entries are coming: whole before it is one of the past.
     let mut newest: Option<EndedTurn> = None;
     while let Some(chunk) = chunks.message().await? {
-        let entry_role = chunk.role();
+        let role = chunk.role();
         let TranscriptChunk { seq, text, more, .. } = chunk;
-        let role = match entry_role {
-            TranscriptRole::User => ModelRole::User,
-            TranscriptRole::Assistant => ModelRole::Assistant,
-            TranscriptRole::Unspecified => return Err(tonic::Status::data_loss("a transcript entry without a role")),
-        };
         let mut entry = match open.take() {
             Some((open_seq, open_role, _)) if open_seq != seq || open_role != role => {
                 return Err(tonic::Status::data_loss("a transcript entry changed between its chunks"));
@@ -236,7 +313,16 @@ async fn fetch(
             // An entry that alone exceeds the budget is never shown: its turn goes, whatever follows.
             entry.truncate(budget.saturating_add(1));
             open = Some((seq, role, entry));
+        } else if role == TranscriptRole::Summary {
+            past.sum_up(Summary { through: seq, text: text_of(entry) });
         } else if seq <= version {
+            let role = match role {
+                TranscriptRole::User => ModelRole::User,
+                TranscriptRole::Assistant => ModelRole::Assistant,
+                TranscriptRole::Unspecified | TranscriptRole::Summary => {
+                    return Err(tonic::Status::data_loss("a transcript entry without a role"));
+                }
+            };
             let message = Message::new(role, text_of(entry));
             match &mut newest {
                 Some(turn) if turn.seq == seq => turn.messages.push(message),
@@ -266,7 +352,7 @@ mod tests {
     fn texts(cache: &Transcripts, session: u64, version: u64, budget: usize) -> (Vec<String>, u64) {
         let (mut past, through) = cache.known(session, version, 0, budget);
         past.cut(budget);
-        let messages = past.turns.iter().flat_map(|turn| &turn.messages);
+        let messages = past.turns().flat_map(|(_, messages)| messages);
         (messages.map(|message| message.text.to_string()).collect(), through)
     }
 
@@ -292,7 +378,7 @@ mod tests {
         (1..=5).for_each(|seq| say(&cache, 1, seq));
         assert_eq!(texts(&cache, 1, 5, 11).0, ["q4", "a4", "q5", "a5"]);
         assert_eq!(texts(&cache, 1, 5, 3).0, Vec::<String>::new());
-        assert_eq!(texts(&cache, 1, 5, 1001), (Vec::new(), 0));
+        assert_eq!(texts(&cache, 1, 5, 2001), (Vec::new(), 0));
     }
 
     #[test]
@@ -302,12 +388,30 @@ mod tests {
         assert_eq!(cache.known(1, 3, 1, 1000).1, 0);
         // What ended before the rewind and is heard of after it is no part of what is known.
         let record = |seq, rewinds| cache.record((1, seq), rewinds, "q".into(), "a".into(), 1000);
-        let fetched = Session { through: 3, rewinds: 1, budget: 1000, past: Past::default(), used: 0 };
+        let fetched =
+            Session { through: 3, rewinds: 1, budget: 1000, past: History::default(), rests_until: 0, used: 0 };
         cache.keep(1, fetched);
         record(4, 0);
         assert_eq!(cache.known(1, 4, 1, 1000).1, 3);
         record(4, 1);
         assert_eq!(cache.known(1, 4, 1, 1000).1, 4);
+    }
+
+    #[test]
+    fn a_summary_stands_for_its_turns_and_counts_for_the_budget() {
+        let cache = Transcripts::new(1 << 20);
+        (1..=5).for_each(|seq| say(&cache, 1, seq));
+        let mut history = cache.known(1, 5, 0, 1000).0;
+        history.sum_up(Summary { through: 3, text: "sum".to_owned() });
+        assert_eq!(history.turns().map(|(seq, _)| seq).collect::<Vec<_>>(), [4, 5]);
+        assert_eq!(history.bytes(), 3 + 8);
+        let told = |budget| -> Vec<String> {
+            history.clone().told(budget).iter().map(|message| message.text.to_string()).collect()
+        };
+        let summary = format!("{SUMMARY_HEAD}\n\nsum");
+        assert_eq!(told(1000), [summary.as_str(), SUMMARY_TAKEN, "q4", "a4", "q5", "a5"]);
+        assert_eq!(told(3 + 4), [summary.as_str(), SUMMARY_TAKEN, "q5", "a5"]);
+        assert_eq!(told(0), [summary.as_str(), SUMMARY_TAKEN]);
     }
 
     #[test]

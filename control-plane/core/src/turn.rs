@@ -34,6 +34,60 @@ pub struct TurnInput {
     /// What the agent may know of where this came from; absent for plain API calls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<crate::Source>,
+    /// The turn shortens its session's history instead of answering; then `text` is the command that asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compress: Option<Compress>,
+}
+
+/// How a session's history is to be compressed: its older turns are summed up in a text that stands for them from then on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compress {
+    /// What the summary is to dwell on; empty: nothing in particular.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub focus: String,
+    /// How many of the newest turns stay as they are; absent: as many as the worker finds right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<u32>,
+    /// Only says what it would come to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub preview: bool,
+}
+
+/// Longest focus of a compression, in characters.
+const MAX_FOCUS_CHARS: usize = 500;
+/// Most turns that somebody may want to keep.
+const MAX_KEPT: u32 = 1000;
+
+impl Compress {
+    /// Reads what stands behind the command: nothing, `--preview`, `here [turns to keep]`, or what to dwell on.
+    ///
+    /// # Errors
+    /// What to write instead, for people.
+    pub fn parse(arguments: &str) -> Result<Self, String> {
+        let words: Vec<&str> = arguments.split_whitespace().collect();
+        match words.as_slice() {
+            ["--preview"] => Ok(Self { preview: true, ..Self::default() }),
+            [here] if here.eq_ignore_ascii_case("here") => Ok(Self { keep: Some(0), ..Self::default() }),
+            [here, number] if here.eq_ignore_ascii_case("here") && number.bytes().all(|byte| byte.is_ascii_digit()) => {
+                let keep = number.parse().ok().filter(|keep| *keep <= MAX_KEPT);
+                let wrong =
+                    || format!("Say how many exchanges to keep as they are, at most {MAX_KEPT}: /compress here 2");
+                Ok(Self { keep: Some(keep.ok_or_else(wrong)?), ..Self::default() })
+            }
+            [flag, ..] if flag.starts_with("--") => {
+                Err(format!("There is no {flag}. /compress [focus], /compress here [number] or /compress --preview"))
+            }
+            words => {
+                let focus = words.join(" ");
+                if focus.chars().count() > MAX_FOCUS_CHARS {
+                    return Err(format!(
+                        "Say in at most {MAX_FOCUS_CHARS} characters what the summary is to dwell on."
+                    ));
+                }
+                Ok(Self { focus, ..Self::default() })
+            }
+        }
+    }
 }
 
 impl TurnInput {
@@ -97,4 +151,31 @@ pub struct Usage {
     pub cost_usd: Option<f64>,
     /// The model that answered, as configured.
     pub model: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_behind_compress_is_read_or_refused() {
+        let read = |text| Compress::parse(text).map(|read| (read.focus, read.keep, read.preview));
+        assert_eq!(read(" "), Ok((String::new(), None, false)));
+        assert_eq!(read("--preview"), Ok((String::new(), None, true)));
+        assert_eq!(read("Here"), Ok((String::new(), Some(0), false)));
+        assert_eq!(read("here  12"), Ok((String::new(), Some(12), false)));
+        assert_eq!(read("the\nplan here"), Ok(("the plan here".to_owned(), None, false)));
+        assert_eq!(read("here and now"), Ok(("here and now".to_owned(), None, false)));
+        for wrong in ["here 1001", "here 99999999999", "--force", &"x".repeat(501)] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_input_without_compression_is_stored_as_before() {
+        let input = TurnInput { text: "hi".to_owned(), ..TurnInput::default() };
+        assert_eq!(serde_json::to_string(&input).expect("JSON"), r#"{"text":"hi"}"#);
+        let input = TurnInput { compress: Some(Compress::default()), ..input };
+        assert_eq!(serde_json::to_string(&input).expect("JSON"), r#"{"text":"hi","compress":{}}"#);
+    }
 }

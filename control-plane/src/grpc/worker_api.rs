@@ -9,7 +9,6 @@ use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, FuturesUnordered};
 use hermes_core::AgentId;
-use hermes_core::turn::TurnInput;
 use hermes_home::DocumentPath;
 use hermes_proto::v1::control_message::Message as ToWire;
 use hermes_proto::v1::worker_message::Message as FromWire;
@@ -30,7 +29,7 @@ use crate::dispatch::{
 };
 use crate::identity::Principal;
 use crate::registry::Registry;
-use crate::store::{Ended, HomeDocumentInfo, SessionId, TurnId};
+use crate::store::{Ended, Exchange, HomeDocumentInfo, SessionId, Summarised, Summary, TurnId};
 use crate::tasks::Tasks;
 use crate::tools::Tools;
 
@@ -40,6 +39,8 @@ const MAX_SLOTS: u32 = 1024;
 const MAX_STORING: usize = 2 * MAX_SLOTS as usize;
 /// Largest home document, bytes.
 const MAX_DOCUMENT: usize = 1 << 20;
+/// Longest summary, bytes.
+const MAX_SUMMARY: usize = 64 << 10;
 /// Most documents of a home.
 const MAX_DOCUMENTS: usize = 10_000;
 
@@ -170,26 +171,50 @@ impl WorkerService for WorkerApi {
         let caller = caller(&request)?;
         let request = request.into_inner();
         let (id, _) = self.running(&caller, request.turn.as_ref())?;
-        let after = signed("after_seq", request.after_seq)?;
-        let limit = i64::try_from(self.registry.current().document.limits.history_bytes).unwrap_or(i64::MAX);
-        // The stored input carries its source too, so allow for more bytes than the text alone has.
-        let rows = self
-            .registry
-            .store()
-            .transcript(id.session, after, id.seq, limit.saturating_mul(2))
-            .await
-            .map_err(store_status)?;
+        let mut after = signed("after_seq", request.after_seq)?;
+        let store = self.registry.store();
         let mut chunks = Vec::new();
-        for row in rows {
-            let input: TurnInput = serde_json::from_slice(&row.payload).unwrap_or_default();
-            push_chunks(&mut chunks, row.seq, v1::TranscriptRole::User, input.text.as_bytes());
-            for absorbed in &row.absorbed {
-                let input: TurnInput = serde_json::from_slice(absorbed).unwrap_or_default();
-                push_chunks(&mut chunks, row.seq, v1::TranscriptRole::User, input.text.as_bytes());
+        if request.summaries
+            && let Some(summary) = store.summary(id.session).await.map_err(store_status)?
+            && summary.through > after
+        {
+            push_chunks(&mut chunks, summary.through, v1::TranscriptRole::Summary, &summary.body);
+            after = summary.through;
+        }
+        // More than a model is given, so that what does not fit any more can be summed up.
+        let limit = usize::try_from(self.registry.current().document.limits.history_bytes).unwrap_or(usize::MAX);
+        let exchanges =
+            store.transcript(id.session, after, id.seq, limit.saturating_mul(2)).await.map_err(store_status)?;
+        for Exchange { seq, said, reply } in exchanges {
+            for text in said {
+                push_chunks(&mut chunks, seq, v1::TranscriptRole::User, text.as_bytes());
             }
-            push_chunks(&mut chunks, row.seq, v1::TranscriptRole::Assistant, &row.reply);
+            push_chunks(&mut chunks, seq, v1::TranscriptRole::Assistant, &reply);
         }
         Ok(Response::new(futures_util::stream::iter(chunks.into_iter().map(Ok)).boxed()))
+    }
+
+    async fn put_summary(
+        &self,
+        request: Request<v1::PutSummaryRequest>,
+    ) -> Result<Response<v1::PutSummaryResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let (turn, running) = self.running(&caller, request.turn.as_ref())?;
+        let through = signed("through_seq", request.through_seq)?;
+        if through == 0 || request.text.is_empty() || request.text.len() > MAX_SUMMARY {
+            let message = format!("a summary stands for at least one turn and has 1 to {MAX_SUMMARY} bytes");
+            return Err(invalid("text", message));
+        }
+        let summary = Summary { through, body: request.text };
+        let summarised = self.registry.store().summarise(turn, running.epoch, &summary).await.map_err(store_status)?;
+        match summarised {
+            Summarised::Stored(history_rewinds) => Ok(Response::new(v1::PutSummaryResponse { history_rewinds })),
+            Summarised::Fenced => Err(refuse(Reason::StaleEpoch, "this worker does not run that turn")),
+            Summarised::Refused => {
+                Err(invalid("through_seq", "those turns are not over, or a summary stands for them"))
+            }
+        }
     }
 
     type FetchJournalStream = BoxStream<'static, Result<v1::JournalChunk, Status>>;

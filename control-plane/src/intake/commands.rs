@@ -10,6 +10,7 @@ use hermes_core::Source;
 use hermes_core::busy::{BusyMode, BusyPolicy};
 use hermes_core::command::{self, Access, AccessLists, Action, Given, Spec};
 use hermes_core::config::{Resolved, check_spec, resolve_model, unserved_message, with_own_model};
+use hermes_core::turn::Compress;
 use jiff::Zoned;
 
 use super::answers;
@@ -34,6 +35,8 @@ pub(super) enum Order {
         policy: BusyPolicy,
         /// In a session of its own.
         aside: bool,
+        /// It changes its session's history instead of answering.
+        compress: Option<Compress>,
     },
     /// An effect in the session, and what is said about it.
     Effect(Effect, Telling),
@@ -72,7 +75,7 @@ pub(super) fn order(given: Given<'_>, giver: Giver<'_>) -> Order {
         if arguments.is_empty() {
             return said(format!("Write the message behind the command: {}", spec.usage()));
         }
-        Order::Turn { text: arguments.to_owned(), policy: BusyPolicy { mode, notice }, aside }
+        Order::Turn { text: arguments.to_owned(), policy: BusyPolicy { mode, notice }, aside, compress: None }
     };
     if spec.action == Action::Start {
         return Order::Effect(Effect::Nothing, Box::new(|_| Answer::default()));
@@ -106,6 +109,15 @@ pub(super) fn order(given: Given<'_>, giver: Giver<'_>) -> Order {
         }
         Action::Resume if arguments.is_empty() => said(format!("Say which: {}. /sessions lists them.", spec.usage())),
         Action::Resume => effect(Effect::Resume(arguments.to_owned()), |outcome| told(answers::resumed(outcome))),
+        Action::Compress => match Compress::parse(arguments) {
+            Ok(compress) => Order::Turn {
+                text: format!("/{} {arguments}", spec.name).trim_end().to_owned(),
+                policy: BusyPolicy { mode: BusyMode::Queue, notice: true },
+                aside: false,
+                compress: Some(compress),
+            },
+            Err(sentence) => said(sentence),
+        },
         Action::Retry => effect(Effect::Retry(giver.again), |outcome| told(answers::retried(outcome))),
         Action::Undo => match (arguments.is_empty(), arguments.parse::<i64>()) {
             (true, _) => effect(Effect::Undo(1), |outcome| told(answers::undone(outcome))),

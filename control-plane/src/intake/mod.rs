@@ -360,6 +360,7 @@ impl Intake {
         let (dedupe_key, body_hash) = dedupe_bytes(message.dedupe);
         let now = self.clock.now().to_zoned(snapshot.zone.clone());
         let mut text = None;
+        let mut compress = None;
         if let Some(given) = given {
             let again = Again {
                 traceparent: traceparent.clone(),
@@ -376,8 +377,9 @@ impl Intake {
                     let agent = agent.id.clone();
                     return Ok(Decided { work, agent, session_key: session, lane, policy, on_the_way });
                 }
-                Order::Turn { text: said, policy: own, aside } => {
+                Order::Turn { text: said, policy: own, aside, compress: how } => {
                     policy = own;
+                    compress = how;
                     text = Some(said);
                     if aside {
                         session_key = beside(&session_key, &dedupe_key);
@@ -387,10 +389,10 @@ impl Intake {
         }
         let thresholds = hermes_core::reset::thresholds(document.reset_rules().select(source), &now);
         let mut text = text.unwrap_or(message.text);
-        if shared_multi_user(source, isolation) {
+        if compress.is_none() && shared_multi_user(source, isolation) {
             text.insert_str(0, &sender_prefix(source));
         }
-        let input = TurnInput { text, history: message.history, source: Some(message.source) };
+        let input = TurnInput { text, history: message.history, source: Some(message.source), compress };
         let payload = serde_json::to_vec(&input)
             .map_err(|error| Error::Invalid { field: "text", message: format!("it cannot be stored: {error}") })?;
         let row = Ingest {

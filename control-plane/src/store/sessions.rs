@@ -1,12 +1,17 @@
 //! Reading sessions, turns and transcripts, for people and for workers.
 
-use hermes_core::turn::{TurnState, Usage};
+use std::collections::VecDeque;
+
+use hermes_core::turn::{TurnInput, TurnState, Usage};
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio_postgres::Row;
 
 use super::transitions::Ended;
 use super::{Error, Result, SessionId, Store, TurnId};
+
+/// Least that one look at a dialogue reads, bytes of stored inputs and replies.
+const MIN_PAGE_BYTES: usize = 64 << 10;
 
 /// A session as people see it.
 #[derive(Clone, Debug)]
@@ -97,16 +102,40 @@ impl TurnRow {
 }
 
 /// One answered turn for a worker's history.
-#[derive(Clone, Debug)]
-pub struct TranscriptRow {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exchange {
     /// Turn number.
     pub seq: i64,
-    /// JSON of `TurnInput`.
-    pub payload: Vec<u8>,
-    /// What it took in while it ran: JSON of `TurnInput` of each, in order.
-    pub absorbed: Vec<Vec<u8>>,
+    /// What the user said, and what the turn took in while it ran, in order.
+    pub said: Vec<String>,
     /// The reply.
     pub reply: Vec<u8>,
+}
+
+impl Exchange {
+    fn bytes(&self) -> usize {
+        self.reply.len() + self.said.iter().map(String::len).sum::<usize>()
+    }
+}
+
+/// What stands for the oldest turns of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// The newest of these turns.
+    pub through: i64,
+    /// Its text.
+    pub body: Vec<u8>,
+}
+
+/// What became of a summary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Summarised {
+    /// It is stored, now or by an earlier call of the same turn; how often the history has changed now.
+    Stored(u32),
+    /// Somebody else has the turn, or nobody; nothing was stored.
+    Fenced,
+    /// Not all of those turns are over, or another summary stands for them; nothing was stored.
+    Refused,
 }
 
 /// Counts for `status`.
@@ -191,32 +220,56 @@ impl Store {
         row.map(|row| (row.get(0), row.get(1))).ok_or_else(|| Error::NotFound(format!("there is no turn {id}")))
     }
 
-    /// The answered turns of a session between `after` and `before` (both excluded), oldest first: the newest of them that
-    /// together hold at most `bytes`.
+    /// The answered turns of a session between `after` and `before` (both excluded), oldest first, without those that only changed
+    /// the history: the newest of them whose texts together have at most `bytes`.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn transcript(&self, id: SessionId, after: i64, before: i64, bytes: i64) -> Result<Vec<TranscriptRow>> {
+    pub async fn transcript(&self, id: SessionId, after: i64, mut before: i64, bytes: usize) -> Result<Vec<Exchange>> {
         let sql = "SELECT o_seq, o_payload, o_reply, o_absorbed_by FROM past_turns($1,$2,$3,$4) ORDER BY o_seq";
-        let mut turns: Vec<TranscriptRow> = Vec::new();
-        for row in self.query(sql, &[&id.0, &after, &before, &bytes]).await? {
-            let payload = row.get(1);
-            match row.get::<_, Option<i64>>(3) {
-                None => turns.push(TranscriptRow {
-                    seq: row.get(0),
-                    payload,
-                    absorbed: Vec::new(),
-                    reply: row.get::<_, Option<_>>(2).unwrap_or_default(),
-                }),
-                // It follows the turn that took it in, if that one was answered.
-                Some(by) => {
-                    if let Some(turn) = turns.last_mut().filter(|turn| turn.seq == by) {
-                        turn.absorbed.push(payload);
-                    }
+        // A stored input carries more than its text, so one page may not hold enough.
+        let page = i64::try_from(bytes.saturating_mul(2).max(MIN_PAGE_BYTES)).unwrap_or(i64::MAX);
+        let mut turns: VecDeque<Exchange> = VecDeque::new();
+        let mut left = bytes;
+        loop {
+            let exchanges = exchanges(&self.query(sql, &[&id.0, &after, &before, &page]).await?);
+            let Some((_, oldest)) = exchanges.first() else { return Ok(turns.into()) };
+            before = oldest.seq;
+            for (is_dialogue, exchange) in exchanges.into_iter().rev() {
+                if !is_dialogue {
+                    continue;
                 }
+                let Some(rest) = left.checked_sub(exchange.bytes()) else { return Ok(turns.into()) };
+                left = rest;
+                turns.push_front(exchange);
             }
         }
-        Ok(turns)
+    }
+
+    /// The summary that stands for the oldest turns of a session.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn summary(&self, id: SessionId) -> Result<Option<Summary>> {
+        let sql = "SELECT through, body FROM summaries WHERE session_id = $1 ORDER BY through DESC LIMIT 1";
+        let row = self.query_opt(sql, &[&id.0]).await?;
+        Ok(row.map(|row| Summary { through: row.get(0), body: row.get(1) }))
+    }
+
+    /// Puts a summary in the place of a session's oldest turns, under the fence of the turn that made it.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: repeat it.
+    pub async fn summarise(&self, turn: TurnId, epoch: i64, summary: &Summary) -> Result<Summarised> {
+        let sql = "SELECT o_result, o_rewinds FROM summarise($1,$2,$3,$4,$5)";
+        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
+            [&turn.session.0, &epoch, &turn.seq, &summary.through, &summary.body];
+        let rows = self.query_retrying(sql, &params).await?;
+        Ok(match rows.first().map(|row| (row.get::<_, i32>(0), row.get::<_, i32>(1))) {
+            Some((1 | 2, rewinds)) => Summarised::Stored(rewinds.unsigned_abs()),
+            Some((-1, _)) => Summarised::Refused,
+            _ => Summarised::Fenced,
+        })
     }
 
     /// Counts for `status`.
@@ -234,6 +287,25 @@ impl Store {
             replicas: row.get(3),
         }))
     }
+}
+
+/// Answered turns, oldest first, with what they took in, and whether each is part of the dialogue. One that was taken in follows the turn that
+/// did; without that one it is left out.
+fn exchanges(rows: &[Row]) -> Vec<(bool, Exchange)> {
+    let mut turns: Vec<(bool, Exchange)> = Vec::new();
+    for row in rows {
+        let input: TurnInput = serde_json::from_slice(row.get(1)).unwrap_or_default();
+        match (row.get::<_, Option<i64>>(3), turns.last_mut()) {
+            (None, _) => {
+                let reply = row.get::<_, Option<_>>(2).unwrap_or_default();
+                let is_dialogue = input.compress.is_none();
+                turns.push((is_dialogue, Exchange { seq: row.get(0), said: vec![input.text], reply }));
+            }
+            (Some(by), Some((_, turn))) if turn.seq == by => turn.said.push(input.text),
+            (Some(_), _) => {}
+        }
+    }
+    turns
 }
 
 fn session_row(row: &Row) -> SessionRow {

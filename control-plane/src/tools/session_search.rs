@@ -91,9 +91,12 @@ fn head(mut text: String) -> String {
     clean(&text)
 }
 
-/// What was said and what was answered.
+/// What was said and what was answered; nothing of a turn that only changed the history.
 fn sides(turn: &PastTurn) -> [String; 2] {
     let input: TurnInput = serde_json::from_slice(&turn.payload).unwrap_or_default();
+    if input.compress.is_some() {
+        return Default::default();
+    }
     [head(input.text), head(String::from_utf8_lossy(&turn.reply).into_owned())]
 }
 

@@ -31,17 +31,19 @@ impl Group {
     pub(super) fn make(worker: u32) -> io::Result<Self> {
         let own = fs::read_to_string("/proc/self/cgroup")?;
         let root = Path::new(ROOT);
-        if let Some(parent) = parent(root, &own, "") {
-            if let Ok(group) = make(&parent, worker) {
-                if !group.join("pids.max").try_exists()? || !group.join("memory.max").try_exists()? {
-                    // Only where no process is in the parent itself, or at the very top.
-                    let _ = fs::write(parent.join("cgroup.subtree_control"), "+pids +memory");
-                }
-                if group.join("pids.max").try_exists()? && group.join("memory.max").try_exists()? {
-                    return Ok(Self { layout: Layout::One(group) });
-                }
-                let _ = fs::remove_dir(group);
+        if let Some(parent) = parent(root, &own, "")
+            && let Ok(group) = make(&parent, worker)
+        {
+            let bounds =
+                || Ok::<_, io::Error>(group.join("pids.max").try_exists()? && group.join("memory.max").try_exists()?);
+            if !bounds()? {
+                // Only where no process is in the parent itself, or at the very top.
+                let _ = fs::write(parent.join("cgroup.subtree_control"), "+pids +memory");
             }
+            if bounds()? {
+                return Ok(Self { layout: Layout::One(group) });
+            }
+            let _ = fs::remove_dir(group);
         }
         let of = |resource: &str| {
             let parent = parent(&root.join(resource), &own, resource);
@@ -98,7 +100,7 @@ impl Drop for Group {
 
 /// Where this process's own group of `resource` lies in the tree at `root`; empty: of version 2.
 fn parent(root: &Path, own: &str, resource: &str) -> Option<PathBuf> {
-    if resource.is_empty() && !root.join("cgroup.controllers").exists() {
+    if resource.is_empty() && !root.join("cgroup.controllers").try_exists().unwrap_or(false) {
         return None;
     }
     let path = own.lines().find_map(|line| {
@@ -108,14 +110,16 @@ fn parent(root: &Path, own: &str, resource: &str) -> Option<PathBuf> {
     })?;
     let nested = root.join(path.trim_start_matches('/'));
     // In a container the path may be the host's.
-    [nested, root.to_owned()].into_iter().find(|path| path.join("cgroup.procs").exists())
+    [nested, root.to_owned()].into_iter().find(|path| path.join("cgroup.procs").try_exists().unwrap_or(false))
 }
 
 fn make(parent: &Path, worker: u32) -> io::Result<PathBuf> {
     for entry in fs::read_dir(parent)?.flatten() {
         let name = entry.file_name();
         let left = name.to_str().and_then(|name| name.strip_prefix(NAME)).and_then(|pid| pid.parse::<u32>().ok());
-        if left.is_some_and(|pid| pid != worker && !Path::new("/proc").join(pid.to_string()).exists()) {
+        if left
+            .is_some_and(|pid| pid != worker && !Path::new("/proc").join(pid.to_string()).try_exists().unwrap_or(true))
+        {
             let _ = fs::remove_dir(entry.path());
         }
     }

@@ -24,6 +24,7 @@ use crate::model::Message;
 use crate::prompt::Basis;
 use crate::telemetry;
 use crate::tools::Offer;
+use crate::transcript::History;
 
 /// Broken attempts at one call, at most.
 const MAX_BROKEN: u32 = 5;
@@ -69,7 +70,7 @@ pub(super) struct Course {
 
 /// What a turn begins with.
 struct Prepared {
-    messages: Vec<Message>,
+    history: History,
     past: Past,
     tools: Offer,
 }
@@ -145,7 +146,7 @@ impl Course {
         };
         let halt = match self.answer(&input).await {
             Ok(reply) => {
-                let said = input.history.is_none().then(|| Said {
+                let said = (input.history.is_none() && input.compress.is_none()).then(|| Said {
                     input: input.text.into(),
                     reply: reply.as_str().into(),
                     history_bytes: bytes(self.assignment.history_bytes),
@@ -177,18 +178,20 @@ impl Course {
 
     async fn answer(&mut self, input: &Input) -> Result<String, Halt> {
         let mut tries = Tries::default();
-        loop {
+        let Prepared { mut history, past, tools } = loop {
             let channel = self.ready().await?;
             match self.inbox.unless_stopped(self.prepared(input, &channel)).await? {
-                Ok(Prepared { messages, past, tools }) => {
-                    self.messages = messages;
-                    self.past = past;
-                    self.tools = tools;
-                    break;
-                }
+                Ok(prepared) => break prepared,
                 Err(failure) => tries.again(&self.inbox, failure).await?,
             }
+        };
+        if let Some(how) = &input.compress {
+            return self.compressed(how, &mut history).await;
         }
+        self.make_room(&mut history).await?;
+        self.past = past;
+        self.tools = tools;
+        self.messages = self.inbox.unless_stopped(self.conversation(input, history)).await?;
         self.steps().await
     }
 
@@ -202,7 +205,7 @@ impl Course {
         self.inbox.unless_stopped(ready(&mut self.connection)).await?.ok_or(Halt::Left)
     }
 
-    /// What the model is told at first, what was journaled, and what may be called.
+    /// What was said before, what was journaled, and what may be called.
     async fn prepared(&self, input: &Input, channel: &Channel) -> Result<Prepared, Failure> {
         match self.shared.documents.refresh(channel, self.assignment.home_version).await {
             Ok(()) => {}
@@ -213,12 +216,20 @@ impl Course {
             }
         }
         let tools = self.offer(channel).await?;
-        let messages = self.conversation(input, &tools, channel).await?;
+        let Assignment { transcript_version, history_rewinds, history_bytes, .. } = self.assignment;
+        let history = match &input.history {
+            Some(_) => History::default(),
+            None => {
+                let (channel, budget) = (channel.clone(), bytes(history_bytes));
+                let transcripts = &self.shared.transcripts;
+                transcripts.history(channel, self.turn, transcript_version, history_rewinds, budget).await?
+            }
+        };
         let past = match self.assignment.journal_entries {
             0 => Past::default(),
             _ => Past::fetch(channel.clone(), self.turn).await?,
         };
-        Ok(Prepared { messages, past, tools })
+        Ok(Prepared { history, past, tools })
     }
 
     /// The tools of this worker and of the control plane that the turn's profile has on.
@@ -239,20 +250,18 @@ impl Course {
     }
 
     /// The system prompt, the history that fits, and the user's message.
-    async fn conversation(&self, input: &Input, tools: &Offer, channel: &Channel) -> Result<Vec<Message>, Failure> {
-        let Self { shared, assignment, turn, .. } = self;
+    async fn conversation(&self, input: &Input, history: History) -> Vec<Message> {
+        let Self { shared, assignment, turn, tools, .. } = self;
         let budget = bytes(assignment.history_bytes);
+        let summed_up = history.summary().map_or(0, |summary| summary.through);
         let (history, caller) = match &input.history {
             Some(history) => given_history(history, budget),
-            None => {
-                let (version, rewinds) = (assignment.transcript_version, assignment.history_rewinds);
-                let history = shared.transcripts.history(channel.clone(), *turn, version, rewinds, budget).await?;
-                (history, String::new())
-            }
+            None => (history.told(budget), String::new()),
         };
         let revision = assignment.profile.as_ref().map_or(0, |profile| profile.revision);
         let available = tools.available();
-        let basis = Basis { generation: shared.documents.generation(), revision, tools: available.fingerprint() };
+        let (generation, tools) = (shared.documents.generation(), available.fingerprint());
+        let basis = Basis { generation, revision, tools, summed_up };
         let (home, today) = (shared.documents.home(), (shared.today)());
         let prompt = shared.prompts.of_session(turn.session_id, basis, &available, home, today).await;
         let system = prompt.assemble(&caller, input.source.as_ref());
@@ -260,7 +269,7 @@ impl Course {
         messages.push(Message::new(ModelRole::System, system));
         messages.extend(history);
         messages.push(Message::new(ModelRole::User, input.text.as_str()));
-        Ok(messages)
+        messages
     }
 }
 

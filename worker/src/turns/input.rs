@@ -15,6 +15,21 @@ pub(super) struct Input {
     pub(super) history: Option<Vec<HistoryMessage>>,
     #[serde(default)]
     pub(super) source: Option<Source>,
+    /// When present: the turn sums up its session's history instead of answering.
+    #[serde(default)]
+    pub(super) compress: Option<Compress>,
+}
+
+/// How the history is to be summed up.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Compress {
+    /// What to dwell on.
+    pub(super) focus: String,
+    /// How many of the newest turns stay as they are.
+    pub(super) keep: Option<usize>,
+    /// Only say what it would come to.
+    pub(super) preview: bool,
 }
 
 #[derive(Debug, Deserialize)]

@@ -166,7 +166,7 @@ impl Course {
     }
 
     /// Adds to what the turn used.
-    fn count(&mut self, usage: Option<Usage>) {
+    pub(super) fn count(&mut self, usage: Option<Usage>) {
         let Some(usage) = usage else {
             return;
         };

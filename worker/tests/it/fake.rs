@@ -49,6 +49,8 @@ pub(crate) struct State {
     /// Sent with every fetch, whatever their paths.
     pub(crate) hostile: Mutex<Vec<(String, Vec<u8>)>>,
     pub(crate) transcript: Mutex<Vec<(u64, TranscriptRole, String)>>,
+    /// Stored: by which turn, through which, and their texts.
+    pub(crate) summaries: Mutex<Vec<(TurnRef, u64, String)>>,
     pub(crate) transcript_fetches: Mutex<Vec<u64>>,
     pub(crate) home_fetches: Mutex<u32>,
     pub(crate) journal: Mutex<Journal>,
@@ -500,6 +502,14 @@ impl WorkerService for Service {
     async fn call_tool(&self, request: Request<CallToolRequest>) -> Result<Response<CallToolResponse>, Status> {
         self.certified(&request)?;
         self.state.offered.call(&self.state.journal, request.into_inner()).map(Response::new)
+    }
+
+    async fn put_summary(&self, request: Request<PutSummaryRequest>) -> Result<Response<PutSummaryResponse>, Status> {
+        self.certified(&request)?;
+        let PutSummaryRequest { turn, through_seq, text } = request.into_inner();
+        let mut summaries = self.state.summaries.lock().unwrap();
+        summaries.push((turn.unwrap(), through_seq, String::from_utf8(text).unwrap()));
+        Ok(Response::new(PutSummaryResponse { history_rewinds: u32::try_from(summaries.len()).unwrap() }))
     }
 
     async fn fetch_transcript(

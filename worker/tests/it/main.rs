@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod chaos;
+mod compression;
 mod documents;
 mod fake;
 mod journal;

@@ -137,6 +137,10 @@ impl WorkerService for Replica {
 
     type FetchTranscriptStream = Out<TranscriptChunk>;
 
+    async fn put_summary(&self, _: Request<PutSummaryRequest>) -> Result<Response<PutSummaryResponse>, Status> {
+        Err(Status::unimplemented("nothing is summed up here"))
+    }
+
     async fn fetch_transcript(
         &self,
         _: Request<FetchTranscriptRequest>,

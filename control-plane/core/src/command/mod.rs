@@ -31,6 +31,8 @@ pub enum Action {
     Sessions,
     /// Go back to an earlier conversation.
     Resume,
+    /// Sum up what was said.
+    Compress,
     /// The last message once more.
     Retry,
     /// Forget the last exchanges.
@@ -104,6 +106,13 @@ pub const TABLE: &[Spec] = &[
     spec("title", &[], "[name]", "name this conversation, or see its name", Action::Title),
     spec("sessions", &[], "", "your conversations in this chat", Action::Sessions),
     spec("resume", &[], "<id, name or number>", "go back to an earlier conversation", Action::Resume),
+    spec(
+        "compress",
+        &["compact"],
+        "[focus, here [number] or --preview]",
+        "sum up what was said, to make room",
+        Action::Compress,
+    ),
     spec("retry", &[], "", "answer my last message again", Action::Retry),
     spec("undo", &[], "[number]", "forget the last exchange, or so many", Action::Undo),
     spec("usage", &[], "", "tokens and cost of this conversation and of today", Action::Usage),

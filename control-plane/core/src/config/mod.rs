@@ -167,7 +167,7 @@ impl Document {
 pub struct Limits {
     /// Largest accepted message, bytes of UTF-8. Default 262144.
     pub message_bytes: u64,
-    /// Most history given to a model, bytes of text; older turns are left out whole. Default 65536, about 16,000 tokens: every turn
+    /// Most history given to a model, bytes of text; a longer one is summed up, all but its newest turns. Default 65536, about 16,000 tokens: every turn
     /// pays for its history again.
     pub history_bytes: u64,
     /// How long one attempt at a turn may take, seconds; then the turn is ended and its chat told. Default 1800.

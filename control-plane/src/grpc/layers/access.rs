@@ -106,6 +106,7 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::WorkerPushDocument
         | Rpc::WorkerListTools
         | Rpc::WorkerCallTool
+        | Rpc::WorkerPutSummary
         | Rpc::ModelGenerate
         | Rpc::IdentityRenew => Requirement::WorkerCertificate,
 

@@ -105,6 +105,7 @@ fn pace(called: Called) -> Pace {
         | Rpc::IdentityRevokeToken
         | Rpc::WorkerListTools
         | Rpc::WorkerCallTool
+        | Rpc::WorkerPutSummary
         | Rpc::MessageSubmit => Pace::Quick,
 
         Rpc::SystemApply | Rpc::SystemDiff | Rpc::WorkerPushDocument => Pace::Upload,

@@ -244,7 +244,7 @@ pub(super) fn a_steering_message_is_offered_and_taken_in_once(db: &mut Db) -> Re
 
 pub(super) fn what_was_taken_in_leaves_the_queue_with_the_turn_that_took_it(db: &mut Db) -> Result<()> {
     let w = db.worker(1)?;
-    db.ingest(&[msg("a", "x").on(w, 1), msg("b", "x"), msg("c", "x"), msg("d", "x")])?;
+    db.ingest(&[msg("a", "x").says("one").on(w, 1), msg("b", "x").says("two"), msg("c", "x"), msg("d", "x")])?;
     db.absorb((1, 1, 1), 1, 2)?;
     // Waiting for it is waiting for the turn that took it in.
     let taken = |db: &Db| db.wait(db.store.turn_get("t1.2".parse()?)).map_err(anyhow::Error::from);
@@ -257,8 +257,8 @@ pub(super) fn what_was_taken_in_leaves_the_queue_with_the_turn_that_took_it(db: 
     same!(db.look(SAID)?, "r1.1");
     // Its words stand in the dialogue, before the answer that they went into.
     let dialogue = db.wait(db.store.transcript("s1".parse()?, 0, 9, 1000))?;
-    let shown: Vec<_> = dialogue.iter().map(|row| (row.seq, row.absorbed.clone())).collect();
-    same!(shown, [(1, vec![b"pb".to_vec()])]);
+    let shown: Vec<_> = dialogue.iter().map(|row| (row.seq, row.said.join(" "))).collect();
+    same!(shown, [(1, "one two".to_owned())]);
     // The last ones of a session: it is idle.
     db.absorb((1, 2, 3), 1, 4)?;
     same!(db.complete(&[end_keep(1, 2, 3)])?, "t/f/-/-");

@@ -23,6 +23,7 @@ mod removal;
 mod resets;
 mod retention;
 mod statements;
+mod summaries;
 mod turns;
 
 use anyhow::Result;
@@ -91,6 +92,12 @@ drills! {
         a_retry_says_all_that_its_turn_took_in,
         what_was_used_is_summed_up_by_session_and_by_key,
         one_chat_is_home,
+    }
+    summaries::{
+        a_summary_is_stored_once_under_its_turns_fence,
+        a_summary_beside_the_loss_of_its_worker_is_stored_before_or_not_at_all,
+        what_tells_of_undone_turns_is_undone_with_them,
+        a_turn_that_only_changes_the_history_is_no_part_of_it,
     }
     turns::{
         duplicates_inside_and_across_batches,

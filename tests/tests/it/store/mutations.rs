@@ -532,6 +532,24 @@ const MUTATIONS: &[Mutation] = &[
         caught_by: &["turns_that_are_undone_stay_but_for_the_history"],
     },
     Mutation {
+        name: "anybody stores a summary",
+        edits: &[("AND s.epoch = p_epoch AND s.state = 2 AND s.head_seq = p_seq;  -- B", ";")],
+        caught_by: &["a_summary_is_stored_once_under_its_turns_fence"],
+    },
+    Mutation {
+        name: "a summary does not wait for its session",
+        edits: &[(
+            "PERFORM 1 FROM sessions WHERE session_id = p_session FOR NO KEY UPDATE;                               -- A\n  SELECT * INTO r FROM sessions s",
+            "SELECT * INTO r FROM sessions s",
+        )],
+        caught_by: &["a_summary_beside_the_loss_of_its_worker_is_stored_before_or_not_at_all"],
+    },
+    Mutation {
+        name: "a summary survives what it tells of",
+        edits: &[("AND u.made_in >= since", "AND false")],
+        caught_by: &["what_tells_of_undone_turns_is_undone_with_them"],
+    },
+    Mutation {
         name: "workers are not told of rewinds",
         edits: &[("rewinds = rewinds + 1", "rewinds = rewinds")],
         caught_by: &["whoever_gets_a_turn_is_told_of_rewinds_and_of_the_model"],

@@ -27,8 +27,10 @@ pub(super) fn duplicates_inside_and_across_batches(db: &mut Db) -> Result<()> {
 pub(super) fn a_past_is_the_newest_turns_that_fit_and_no_more(db: &mut Db) -> Result<()> {
     let w = db.worker(1)?;
     for seq in 1..=5 {
-        // An input of 3 bytes and a reply of 4.
-        db.ingest(&[msg(&format!("m{seq}"), "x").on(w, 1)])?;
+        // A text of 3 bytes with much around it, and a reply of 4.
+        let mut message = msg(&format!("m{seq}"), "x").on(w, 1);
+        message.0.payload = format!(r#"{{"text":"abc","other":"{}"}}"#, "s".repeat(20_000)).into_bytes();
+        db.ingest(&[message])?;
         db.complete(&[end(1, seq, seq)])?;
     }
     let past = |after, before, bytes| -> Result<Vec<i64>> {

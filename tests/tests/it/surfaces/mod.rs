@@ -3,6 +3,7 @@
 mod budgets;
 mod busy;
 mod commands;
+mod compression;
 mod external;
 mod models;
 mod sdk;

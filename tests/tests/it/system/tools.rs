@@ -148,7 +148,7 @@ async fn a_command_that_its_worker_is_killed_under_ends_with_it_and_is_not_run_a
     let log = PathBuf::from(agent_of(&up, "main")["home"].as_str().unwrap()).join("workspace/log.txt");
     let answer = thread::scope(|scope| {
         let turn = scope.spawn(|| up.json(["send", "--platform", "irc", "--chat-id", "1", "--text", "go", "--wait"]));
-        until(SOON, "the command", || log.exists().then_some(()));
+        until(SOON, "the command", || log.try_exists().unwrap().then_some(()));
         let worker = worker_pid(&up, "main");
         assert!(sleeps(), "the command runs");
         kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();

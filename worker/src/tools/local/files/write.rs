@@ -11,7 +11,7 @@ pub(super) fn run(base: &Path, write: &Write) -> Answer {
         return Err(format!("the content is longer than {MAX_FILE} bytes"));
     }
     let path = resolved(base, &write.path)?;
-    let new = !path.exists();
+    let new = !path.try_exists().map_err(|error| said(&write.path, &error))?;
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(|error| said(&write.path, &error))?;
     }
@@ -38,7 +38,7 @@ pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
         Ok(file) => file,
         Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
             // Only what is there may be changed then.
-            return if path.exists() { write_over(&path, content) } else { Err(error) };
+            return if path.try_exists()? { write_over(&path, content) } else { Err(error) };
         }
         Err(error) => return Err(error),
     };
