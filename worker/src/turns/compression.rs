@@ -1,4 +1,5 @@
-//! Compression of a session's history: its older turns are summed up by the model, and the summary stands for them from then on.
+//! Compression: the older turns of a session are summed up by the model, and the summary stands for them from then on; inside one turn, old results
+//! of tools give way.
 //!
 //! Called by `flow`: before the first step of a turn whose history does not fit any more, and for a turn that is nothing else. Always true:
 //! whole turns are summed up, the oldest ones, with the summary before; they stay in the control plane; nothing is told to the chat as it
@@ -24,6 +25,11 @@ const STEP: u32 = 9_999;
 const MAX_SUMMARY_BYTES: usize = 32 << 10;
 /// Turns that a session waits after a summary that could not be had.
 const REST: u64 = 8;
+
+/// How much longer than its history the conversation of a turn may grow with what its tools answer.
+const TURN_FACTOR: usize = 4;
+/// Shortest result that gives way, bytes.
+const MIN_LEFT_OUT_BYTES: usize = 512;
 
 /// What is summed up.
 #[derive(Debug, PartialEq, Eq)]
@@ -104,6 +110,32 @@ fn side(message: &Message, most: usize) -> String {
     format!("{who}: {head} […] {tail}\n\n")
 }
 
+/// Where the conversation of a turn is longer than `most` bytes, its oldest results of tools give way until it has half of that, but never those of
+/// the last reply. So what was sent before stays the beginning of what is sent next for many steps.
+pub(super) fn leave_out_results(messages: &mut [Message], most: usize) {
+    let mut bytes: usize = messages.iter().map(length).sum();
+    if bytes <= most {
+        return;
+    }
+    let newest = messages.iter().rposition(|message| message.role == ModelRole::Assistant).unwrap_or(0);
+    let old = messages.iter_mut().take(newest);
+    for message in old.filter(|message| message.role == ModelRole::Tool && message.text.len() >= MIN_LEFT_OUT_BYTES) {
+        if bytes <= most / 2 {
+            return;
+        }
+        let length = message.text.len();
+        let note =
+            format!("[This result of {length} bytes was left out to make room. Call the tool again if you need it.]");
+        bytes -= length - note.len();
+        message.text = note.into();
+    }
+}
+
+/// What a message takes, bytes of text.
+fn length(message: &Message) -> usize {
+    message.text.len() + message.tool_calls.iter().map(|call| call.arguments.len()).sum::<usize>()
+}
+
 /// A summary as it comes.
 #[derive(Default)]
 struct Written {
@@ -125,6 +157,12 @@ impl Deltas for Written {
 }
 
 impl Course {
+    /// Makes room in this turn's own conversation before the model is asked again.
+    pub(super) fn make_room_in_turn(&mut self) {
+        let most = bytes(self.assignment.history_bytes).max(64 << 10).saturating_mul(TURN_FACTOR);
+        leave_out_results(&mut self.messages, most);
+    }
+
     /// Sums up older turns where the history has outgrown what the model is given; not in a turn that has begun its steps before.
     pub(super) async fn make_room(&mut self, history: &mut History) -> Result<(), Halt> {
         let budget = bytes(self.assignment.history_bytes);
@@ -276,6 +314,31 @@ mod tests {
         assert!(!material.text.contains("0007") && !material.text.contains("0002"));
         let [_, little] = &asked(70)[..] else { panic!("two messages") };
         assert!(little.text.contains("Q0005") && !little.text.contains("Q0004"), "{}", little.text);
+    }
+
+    #[test]
+    fn old_results_give_way_and_those_of_the_last_reply_do_not() {
+        let text = |role, length: usize| Message::new(role, "x".repeat(length));
+        let (tool, asks) = (ModelRole::Tool, ModelRole::Assistant);
+        let all = [
+            (ModelRole::User, 900),
+            (asks, 0),
+            (tool, 1000),
+            (tool, 100),
+            (asks, 0),
+            (tool, 1000),
+            (asks, 0),
+            (tool, 1000),
+        ];
+        let left = |most| {
+            let mut messages: Vec<Message> = all.iter().map(|(role, length)| text(*role, *length)).collect();
+            leave_out_results(&mut messages, most);
+            messages.iter().filter(|message| message.text.starts_with('[')).count()
+        };
+        assert_eq!([4000, 3999, 6000, 1].map(left), [0, 2, 0, 2]);
+        let mut messages = vec![text(asks, 0), text(tool, 2000), text(asks, 0), text(tool, 2100)];
+        leave_out_results(&mut messages, 4000);
+        assert!(messages[1].text.starts_with("[This result of 2000 bytes") && messages[3].text.len() == 2100);
     }
 
     #[test]

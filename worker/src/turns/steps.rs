@@ -111,6 +111,7 @@ impl Course {
         if let Some(halt) = self.inbox.halt() {
             return Err(halt);
         }
+        self.make_room_in_turn();
         self.reply.begin();
         let (text, asked, reasoning): (Arc<str>, Arc<[Asked]>, String) = match self.past.model_reply(self.step)? {
             Some(past) => {
