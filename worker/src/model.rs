@@ -36,6 +36,11 @@ pub struct Message {
 }
 
 impl Message {
+    /// How much it tells, bytes of text and arguments.
+    pub fn bytes(&self) -> usize {
+        self.text.len() + self.tool_calls.iter().map(|call| call.arguments.len()).sum::<usize>()
+    }
+
     /// Text only.
     pub fn new(role: ModelRole, text: impl Into<Arc<str>>) -> Self {
         Self {

@@ -3,6 +3,7 @@
 //! Always true: the caller's agent and worker id come from its certificate; a session or document is given out only to the
 //! worker that runs a turn of it, or whose agent it belongs to; a stream that does not begin with Register ends.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -29,7 +30,7 @@ use crate::dispatch::{
 };
 use crate::identity::Principal;
 use crate::registry::Registry;
-use crate::store::{Ended, Exchange, HomeDocumentInfo, SessionId, Summarised, Summary, TurnId};
+use crate::store::{Did, Ended, Exchange, HomeDocumentInfo, SessionId, Summarised, Summary, TurnId};
 use crate::tasks::Tasks;
 use crate::tools::Tools;
 
@@ -185,11 +186,30 @@ impl WorkerService for WorkerApi {
         let limit = usize::try_from(self.registry.current().document.limits.history_bytes).unwrap_or(usize::MAX);
         let exchanges =
             store.transcript(id.session, after, id.seq, limit.saturating_mul(2)).await.map_err(store_status)?;
-        for Exchange { seq, said, reply } in exchanges {
-            for text in said {
-                push_chunks(&mut chunks, seq, v1::TranscriptRole::User, text.as_bytes());
+        let mut steps = match (exchanges.first(), exchanges.last()) {
+            (Some(first), Some(last)) if request.steps => {
+                store.steps_of(id.session, first.seq, last.seq).await.map_err(store_status)?
             }
-            push_chunks(&mut chunks, seq, v1::TranscriptRole::Assistant, &reply);
+            _ => BTreeMap::new(),
+        };
+        for Exchange { seq, said, reply } in exchanges {
+            let mut push = |role, text: &[u8]| push_chunks(&mut chunks, seq, role, text);
+            let did = steps.remove(&seq).unwrap_or_default();
+            // What was taken in long ago stands where it was said only as long as that is known.
+            let known = did.iter().filter(|did| **did == Did::TookIn).count();
+            let (first, taken_in) = said.split_at(said.len().saturating_sub(known));
+            first.iter().for_each(|text| push(v1::TranscriptRole::User, text.as_bytes()));
+            let mut taken_in = taken_in.iter();
+            for did in did {
+                match did {
+                    Did::Asked(body) => push(v1::TranscriptRole::Asks, &body),
+                    Did::Result(text) => push(v1::TranscriptRole::Result, &text),
+                    Did::TookIn => {
+                        taken_in.next().into_iter().for_each(|text| push(v1::TranscriptRole::User, text.as_bytes()));
+                    }
+                }
+            }
+            push(v1::TranscriptRole::Assistant, &reply);
         }
         Ok(Response::new(futures_util::stream::iter(chunks.into_iter().map(Ok)).boxed()))
     }

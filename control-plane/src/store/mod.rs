@@ -63,7 +63,7 @@ pub use origin::Fenced;
 pub use previews::{PreviewBegin, PreviewEnd};
 pub use retention::{RETAINED, Retained, RetentionRun};
 pub use search::{Match, PastTurn};
-pub use sessions::{Exchange, SessionRow, StatusCounts, Summarised, Summary, TurnEnd, TurnRow};
+pub use sessions::{Did, Exchange, SessionRow, StatusCounts, Summarised, Summary, TurnEnd, TurnRow};
 pub use transitions::{Claimed, Completion, CompletionOutcome, Ended, Ingest, Ingested, Leased, NextTurn};
 pub use workers::{Leaving, Parting, PollAnswer, WorkerRegistration};
 

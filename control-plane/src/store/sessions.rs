@@ -1,15 +1,21 @@
 //! Reading sessions, turns and transcripts, for people and for workers.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
+use hermes_core::step::StepKind;
 use hermes_core::turn::{TurnInput, TurnState, Usage};
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio_postgres::Row;
 
+use super::journal::kind_code;
 use super::transitions::Ended;
 use super::{Error, Result, SessionId, Store, TurnId};
 
+/// How much of a call's result a history tells, bytes; workers tell a model less of it.
+const RESULT_BYTES: i32 = 2 << 10;
+/// How much of what a turn did a history tells, bytes: the newest.
+const STEPS_BYTES: i64 = 64 << 10;
 /// Least that one look at a dialogue reads, bytes of stored inputs and replies.
 const MIN_PAGE_BYTES: usize = 64 << 10;
 
@@ -116,6 +122,17 @@ impl Exchange {
     fn bytes(&self) -> usize {
         self.reply.len() + self.said.iter().map(String::len).sum::<usize>()
     }
+}
+
+/// A step of a turn, as its history tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Did {
+    /// A model's reply that asks for tools: its body.
+    Asked(Vec<u8>),
+    /// How a call's result begins.
+    Result(Vec<u8>),
+    /// It took in a message.
+    TookIn,
 }
 
 /// What stands for the oldest turns of a session.
@@ -244,6 +261,32 @@ impl Store {
                 turns.push_front(exchange);
             }
         }
+    }
+
+    /// What the turns `from` to `to` of a session did, by turn, in the order of their steps; of a turn that did much, the newest.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn steps_of(&self, id: SessionId, from: i64, to: i64) -> Result<BTreeMap<i64, Vec<Did>>> {
+        let sql = "SELECT seq, kind, CASE WHEN kind = $4 THEN substring(body FROM 1 FOR $6) ELSE body END FROM (SELECT t.*, \
+                     sum(CASE WHEN kind = $4 THEN least(octet_length(body), $6) ELSE octet_length(body) END) OVER (PARTITION BY seq ORDER BY step DESC) AS upto \
+                     FROM turn_steps t WHERE session_id = $1 AND seq BETWEEN $2 AND $3 AND phase = 1 AND kind IN ($4, $5, $8) AND step < $7) s \
+                   WHERE upto <= $9 ORDER BY seq, step";
+        let (result, asked, took_in) =
+            (kind_code(StepKind::ToolCall), kind_code(StepKind::ModelReply), kind_code(StepKind::Steering));
+        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 9] =
+            [&id.0, &from, &to, &result, &asked, &RESULT_BYTES, &i32::MAX, &took_in, &STEPS_BYTES];
+        let mut steps: BTreeMap<i64, Vec<Did>> = BTreeMap::new();
+        for row in self.query(sql, &params).await? {
+            let body = row.get::<_, Option<Vec<u8>>>(2).unwrap_or_default();
+            let did = match row.get::<_, i16>(1) {
+                kind if kind == result => Did::Result(body),
+                kind if kind == asked => Did::Asked(body),
+                _ => Did::TookIn,
+            };
+            steps.entry(row.get(0)).or_default().push(did);
+        }
+        Ok(steps)
     }
 
     /// The summary that stands for the oldest turns of a session.

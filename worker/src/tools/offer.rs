@@ -35,6 +35,11 @@ impl Offer {
         self.0.iter().find(|spec| spec.name == name)
     }
 
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// As skills ask for them.
     pub(crate) fn available(&self) -> Available {
         Available {

@@ -47,7 +47,7 @@ struct Plan {
 /// Sums up all but the newest turns: `keep` of them stay, or those that fit a quarter of the budget. Nothing when there is nothing older.
 fn plan(history: &History, budget: usize, keep: Option<usize>) -> Option<Plan> {
     let sizes: Vec<(u64, usize)> =
-        history.turns().map(|(seq, messages)| (seq, messages.iter().map(|message| message.text.len()).sum())).collect();
+        history.turns().map(|(seq, messages)| (seq, messages.iter().map(Message::bytes).sum())).collect();
     let mut room = budget / 4;
     let fits = |size: usize| {
         let rest = room.checked_sub(size);
@@ -99,8 +99,13 @@ fn question(history: &History, plan: &Plan, budget: usize, focus: &str) -> Vec<M
 
 /// One side of an exchange; of a long text its two ends.
 fn side(message: &Message, most: usize) -> String {
-    let who = if message.role == ModelRole::User { "User" } else { "Assistant" };
-    let text = &message.text;
+    let who = match message.role {
+        ModelRole::User => "User",
+        ModelRole::Tool => "Result",
+        _ => "Assistant",
+    };
+    let calls = message.tool_calls.iter().map(|call| format!(" [calls {} {}]", call.name, call.arguments));
+    let text = format!("{}{}", message.text, calls.collect::<String>());
     let most = most.max(64);
     if text.len() <= most {
         return format!("{who}: {text}\n\n");
@@ -113,7 +118,7 @@ fn side(message: &Message, most: usize) -> String {
 /// Where the conversation of a turn is longer than `most` bytes, its oldest results of tools give way until it has half of that, but never those of
 /// the last reply. So what was sent before stays the beginning of what is sent next for many steps.
 pub(super) fn leave_out_results(messages: &mut [Message], most: usize) {
-    let mut bytes: usize = messages.iter().map(length).sum();
+    let mut bytes: usize = messages.iter().map(Message::bytes).sum();
     if bytes <= most {
         return;
     }
@@ -129,11 +134,6 @@ pub(super) fn leave_out_results(messages: &mut [Message], most: usize) {
         bytes -= length - note.len();
         message.text = note.into();
     }
-}
-
-/// What a message takes, bytes of text.
-fn length(message: &Message) -> usize {
-    message.text.len() + message.tool_calls.iter().map(|call| call.arguments.len()).sum::<usize>()
 }
 
 /// A summary as it comes.

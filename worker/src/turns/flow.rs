@@ -61,6 +61,8 @@ pub(super) struct Course {
     pub(super) reply: Reply,
     pub(super) past: Past,
     pub(super) messages: Vec<Message>,
+    /// Where the turn's own message stands in them.
+    begins: usize,
     /// What its model may call.
     pub(super) tools: Offer,
     /// The number of the next step.
@@ -106,6 +108,7 @@ pub(super) async fn run(
             inbox,
             past: Past::default(),
             messages: Vec::new(),
+            begins: 0,
             tools: Offer::default(),
             step: 0,
             usage: None,
@@ -146,9 +149,10 @@ impl Course {
         };
         let halt = match self.answer(&input).await {
             Ok(reply) => {
+                let mut messages = self.messages.split_off(self.begins.min(self.messages.len()));
+                messages.push(Message::new(ModelRole::Assistant, reply.as_str()));
                 let said = (input.history.is_none() && input.compress.is_none()).then(|| Said {
-                    input: input.text.into(),
-                    reply: reply.as_str().into(),
+                    messages,
                     history_bytes: bytes(self.assignment.history_bytes),
                     rewinds: self.assignment.history_rewinds,
                 });
@@ -192,6 +196,7 @@ impl Course {
         self.past = past;
         self.tools = tools;
         self.messages = self.inbox.unless_stopped(self.conversation(input, history)).await?;
+        self.begins = self.messages.len().saturating_sub(1);
         self.steps().await
     }
 
@@ -258,14 +263,17 @@ impl Course {
             Some(history) => given_history(history, budget),
             None => (history.told(budget), String::new()),
         };
+        // Where there are no tools some providers refuse to hear of calls.
+        let calls = |message: &Message| message.role == ModelRole::Tool || !message.tool_calls.is_empty();
+        let history = history.into_iter().filter(|message| !tools.is_empty() || !calls(message));
         let revision = assignment.profile.as_ref().map_or(0, |profile| profile.revision);
         let available = tools.available();
-        let (generation, tools) = (shared.documents.generation(), available.fingerprint());
-        let basis = Basis { generation, revision, tools, summed_up };
+        let basis =
+            Basis { generation: shared.documents.generation(), revision, tools: available.fingerprint(), summed_up };
         let (home, today) = (shared.documents.home(), (shared.today)());
         let prompt = shared.prompts.of_session(turn.session_id, basis, &available, home, today).await;
         let system = prompt.assemble(&caller, input.source.as_ref());
-        let mut messages = Vec::with_capacity(history.len() + 2);
+        let mut messages = Vec::new();
         messages.push(Message::new(ModelRole::System, system));
         messages.extend(history);
         messages.push(Message::new(ModelRole::User, input.text.as_str()));

@@ -29,6 +29,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::connection::Connection;
 use crate::documents::Documents;
+use crate::model::Message;
 use crate::prompt::Prompts;
 use crate::sandbox::Boundary;
 use crate::seams::Seams;
@@ -36,6 +37,7 @@ use crate::tools::PlaneTools;
 use crate::tools::Toolbox;
 use crate::transcript::Transcripts;
 use orders::Orders;
+pub(crate) use past::reply_that_asked;
 use reports::Reported;
 
 /// Reports of steps on their way from the turns to the loop.
@@ -92,10 +94,9 @@ enum End {
     Gone,
 }
 
-/// The two sides of a turn, for the transcript cache.
+/// A turn for the transcript cache: its message, what it did, its reply.
 struct Said {
-    input: Arc<str>,
-    reply: Arc<str>,
+    messages: Vec<Message>,
     history_bytes: usize,
     rewinds: u32,
 }
@@ -320,9 +321,9 @@ impl Turns {
         self.steps.remove(&key(turn));
         match said {
             Some(said) if stored => {
-                let Said { input, reply, history_bytes, rewinds } = said;
+                let Said { messages, history_bytes, rewinds } = said;
                 let place = (turn.session_id, turn.seq);
-                self.shared.transcripts.record(place, rewinds, input, reply, history_bytes);
+                self.shared.transcripts.record(place, rewinds, messages, history_bytes);
             }
             _ if !stored => {
                 tracing::info!(session = turn.session_id, turn = turn.seq, epoch = turn.epoch, "a report came too late")

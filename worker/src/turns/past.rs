@@ -7,9 +7,11 @@
 use std::collections::VecDeque;
 
 use hermes_proto::v1::worker_service_client::WorkerServiceClient;
-use hermes_proto::v1::{Effect, FetchJournalRequest, StepKind, StepPhase, ToolCall, TurnRef, Usage};
+use hermes_proto::v1::{Effect, FetchJournalRequest, ModelRole, StepKind, StepPhase, ToolCall, TurnRef, Usage};
 use serde::{Deserialize, Serialize};
 use tonic::transport::Channel;
+
+use crate::model::Message;
 
 /// The journal does not say what was done.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -69,6 +71,12 @@ impl From<ToolCall> for CallBody {
     }
 }
 
+impl From<CallBody> for ToolCall {
+    fn from(CallBody { id, name, arguments }: CallBody) -> Self {
+        Self { id, name, arguments }
+    }
+}
+
 #[derive(Debug, Deserialize)]
 struct ReplyBody {
     #[serde(default)]
@@ -93,6 +101,15 @@ struct UsageBody {
     cost_usd: Option<f64>,
     #[serde(default)]
     model: String,
+}
+
+/// The reply whose body stands in a journal, as a part of the conversation; `None` where it cannot be read.
+pub(crate) fn reply_that_asked(body: &[u8]) -> Option<Message> {
+    let ReplyBody { text, tool_calls, .. } = serde_json::from_slice(body).ok()?;
+    Some(Message {
+        tool_calls: tool_calls.into_iter().map(ToolCall::from).collect(),
+        ..Message::new(ModelRole::Assistant, text)
+    })
 }
 
 /// A message that was taken in while the turn ran.
@@ -148,7 +165,6 @@ impl Past {
         }
         let unreadable = Unclear { step, why: "the model's reply cannot be read" };
         let body: ReplyBody = serde_json::from_slice(&row.body).map_err(|_| unreadable)?;
-        let call = |CallBody { id, name, arguments }| ToolCall { id, name, arguments };
         let usage = body.usage.map(|usage| Usage {
             input_tokens: usage.input_tokens,
             output_tokens: usage.output_tokens,
@@ -156,7 +172,7 @@ impl Past {
             cost_usd: usage.cost_usd,
             model: usage.model,
         });
-        let tool_calls = body.tool_calls.into_iter().map(call).collect();
+        let tool_calls = body.tool_calls.into_iter().map(ToolCall::from).collect();
         Ok(Some(PastReply { text: body.text, tool_calls, usage, reasoning: body.reasoning }))
     }
 

@@ -57,6 +57,42 @@ async fn a_turn_with_tools_is_journaled_step_by_step() {
     assert_eq!(points.last().map(String::as_str), Some("complete.before"));
 }
 
+#[tokio::test]
+async fn what_a_turn_did_is_told_to_the_next_one() {
+    let script = [(0, ask("I look.", &[("a", "look", r#"{"at":"sea"}"#)])), (2, say("Done."))];
+    let mut stage = Stage::new(script).await;
+    for seq in [1, 2] {
+        stage.assign(turn(7, seq, 1)).await;
+        let worker_message::Message::Completed(completed) = stage.plane.end().await else { panic!("no report") };
+        assert_eq!(completed.reply, b"Done.");
+    }
+    let before = ["user: hi", r#"assistant: I look. a=look({"at":"sea"})"#, "tool a: look done", "assistant: Done."];
+    assert_eq!(stage.asked(0)[1], [&before[..], &["user: hi"]].concat());
+
+    // What is not known is fetched, and comes to the same.
+    let asked =
+        r#"{"text":"I look.","tool_calls":[{"id":"a","name":"look","arguments":"{\"at\":\"sea\"}"}],"usage":null}"#;
+    let entries = [
+        (TranscriptRole::User, "hi"),
+        (TranscriptRole::Asks, asked),
+        (TranscriptRole::Result, "look done"),
+        (TranscriptRole::Assistant, "Done."),
+    ];
+    let entries = entries.map(|(role, text)| (1, role, text.to_owned())).to_vec();
+    (*stage.fake.state.transcript.lock().unwrap()).clone_from(&entries);
+    stage.assign(turn(8, 2, 1)).await;
+    stage.plane.end().await;
+    assert_eq!(stage.asked(0)[2], stage.asked(0)[1]);
+
+    // Who has no tools is told of no calls.
+    let (mut fake, _worker, mut link) = attached().await;
+    *fake.state.transcript.lock().unwrap() = entries;
+    link.assign(assignment(turn(8, 2, 1), &says("hi"))).await;
+    let call = fake.call().await;
+    assert!(call.tools.is_empty());
+    assert_eq!(call.view, ["user: hi", "assistant: Done.", "user: hi"]);
+}
+
 /// Where a worker dies, and what must be true after another one has ended the turn.
 struct Death {
     at: &'static str,

@@ -1,7 +1,7 @@
 //! The journal: what may be written once, and what the next worker is told of it.
 
 use anyhow::Result;
-use hermes_control_plane::store::{JOURNAL_BEGIN, Journaled, SessionId, StepRow, TurnId};
+use hermes_control_plane::store::{Did, JOURNAL_BEGIN, Journaled, SessionId, StepRow, TurnId};
 use hermes_core::step::{Effect, Phase, StepKind};
 
 use super::db::{Db, end, msg, same};
@@ -36,6 +36,29 @@ fn resumed(db: &Db, rows: &[StepRow]) -> Result<i64> {
     db.ripen()?;
     same!(db.claim(&[(second, 1)])?, "1/1/3/pa");
     Ok(second)
+}
+
+pub(super) fn a_history_tells_what_turns_did_and_of_one_that_did_much_the_newest(db: &mut Db) -> Result<()> {
+    let w = db.worker(1)?;
+    db.ingest(&[msg("a", "x").on(w, 1), msg("b", "x")])?;
+    db.absorb((1, 1, 1), 3, 2)?;
+    db.run(
+        "INSERT INTO turn_steps(session_id, seq, epoch, step, phase, kind, effect, body) VALUES \
+           (1, 1, 1, 0, 1, 4, 0, repeat('r', 66000)::bytea), (1, 1, 1, 1, 0, 5, 3, 'intent'), (1, 1, 1, 1, 1, 5, 3, repeat('x', 66000)::bytea), \
+           (1, 1, 1, 2, 1, 4, 0, 'reply'), (1, 3, 1, 0, 1, 4, 0, 'other'), (2, 1, 1, 0, 1, 4, 0, 'another session''s')",
+    )?;
+    let steps = db.wait(db.store.steps_of(SessionId(1), 1, 2))?;
+    let shown: Vec<_> = steps[&1]
+        .iter()
+        .map(|did| match did {
+            Did::Asked(body) => format!("asked {}", body.len()),
+            Did::Result(body) => format!("result {}", body.len()),
+            Did::TookIn => "took in".to_owned(),
+        })
+        .collect();
+    same!(shown, ["result 2048", "asked 5", "took in"]);
+    same!(steps.len(), 1);
+    Ok(())
 }
 
 pub(super) fn a_call_that_may_act_once_is_stored_for_one_epoch_only(db: &mut Db) -> Result<()> {

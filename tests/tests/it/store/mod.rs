@@ -125,6 +125,7 @@ drills! {
         a_row_is_the_same_only_in_all_its_parts,
         whoever_gets_a_turn_is_told_how_much_of_it_is_journaled,
         a_journal_is_read_in_the_order_of_steps_page_by_page,
+        a_history_tells_what_turns_did_and_of_one_that_did_much_the_newest,
     }
     calls::{
         a_call_is_done_once_and_answered_the_same,

@@ -126,6 +126,13 @@ async fn every_tool_is_done_once_though_the_worker_is_killed_between_any_two_ste
         assert_eq!(prompt.matches("The harbour is east.").count(), 1, "{agent}: {prompt}");
         assert!(prompt.contains("maps: Reads maps."), "{agent}: {prompt}");
     }
+    // In the same chat the next turn is told what that one did, wherever it ran.
+    up.json(["send", "--platform", "irc", "--chat-id", "agent3", "--agent", "agent3", "--text", "and now?", "--wait"]);
+    let asked = model.last().json();
+    let roles: Vec<&str> =
+        asked["messages"].as_array().unwrap().iter().map(|message| message["role"].as_str().unwrap()).collect();
+    let turn = [&["system", "user"][..], &["assistant", "tool"].repeat(steps), &["assistant", "user"]].concat();
+    assert_eq!(roles, turn);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,8 @@
 //! fit twice the assignment's budget (so that what does not fit any more can be summed up), and none after the version asked for. The truth
 //! is in the control plane; losing the cache costs a fetch.
 
+mod trail;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,6 +15,7 @@ use hermes_proto::v1::{FetchTranscriptRequest, ModelRole, TranscriptChunk, Trans
 use tonic::transport::Channel;
 
 use crate::model::Message;
+use crate::turns::reply_that_asked;
 
 /// What stands before a summary when a model is told of it.
 const SUMMARY_HEAD: &str =
@@ -23,7 +26,7 @@ const SUMMARY_TAKEN: &str = "I will go on from there.";
 /// What a cached session or turn costs beyond its text, in bytes.
 const OVERHEAD: usize = 160;
 
-/// One ended turn; the cache and whoever reads it share it.
+/// One ended turn: its message, what it did, its reply. The cache and whoever reads it share it.
 #[derive(Debug, PartialEq, Eq)]
 struct EndedTurn {
     seq: u64,
@@ -31,8 +34,15 @@ struct EndedTurn {
 }
 
 impl EndedTurn {
+    fn new(seq: u64, mut messages: Vec<Message>) -> Self {
+        let reply = messages.pop_if(|message| message.role == ModelRole::Assistant && message.tool_calls.is_empty());
+        let between = if messages.is_empty() { Vec::new() } else { messages.split_off(1) };
+        messages.extend(trail::condensed(between).into_iter().chain(reply));
+        Self { seq, messages }
+    }
+
     fn bytes(&self) -> usize {
-        self.messages.iter().map(|message| message.text.len()).sum()
+        self.messages.iter().map(Message::bytes).sum()
     }
 }
 
@@ -92,7 +102,7 @@ impl History {
     /// Appends an ended turn.
     #[cfg(test)]
     pub(crate) fn append(&mut self, seq: u64, messages: Vec<Message>) {
-        self.push(EndedTurn { seq, messages });
+        self.push(EndedTurn::new(seq, messages));
     }
 
     fn push(&mut self, turn: EndedTurn) {
@@ -187,8 +197,8 @@ impl Transcripts {
         Ok(past)
     }
 
-    /// Notes what the control plane has stored as turn `seq`, if all turns before it are known.
-    pub fn record(&self, (session_id, seq): (u64, u64), rewinds: u32, input: Arc<str>, reply: Arc<str>, budget: usize) {
+    /// Notes what the control plane has stored as turn `seq`, if all turns before it are known: its message, what it did, its reply.
+    pub fn record(&self, (session_id, seq): (u64, u64), rewinds: u32, messages: Vec<Message>, budget: usize) {
         let known = {
             let mut cache = self.lock();
             let known = cache.sessions.get(&session_id).map_or((0, rewinds), |known| (known.through, known.rewinds));
@@ -200,9 +210,7 @@ impl Transcripts {
         let budget = window(budget);
         let mut session =
             known.unwrap_or(Session { through: 0, rewinds, budget, past: History::default(), rests_until: 0, used: 0 });
-        let user = Message::new(ModelRole::User, input);
-        let assistant = Message::new(ModelRole::Assistant, reply);
-        session.past.push(EndedTurn { seq, messages: vec![user, assistant] });
+        session.past.push(EndedTurn::new(seq, messages));
         session.through = seq;
         self.keep(session_id, session);
     }
@@ -291,11 +299,11 @@ async fn fetch(
     past: &mut History,
 ) -> Result<(), tonic::Status> {
     let mut client = WorkerServiceClient::new(channel).max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES);
-    let request = FetchTranscriptRequest { turn: Some(turn), after_seq, summaries: true };
+    let request = FetchTranscriptRequest { turn: Some(turn), after_seq, summaries: true, steps: true };
     let mut chunks = client.fetch_transcript(request).await?.into_inner();
     let mut open: Option<(u64, TranscriptRole, Vec<u8>)> = None;
     // The turn whose entries are coming: whole before it is one of the past.
-    let mut newest: Option<EndedTurn> = None;
+    let mut newest: Option<Coming> = None;
     while let Some(chunk) = chunks.message().await? {
         let role = chunk.role();
         let TranscriptChunk { seq, text, more, .. } = chunk;
@@ -316,29 +324,58 @@ async fn fetch(
         } else if role == TranscriptRole::Summary {
             past.sum_up(Summary { through: seq, text: text_of(entry) });
         } else if seq <= version {
-            let role = match role {
-                TranscriptRole::User => ModelRole::User,
-                TranscriptRole::Assistant => ModelRole::Assistant,
-                TranscriptRole::Unspecified | TranscriptRole::Summary => {
-                    return Err(tonic::Status::data_loss("a transcript entry without a role"));
-                }
-            };
-            let message = Message::new(role, text_of(entry));
-            match &mut newest {
-                Some(turn) if turn.seq == seq => turn.messages.push(message),
-                _ => newest
-                    .replace(EndedTurn { seq, messages: vec![message] })
-                    .into_iter()
-                    .for_each(|turn| past.push(turn)),
+            if newest.as_ref().is_none_or(|turn| turn.seq != seq) {
+                let before = newest.replace(Coming { seq, ..Coming::default() });
+                before.into_iter().for_each(|turn| past.push(turn.ended()));
             }
-            past.cut(budget.saturating_sub(newest.as_ref().map_or(0, EndedTurn::bytes)));
+            if let Some(turn) = &mut newest {
+                turn.take(role, entry)?;
+                past.cut(budget.saturating_sub(turn.messages.iter().map(Message::bytes).sum()));
+            }
         }
     }
     if open.is_some() {
         return Err(tonic::Status::unavailable("the transcript broke off inside an entry"));
     }
-    newest.into_iter().for_each(|turn| past.push(turn));
+    newest.into_iter().for_each(|turn| past.push(turn.ended()));
     Ok(())
+}
+
+/// A turn as its entries come.
+#[derive(Default)]
+struct Coming {
+    seq: u64,
+    messages: Vec<Message>,
+    /// Ids of calls without a result so far.
+    calls: VecDeque<Arc<str>>,
+}
+
+impl Coming {
+    fn take(&mut self, role: TranscriptRole, entry: Vec<u8>) -> Result<(), tonic::Status> {
+        let message = match role {
+            TranscriptRole::User => Message::new(ModelRole::User, text_of(entry)),
+            TranscriptRole::Assistant => Message::new(ModelRole::Assistant, text_of(entry)),
+            TranscriptRole::Asks => {
+                // One that cannot be read leaves its results without calls, and they are not told.
+                let message = reply_that_asked(&entry).unwrap_or_else(|| Message::new(ModelRole::Assistant, ""));
+                self.calls = message.tool_calls.iter().map(|call| call.id.as_str().into()).collect();
+                message
+            }
+            TranscriptRole::Result => {
+                let tool_call_id = self.calls.pop_front().unwrap_or_default();
+                Message { tool_call_id, ..Message::new(ModelRole::Tool, text_of(entry)) }
+            }
+            TranscriptRole::Unspecified | TranscriptRole::Summary => {
+                return Err(tonic::Status::data_loss("a transcript entry without a role"));
+            }
+        };
+        self.messages.push(message);
+        Ok(())
+    }
+
+    fn ended(self) -> EndedTurn {
+        EndedTurn::new(self.seq, self.messages)
+    }
 }
 
 fn text_of(bytes: Vec<u8>) -> String {
@@ -357,7 +394,11 @@ mod tests {
     }
 
     fn say(cache: &Transcripts, session: u64, seq: u64) {
-        cache.record((session, seq), 0, format!("q{seq}").into(), format!("a{seq}").into(), 1000);
+        cache.record((session, seq), 0, said(&format!("q{seq}"), &format!("a{seq}")), 1000);
+    }
+
+    fn said(user: &str, assistant: &str) -> Vec<Message> {
+        vec![Message::new(ModelRole::User, user), Message::new(ModelRole::Assistant, assistant)]
     }
 
     #[test]
@@ -387,7 +428,7 @@ mod tests {
         (1..=3).for_each(|seq| say(&cache, 1, seq));
         assert_eq!(cache.known(1, 3, 1, 1000).1, 0);
         // What ended before the rewind and is heard of after it is no part of what is known.
-        let record = |seq, rewinds| cache.record((1, seq), rewinds, "q".into(), "a".into(), 1000);
+        let record = |seq, rewinds| cache.record((1, seq), rewinds, said("q", "a"), 1000);
         let fetched =
             Session { through: 3, rewinds: 1, budget: 1000, past: History::default(), rests_until: 0, used: 0 };
         cache.keep(1, fetched);
