@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 11] =
-    ["types", "agent", "route", "session", "message", "delivery", "budget", "worker", "model", "identity", "system"];
+const FILES: [&str; 12] = [
+    "types", "agent", "route", "session", "message", "delivery", "budget", "approval", "worker", "model", "identity",
+    "system",
+];
 
 #[expect(clippy::disallowed_methods, reason = "cargo hands a build script its folder this way")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -17,7 +19,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(&files, ["."])?;
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     write_rpcs(&descriptors, &out.join("rpcs.rs"))?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // Assignments would otherwise be much larger than all else that workers are told.
+    tonic_prost_build::configure().boxed("hermes.v1.ProfileRevision.approvals").compile_fds(descriptors)?;
     Ok(())
 }
 

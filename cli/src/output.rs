@@ -125,6 +125,13 @@ impl Printer {
         self.complain(&line);
     }
 
+    /// A question of an agent, on stderr, and how it can be answered from another terminal.
+    pub(crate) fn question(&mut self, question: &str) {
+        let text = format!("{}\n(`hermesctl approval list` shows it, too)", plain_lines(question));
+        let text = self.err.paint.yellow(&text);
+        self.complain(&text);
+    }
+
     /// A warning on stderr.
     pub(crate) fn warning(&mut self, text: &str) {
         let line = self.err.paint.yellow(&format!("warning: {}", plain(text)));

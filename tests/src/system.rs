@@ -389,6 +389,11 @@ impl Grpc {
         v1::message_service_client::MessageServiceClient::new(self.transport())
     }
 
+    /// ApprovalService.
+    pub fn approvals(&self) -> v1::approval_service_client::ApprovalServiceClient<Transport> {
+        v1::approval_service_client::ApprovalServiceClient::new(self.transport())
+    }
+
     /// AgentService.
     pub fn agents(&self) -> v1::agent_service_client::AgentServiceClient<Transport> {
         v1::agent_service_client::AgentServiceClient::new(self.transport())

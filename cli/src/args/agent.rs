@@ -78,6 +78,10 @@ pub(crate) struct SpecArgs {
     /// How its tools are kept apart, instead of the document's `sandbox` as a whole: level, network, memory_mb, pids, cpu_seconds, disk_mb.
     #[arg(long, value_name = "KEY=VALUE,…", allow_hyphen_values = true)]
     pub sandbox: Option<String>,
+    /// When people are asked before what it does, instead of the document's `approvals` as a whole: mode, timeout_seconds, and any number of
+    /// allow and deny.
+    #[arg(long, value_name = "KEY=VALUE,…", allow_hyphen_values = true)]
+    pub approvals: Option<String>,
     /// Models asked in this order when its own cannot answer, separated by commas; "" means none.
     #[arg(long, value_name = "A,B")]
     pub fallback_models: Option<String>,

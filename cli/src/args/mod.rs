@@ -3,6 +3,7 @@
 //! example in its `--help`, and no help text shows the value of an environment variable.
 
 mod agent;
+mod approval;
 mod budget;
 mod delivery;
 mod route;
@@ -17,6 +18,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 pub(crate) use self::agent::{AgentAddArgs, AgentCommand, AgentRemoveArgs, AgentUpdateArgs, SpecArgs};
+pub(crate) use self::approval::{ApprovalCommand, ApprovalListArgs, Reach};
 pub(crate) use self::budget::{BudgetCommand, BudgetRaiseArgs, BudgetShowArgs};
 pub(crate) use self::delivery::{
     DeadCommand, DeadListArgs, DeadTurnsArgs, DeliveryCommand, DeliveryListArgs, DeliveryRedriveArgs,
@@ -167,6 +169,9 @@ pub(crate) enum Command {
     /// Look at what agents and users spend on models, raise limits for a time, pause agents.
     #[command(subcommand, after_help = "Example:\n  hermesctl budget show")]
     Budget(BudgetCommand),
+    /// Look at calls that wait for somebody to allow them, and answer.
+    #[command(subcommand, after_help = "Example:\n  hermesctl approval list")]
+    Approval(ApprovalCommand),
     /// Look at the connected workers.
     #[command(subcommand, after_help = "Example:\n  hermesctl worker list")]
     Worker(WorkerCommand),

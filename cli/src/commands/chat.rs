@@ -9,7 +9,7 @@ use nix::unistd::{User, getuid};
 use tokio::sync::mpsc;
 
 use super::Invocation;
-use super::turn::{self, TurnView};
+use super::turn::{self, Heard, TurnView};
 use crate::args::{ChatArgs, Format};
 use crate::connect::Connection;
 use crate::error::{ExitStatus, report};
@@ -73,10 +73,14 @@ async fn say(
     let request = place.request(text);
     let streamed = printer.format() == Format::Table;
     let mut shown = String::new();
-    let turn = turn::submit_and_wait(connection, &request, |text| {
-        if streamed {
-            shown.push_str(text);
-            printer.flow(text)?;
+    let turn = turn::submit_and_wait(connection, &request, |heard| {
+        match heard {
+            Heard::Text(text) if streamed => {
+                shown.push_str(text);
+                printer.flow(text)?;
+            }
+            Heard::Text(_) => {}
+            Heard::Question(question) => printer.question(question),
         }
         Ok(())
     })

@@ -4,6 +4,7 @@
 //! value this build does not know is an error, never a guess.
 
 mod agent;
+mod approval;
 mod budget;
 mod chat;
 mod completion;
@@ -86,6 +87,7 @@ pub(crate) async fn run(command: Command, inv: &mut Invocation) -> anyhow::Resul
         Command::Turn(command) => steps::run(command, inv).await,
         Command::Delivery(command) => delivery::run(command, inv).await,
         Command::Dead(command) => dead::run(command, inv).await,
+        Command::Approval(command) => approval::run(command, inv).await,
         Command::Budget(command) => budget::run(command, inv).await,
         Command::Worker(WorkerCommand::List(limit)) => worker::list(limit, inv).await,
         Command::Worker(WorkerCommand::Drain(args)) => worker::drain(args, inv).await,

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use hermes_proto::v1::SubmitRequest;
 
-use super::{Invocation, input, source, turn};
+use super::turn::{self, Heard};
+use super::{Invocation, input, source};
 use crate::args::SendArgs;
 use crate::error::{ExitStatus, Usage};
 
@@ -24,7 +25,14 @@ pub(crate) async fn run(args: SendArgs, inv: &mut Invocation) -> anyhow::Result<
         inv.printer.show(&turn)?;
         return Ok(ExitStatus::Done);
     }
-    let turn = turn::submit_and_wait(&connection, &request, |_text| Ok(())).await?;
+    let printer = &mut inv.printer;
+    let turn = turn::submit_and_wait(&connection, &request, |heard| {
+        if let Heard::Question(question) = heard {
+            printer.question(question);
+        }
+        Ok(())
+    })
+    .await?;
     inv.printer.show(&turn)?;
     if turn.succeeded {
         return Ok(ExitStatus::Done);

@@ -136,15 +136,23 @@ pub(crate) async fn submit(connection: &Connection, request: &SubmitRequest) -> 
     }
 }
 
-/// Submits and waits for the end of the turn; `on_text` gets the answer's text as it comes, which may be less than all of
+/// What is heard of a turn before its end.
+pub(crate) enum Heard<'t> {
+    /// More of the answer.
+    Text(&'t str),
+    /// It waits until somebody allows a call: the question.
+    Question(&'t str),
+}
+
+/// Submits and waits for the end of the turn; `on_event` gets the answer's text as it comes, which may be less than all of
 /// it. Dropping this stops the waiting, not the turn.
 ///
 /// # Errors
-/// What the control plane answered, or what `on_text` failed with.
+/// What the control plane answered, or what `on_event` failed with.
 pub(crate) async fn submit_and_wait(
     connection: &Connection,
     request: &SubmitRequest,
-    mut on_text: impl FnMut(&str) -> anyhow::Result<()>,
+    mut on_event: impl FnMut(Heard<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<TurnView> {
     let mut patience = Patience::new();
     loop {
@@ -166,7 +174,8 @@ pub(crate) async fn submit_and_wait(
                 },
             };
             match event {
-                Some(Some(turn_event::Event::TextDelta(text))) => on_text(&text)?,
+                Some(Some(turn_event::Event::TextDelta(text))) => on_event(Heard::Text(&text))?,
+                Some(Some(turn_event::Event::Approval(asked))) => on_event(Heard::Question(&asked.question))?,
                 Some(Some(turn_event::Event::Ended(ended))) => return turn.ended(ended),
                 Some(Some(turn_event::Event::Accepted(_))) => bail!("the control plane accepted one message twice"),
                 // An event this build does not know carries nothing it could show.

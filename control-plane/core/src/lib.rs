@@ -5,6 +5,7 @@
 //! zone's rules come from jiff: the system's time zone database where there is one, else the copy in the binary.)
 //! It deliberately knows neither tokio, tonic, Postgres nor HTTP.
 
+pub mod approvals;
 pub mod budget;
 pub mod busy;
 pub mod command;

@@ -132,6 +132,17 @@ pub struct OutboundMessage {
     /// From then on somebody else may have it: the adapter looks right before it writes, after its own pacing, and answers
     /// [`SendError::Expired`].
     pub not_after: Option<Instant>,
+    /// What its readers can press; only for an adapter that offers them.
+    pub buttons: Vec<Button>,
+}
+
+/// Something to press under a message: whoever presses it says its words in that chat.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Button {
+    /// What it shows.
+    pub label: String,
+    /// What pressing it says; at most 64 bytes.
+    pub says: String,
 }
 
 impl OutboundMessage {
@@ -241,6 +252,10 @@ pub trait Adapter: Send + Sync {
     fn send(&self, message: OutboundMessage) -> BoxFuture<'_, Result<Sent, SendError>>;
     /// Whether a copy of a part with the same `idempotency_key` is recognised by the other side, so that it needs no mark.
     fn deduplicates(&self) -> bool {
+        false
+    }
+    /// Whether messages can have buttons.
+    fn offers_buttons(&self) -> bool {
         false
     }
     /// Whether the text of a running turn is shown by a message that is edited until the turn ends.

@@ -57,6 +57,7 @@ impl Turns for Api {
         events
             .map(|event| match event {
                 dispatch::TurnEvent::Delta(text) => TurnEvent::Delta(text),
+                dispatch::TurnEvent::Asked(question) => TurnEvent::Asked(question.text),
                 dispatch::TurnEvent::Ended(end) => {
                     TurnEvent::Ended { state: end.state, reply: end.reply, usage: end.usage }
                 }

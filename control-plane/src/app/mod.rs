@@ -34,6 +34,7 @@ use crate::accounts::DEAF_DETAIL;
 use crate::budget::Budgets;
 use crate::dispatch::Dispatcher;
 use crate::grpc::agent_api::AgentApi;
+use crate::grpc::approval_api::ApprovalApi;
 use crate::grpc::budget_api::BudgetApi;
 use crate::grpc::delivery_api::DeliveryApi;
 use crate::grpc::identity_api::IdentityApi;
@@ -189,6 +190,7 @@ impl Replica {
             .add_service(SessionApi::server(self.registry.clone(), self.dispatcher.clone()))
             .add_service(DeliveryApi::server(store.clone(), self.outbox.clone(), self.dispatcher.clone()))
             .add_service(BudgetApi::server(self.registry.clone(), budgets.clone()))
+            .add_service(ApprovalApi::server(self.dispatcher.clone()))
             .add_service(MessageApi::server(intake.clone(), adapters.clone(), store))
             .add_service(identity.clone().into_server())
             .add_service(SystemApi::server(

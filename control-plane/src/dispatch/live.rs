@@ -21,8 +21,21 @@ const MAX_TEXT: usize = 1 << 20;
 pub enum TurnEvent {
     /// More text.
     Delta(String),
+    /// It waits until somebody allows a call, or does not.
+    Asked(Question),
     /// The last event.
     Ended(TurnEnd),
+}
+
+/// A question that a turn waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// Its number.
+    pub id: i64,
+    /// For people.
+    pub text: String,
+    /// How long it waits.
+    pub left: Duration,
 }
 
 #[derive(Default)]
@@ -32,6 +45,8 @@ struct Text {
     so_far: String,
     /// Moves whenever `so_far` does.
     version: u64,
+    /// The last that it waited for.
+    question: Option<Question>,
     ended: Option<TurnEnd>,
     /// It left this replica without an end: nothing more is written here.
     left: bool,
@@ -87,6 +102,20 @@ impl Live {
         }
     }
 
+    /// A running turn waits for an answer. Followers are told once of each question.
+    pub fn ask(&self, id: TurnId, question: Question) {
+        let turn = self.turns.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
+        if let Some(turn) = turn {
+            let mut text = turn.text.lock().unwrap_or_else(PoisonError::into_inner);
+            if text.question.as_ref().is_some_and(|known| known.id == question.id) {
+                return;
+            }
+            text.question = Some(question);
+            drop(text);
+            turn.changed.notify_waiters();
+        }
+    }
+
     /// The turn ended and is stored.
     pub fn end(&self, id: TurnId, end: TurnEnd) {
         let turn = self.turns.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
@@ -132,7 +161,8 @@ impl Live {
     pub fn follow(&self, store: Store, id: TurnId) -> BoxStream<'static, TurnEvent> {
         let turn = self.turn(id);
         let asked = turn.is_begun();
-        let follower = Follower { live: self.clone(), turn, store, id, sent: 0, pending: None, asked, done: false };
+        let follower =
+            Follower { live: self.clone(), turn, store, id, sent: 0, question: 0, pending: None, asked, done: false };
         Box::pin(futures_util::stream::unfold(follower, |mut follower| async move {
             follower.next().await.map(|event| (event, follower))
         }))
@@ -146,6 +176,8 @@ struct Follower {
     id: TurnId,
     /// Bytes of the text that were passed on.
     sent: usize,
+    /// The last question that was passed on.
+    question: i64,
     /// The end, while the last of the text goes before it.
     pending: Option<TurnEnd>,
     /// Whether it may wait now: the store was asked, or a worker here had the turn when this began to follow.
@@ -211,7 +243,10 @@ impl Follower {
         // A new attempt starts the text over; what was shown cannot be unsaid, so only what goes beyond it is added.
         let delta = text.so_far.get(self.sent..).unwrap_or_default();
         if delta.is_empty() {
-            return None;
+            let question = text.question.clone().filter(|question| question.id != self.question)?;
+            drop(text);
+            self.question = question.id;
+            return Some(TurnEvent::Asked(question));
         }
         let delta = delta.to_owned();
         drop(text);

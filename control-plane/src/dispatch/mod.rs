@@ -6,6 +6,7 @@
 //! this process believes; losing this process loses nothing that the store does not give back. It never decides which agent
 //! answers and never talks to a platform.
 
+mod approvals;
 mod completer;
 mod deadlines;
 mod fleet;
@@ -20,6 +21,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use hermes_core::AgentId;
+use hermes_core::approvals::Approvals;
 use hermes_core::sandbox::Sandbox;
 use hermes_core::turn::Usage;
 use jiff::Timestamp;
@@ -27,9 +29,10 @@ use tokio::sync::{Notify, RwLock, RwLockReadGuard, mpsc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub use approvals::{DangerousCall, Permission};
 pub use fleet::{CancelKind, Connected, Fleet, Overrun, Replies, Running, ToWorker, Told, WorkerView};
 pub use journal::{ReplyAnswer, StepAnswer};
-pub use live::{Live, TurnEvent};
+pub use live::{Live, Question, TurnEvent};
 pub use pressure::{COME_BACK, OnTheWay, Pressed, Pressure};
 pub use signals::STOPPED;
 
@@ -84,6 +87,8 @@ pub struct Assignment {
     pub disabled_toolsets: Vec<String>,
     /// The boundary around its tools.
     pub sandbox: Sandbox,
+    /// When people are asked before what it does.
+    pub approvals: Approvals,
     /// Most history for the model, bytes.
     pub history_bytes: u64,
     /// How often turns were left out of the session's history.
@@ -162,6 +167,8 @@ struct Inner {
     poll: Notify,
     /// Something is asked of running turns.
     signals: Notify,
+    /// Somebody answered whether a call may be made.
+    approvals: Notify,
     pressure: Pressure,
     /// A worker's stream has ended.
     detached: Notify,
@@ -212,6 +219,7 @@ impl Dispatcher {
             claim: Notify::new(),
             poll: Notify::new(),
             signals: Notify::new(),
+            approvals: Notify::new(),
             pressure: Pressure::default(),
             detached: Notify::new(),
             launcher: OnceLock::new(),
@@ -486,7 +494,10 @@ impl Dispatcher {
                 Word::Ready(agent_no) if self.inner.fleet.has_worker(*agent_no) => self.waits(*agent_no),
                 Word::Ready(_) => {}
                 Word::Outbox => self.inner.outbox.nudge(),
-                Word::Look => self.nudge(),
+                Word::Look => {
+                    self.inner.approvals.notify_waiters();
+                    self.nudge();
+                }
             }
         }
     }
@@ -509,6 +520,7 @@ fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running
         enabled_toolsets: agent.spec.enabled_toolsets.clone(),
         disabled_toolsets: agent.spec.disabled_toolsets.clone().unwrap_or_default(),
         sandbox: snapshot.document.sandbox_of(&agent.spec),
+        approvals: snapshot.document.approvals_of(&agent.spec).clone(),
         // A worker of the build before knows nothing of rewinds, but fetches again what it has for a smaller budget.
         history_bytes: snapshot.document.limits.history_bytes.saturating_add(next.rewinds.into()),
         history_rewinds: next.rewinds,

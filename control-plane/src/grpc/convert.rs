@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use hermes_core::approvals::{Approvals, Mode};
 use hermes_core::budget::{Budget, Unpriced, Usd};
 use hermes_core::config::{AgentSpec, Change, ChangeKind, Fault, Warning};
 use hermes_core::routing::{MatchKey, Route};
@@ -59,6 +60,7 @@ pub(super) fn spec_from(spec: v1::AgentSpec) -> AgentSpec {
         enabled_toolsets: spec.enabled_toolsets.map(|list| list.values),
         disabled_toolsets: spec.disabled_toolsets.map(|list| list.values),
         sandbox: spec.sandbox.map(sandbox_from),
+        approvals: spec.approvals.map(approvals_from),
         fallback_models: spec.fallback_models.map(|list| list.values),
         budget: spec.budget.map(budget_from),
     }
@@ -80,6 +82,32 @@ fn sandbox_from(sandbox: v1::Sandbox) -> Sandbox {
         pids: sandbox.pids.unwrap_or(usual.pids),
         cpu_seconds: sandbox.cpu_seconds.unwrap_or(usual.cpu_seconds),
         disk_mb: sandbox.disk_mb.unwrap_or(usual.disk_mb),
+    }
+}
+
+fn approvals_from(approvals: v1::Approvals) -> Approvals {
+    Approvals {
+        mode: match approvals.mode() {
+            v1::ApprovalMode::Manual | v1::ApprovalMode::Unspecified => Mode::Manual,
+            v1::ApprovalMode::Off => Mode::Off,
+        },
+        timeout_seconds: approvals.timeout_seconds.unwrap_or(Approvals::default().timeout_seconds),
+        allow: approvals.allow,
+        deny: approvals.deny,
+    }
+}
+
+/// On the wire, whole.
+pub(super) fn approvals_to(approvals: &Approvals) -> v1::Approvals {
+    let mode = match approvals.mode {
+        Mode::Manual => v1::ApprovalMode::Manual,
+        Mode::Off => v1::ApprovalMode::Off,
+    };
+    v1::Approvals {
+        mode: mode.into(),
+        timeout_seconds: Some(approvals.timeout_seconds),
+        allow: approvals.allow.clone(),
+        deny: approvals.deny.clone(),
     }
 }
 
@@ -140,6 +168,7 @@ pub(super) fn spec_to(spec: &AgentSpec) -> v1::AgentSpec {
         enabled_toolsets: list(&spec.enabled_toolsets),
         disabled_toolsets: list(&spec.disabled_toolsets),
         sandbox: spec.sandbox.as_ref().map(sandbox_to),
+        approvals: spec.approvals.as_ref().map(approvals_to),
         fallback_models: list(&spec.fallback_models),
         budget: spec.budget.as_ref().map(budget_to),
     }
@@ -156,6 +185,7 @@ pub(super) fn spec_over(base: AgentSpec, over: AgentSpec) -> AgentSpec {
         enabled_toolsets: over.enabled_toolsets.or(base.enabled_toolsets),
         disabled_toolsets: over.disabled_toolsets.or(base.disabled_toolsets),
         sandbox: over.sandbox.or(base.sandbox),
+        approvals: over.approvals.or(base.approvals),
         fallback_models: over.fallback_models.or(base.fallback_models),
         budget: over.budget.or(base.budget),
     }
@@ -173,6 +203,7 @@ pub(super) fn spec_cleared(mut spec: AgentSpec, fields: &[String]) -> Result<Age
             "enabled_toolsets" => spec.enabled_toolsets = None,
             "disabled_toolsets" => spec.disabled_toolsets = None,
             "sandbox" => spec.sandbox = None,
+            "approvals" => spec.approvals = None,
             "fallback_models" => spec.fallback_models = None,
             "budget" => spec.budget = None,
             _ => return Err(invalid("clear", format!("{field:?} is not a field of an agent"))),
@@ -252,6 +283,7 @@ pub(super) fn agent_to(
         skills_path,
         sessions_path,
         sandbox: Some(sandbox_to(&snapshot.document.sandbox_of(&entry.spec))),
+        approvals: Some(approvals_to(snapshot.document.approvals_of(&entry.spec))),
     }
 }
 

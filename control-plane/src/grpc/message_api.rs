@@ -9,7 +9,7 @@ use hermes_proto::v1::turn_event::Event;
 use sha2::{Digest as _, Sha256};
 use tonic::{Request, Response, Status};
 
-use super::convert::{agent_id, end_to, intake_status, source_from, store_status, turn_state_to};
+use super::convert::{agent_id, end_to, intake_status, source_from, store_status, turn_state_to, unsigned};
 use super::layers::principal;
 use super::status::{Reason, invalid, refuse};
 use crate::dispatch::TurnEvent;
@@ -202,6 +202,11 @@ impl MessageService for MessageApi {
             Ok(v1::TurnEvent {
                 event: Some(match event {
                     TurnEvent::Delta(text) => Event::TextDelta(text),
+                    TurnEvent::Asked(question) => Event::Approval(v1::ApprovalAsked {
+                        id: unsigned(question.id),
+                        question: question.text,
+                        timeout_ms: u64::try_from(question.left.as_millis()).unwrap_or(u64::MAX),
+                    }),
                     TurnEvent::Ended(end) => Event::Ended(end_to(end)),
                 }),
             })

@@ -5,6 +5,7 @@
 //! [`status`], and prost types go no further than this module. It holds no decisions of its own beyond who may call what.
 
 pub mod agent_api;
+pub mod approval_api;
 pub mod budget_api;
 mod convert;
 pub mod delivery_api;

@@ -10,6 +10,7 @@ use tonic::Status;
 
 use super::status::{Reason, invalid, refuse};
 use super::steps::step_number;
+use crate::dispatch::DangerousCall;
 use crate::models::{MAX_CALL_ID, is_name};
 use crate::store::TurnId;
 use crate::tools::{Answer, Asked, Spec, Tools};
@@ -28,6 +29,24 @@ pub(super) fn list() -> v1::ListToolsResponse {
     v1::ListToolsResponse { tools: Tools::offered().map(offered).collect() }
 }
 
+/// A call that a person may have to allow first.
+pub(super) fn dangerous_call(
+    (turn, epoch): (TurnId, i64),
+    request: v1::AskApprovalRequest,
+) -> Result<DangerousCall, Status> {
+    let step = step_number(request.step)?;
+    let v1::ToolCall { id, name, arguments } = checked(request.call)?;
+    Ok(DangerousCall { turn, epoch, step, id, name, arguments })
+}
+
+fn checked(call: Option<v1::ToolCall>) -> Result<v1::ToolCall, Status> {
+    let call = call.ok_or_else(|| invalid("call", "it is missing"))?;
+    if call.id.is_empty() || call.id.len() > MAX_CALL_ID || !is_name(&call.name) {
+        return Err(invalid("call", "a call has its id and a tool's name"));
+    }
+    Ok(call)
+}
+
 /// Makes a call of the turn.
 pub(super) async fn call(
     tools: &Tools,
@@ -35,11 +54,7 @@ pub(super) async fn call(
     request: v1::CallToolRequest,
 ) -> Result<v1::CallToolResponse, Status> {
     let step = step_number(request.step)?;
-    let call = request.call.ok_or_else(|| invalid("call", "it is missing"))?;
-    if call.id.is_empty() || call.id.len() > MAX_CALL_ID || !is_name(&call.name) {
-        return Err(invalid("call", "a call has its id and a tool's name"));
-    }
-    let v1::ToolCall { id, name, arguments } = call;
+    let v1::ToolCall { id, name, arguments } = checked(request.call)?;
     let (outcome, text) = match tools.call(&Asked { turn, epoch, step, id, name, arguments }).await {
         Answer::Stored(text) => (v1::StepOutcome::Stored, text),
         Answer::Fenced => (v1::StepOutcome::Fenced, Vec::new()),

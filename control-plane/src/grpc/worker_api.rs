@@ -26,7 +26,7 @@ use super::status::{Reason, invalid, refuse};
 use super::steps::{self, Recording};
 use super::tools;
 use crate::dispatch::{
-    Arrival, Assignment, CancelKind, DRAIN_GRACE, Dispatcher, HEARTBEAT, LEASE, Report, Running, ToWorker,
+    Arrival, Assignment, CancelKind, DRAIN_GRACE, Dispatcher, HEARTBEAT, LEASE, Permission, Report, Running, ToWorker,
 };
 use crate::identity::Principal;
 use crate::registry::Registry;
@@ -262,6 +262,27 @@ impl WorkerService for WorkerApi {
         let (turn, running) = self.running(&caller, request.turn.as_ref())?;
         self.dispatcher.fleet().progressed(caller.worker, turn, running.epoch);
         Ok(Response::new(tools::call(&self.tools, (turn, running.epoch), request).await?))
+    }
+
+    async fn ask_approval(
+        &self,
+        request: Request<v1::AskApprovalRequest>,
+    ) -> Result<Response<v1::AskApprovalResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let (turn, running) = self.running(&caller, request.turn.as_ref())?;
+        let call = tools::dangerous_call((turn, running.epoch), request)?;
+        let agent_no = self.agent_no(&caller)?;
+        let permission = self.dispatcher.permission(caller.worker, agent_no, &call).await.map_err(store_status)?;
+        let state = match permission {
+            Permission::Pending => v1::ApprovalState::Pending,
+            Permission::Allowed => v1::ApprovalState::Allowed,
+            Permission::Denied => v1::ApprovalState::Denied,
+            Permission::Expired => v1::ApprovalState::Expired,
+            Permission::Fenced => v1::ApprovalState::Fenced,
+            Permission::OtherCall => v1::ApprovalState::OtherCall,
+        };
+        Ok(Response::new(v1::AskApprovalResponse { state: state.into() }))
     }
 
     type FetchHomeStream = BoxStream<'static, Result<v1::HomeChunk, Status>>;
@@ -547,6 +568,7 @@ fn assignment_to(assignment: Assignment) -> v1::Assignment {
             disabled_toolsets: assignment.disabled_toolsets,
             toolsets_set,
             sandbox: Some(convert::sandbox_to(&assignment.sandbox)),
+            approvals: Some(Box::new(convert::approvals_to(&assignment.approvals))),
         }),
         input: assignment.input,
         transcript_version: unsigned(assignment.turn.seq - 1),

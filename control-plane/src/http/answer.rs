@@ -132,6 +132,13 @@ impl Streaming {
                 self.sent.push_str(&text);
                 self.chunk(&mut out, Delta { content: Some(&text), ..Delta::default() }, None);
             }
+            // A comment: nothing of the answer, and clients pass it over.
+            Ok(Some(TurnEvent::Asked(question))) => {
+                for line in question.lines() {
+                    out.extend_from_slice(format!(": {line}\n").as_bytes());
+                }
+                out.extend_from_slice(b"\n");
+            }
             Ok(Some(TurnEvent::Ended { state: TurnState::Succeeded, reply, usage })) => {
                 self.ended = true;
                 self.finish(&mut out, &reply, &usage);

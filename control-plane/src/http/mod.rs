@@ -121,6 +121,8 @@ pub enum SubmitError {
 pub enum TurnEvent {
     /// More text of the answer; lossy.
     Delta(String),
+    /// It waits until somebody allows a call, or does not; the question, for people.
+    Asked(String),
     /// Last event.
     Ended {
         /// How it ended.

@@ -2,12 +2,13 @@
 
 use std::fmt::Write as _;
 
+use hermes_core::approvals::Verdict;
 use hermes_core::command::{Access, Spec, TABLE};
 use hermes_core::{AgentId, Source};
 use jiff::Zoned;
 
 use crate::registry::{AgentEntry, Snapshot};
-use crate::store::{Answer, Listed, Outcome, Resumed, Stopped, Used};
+use crate::store::{Answer, Answered, ApprovalState, Listed, Outcome, Resumed, Stopped, Used};
 
 /// Most of somebody's words that are repeated, in characters.
 const REPEATED: usize = 60;
@@ -24,6 +25,23 @@ pub(super) fn stopped(stopped: Stopped) -> Answer {
         Stopped::Ended(_) | Stopped::Behind(_) | Stopped::Absorbed(_) => ("It had ended already.", false),
     };
     Answer { text: text.to_owned(), told }
+}
+
+/// What became of an answer to a question about a call.
+pub(super) fn answered(outcome: &Outcome, verdict: Verdict) -> String {
+    match outcome {
+        Outcome::Answered(Answered::Done(id)) => match verdict {
+            Verdict::Once => format!("Allowed ({id})."),
+            Verdict::Session => format!("Allowed ({id}), and all of its kind in this conversation."),
+            Verdict::Always => format!("Allowed ({id}), and all of its kind from now on."),
+            Verdict::Deny => format!("Denied ({id})."),
+        },
+        Outcome::Answered(Answered::Over(id, ApprovalState::Expired)) => {
+            format!("Question {id} is over: nobody answered before its time was, or its turn.")
+        }
+        Outcome::Answered(Answered::Over(id, state)) => format!("Question {id} is over already ({}).", state.as_str()),
+        _ => "There is no question here that you can answer.".to_owned(),
+    }
 }
 
 pub(super) fn whoami(source: &Source, access: Access, may: impl Fn(&Spec) -> bool) -> String {

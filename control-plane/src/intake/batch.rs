@@ -11,8 +11,8 @@ use super::commands::Telling;
 use crate::dispatch::{Dispatcher, STOPPED};
 use crate::registry::Registry;
 use crate::store::{
-    BATCH_ROWS, CommandRow, Commanded, DatabaseClock, Error, Ingest, Ingested, Leased, NextTurn, Outcome, Result,
-    Resumed, TurnId,
+    Answered, BATCH_ROWS, CommandRow, Commanded, DatabaseClock, Error, Ingest, Ingested, Leased, NextTurn, Outcome,
+    Result, Resumed, TurnId,
 };
 
 /// A message ready for its commit.
@@ -126,6 +126,7 @@ fn follow(dispatcher: &Dispatcher, agent_no: i32, commanded: &Commanded) {
         Some(Outcome::Stopped(stopped) | Outcome::Renewed(stopped) | Outcome::Resumed(Resumed::Done(_, stopped))) => {
             dispatcher.stopped(*stopped);
         }
+        Some(Outcome::Answered(Answered::Done(_))) => dispatcher.approval_answered(),
         Some(Outcome::Again(_)) => {
             dispatcher.pressure().waits(agent_no);
             dispatcher.waits_anywhere(agent_no);

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use hermes_core::Source;
+use hermes_core::approvals::{self, Verdict};
 use hermes_core::busy::{BusyMode, BusyPolicy};
 use hermes_core::command::{self, Access, AccessLists, Action, Given, Spec};
 use hermes_core::config::{Resolved, check_spec, resolve_model, unserved_message, with_own_model};
@@ -15,7 +16,7 @@ use jiff::Zoned;
 
 use super::answers;
 use crate::registry::{AgentEntry, Snapshot};
-use crate::store::{Again, Answer, Effect, Outcome};
+use crate::store::{Again, Answer, ApprovalAnswer, Effect, Outcome};
 
 /// Most turns that one command leaves out of the history.
 const MOST_UNDONE: i64 = 1000;
@@ -50,6 +51,8 @@ pub(super) struct Giver<'a> {
     pub(super) session_key: &'a str,
     /// In the document's zone.
     pub(super) now: &'a Zoned,
+    /// As questions name whom they ask; `None`: the platform does not say who it is.
+    pub(super) asker: Option<String>,
     /// For a turn that is accepted again.
     pub(super) again: Again,
 }
@@ -93,6 +96,11 @@ pub(super) fn order(given: Given<'_>, giver: Giver<'_>) -> Order {
             Outcome::Stopped(stopped) => answers::stopped(*stopped),
             _ => Answer::default(),
         }),
+        Action::Approve => match approvals::approve(arguments) {
+            Ok(given) => answer(given, access, &giver),
+            Err(sentence) => said(sentence),
+        },
+        Action::Deny => answer(approvals::deny(arguments), access, &giver),
         Action::Status => {
             let model = giver.snapshot.model_of(&giver.agent.spec).to_owned();
             let (agent, key) = (giver.agent.id.clone(), giver.session_key.to_owned());
@@ -145,6 +153,25 @@ pub(super) fn order(given: Given<'_>, giver: Giver<'_>) -> Order {
             effect(home, move |outcome| told(answers::home(outcome, &agent)))
         }
     }
+}
+
+/// An answer to a question that a turn waits for. Admins are whom the account's lists name; where there are none, nobody is one.
+fn answer(given: approvals::Answer, access: Access, giver: &Giver<'_>) -> Order {
+    let answer = ApprovalAnswer {
+        id: given.id,
+        verdict: given.verdict,
+        asker: giver.asker.clone(),
+        admin: access.gated && access.admin,
+        by: giver.asker.as_deref().unwrap_or(&giver.source.platform).trim_start_matches('\t').replace('\t', "/"),
+    };
+    effect(Effect::Answer(answer), move |outcome| told(answers::answered(outcome, given.verdict)))
+}
+
+/// The answer that a message which is nothing else gives to the question `id`, asked of its sender.
+pub(super) fn bare(id: i64, verdict: Verdict, giver: &Giver<'_>) -> Order {
+    let lists = giver.lists();
+    let access = Access::decide(&giver.source.chat_type, giver.source.user_id.as_deref(), "approve", &lists);
+    answer(approvals::Answer { id: Some(id), verdict }, access, giver)
 }
 
 fn model(arguments: &str, giver: &Giver<'_>) -> Order {

@@ -17,6 +17,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Instant;
 
+use hermes_core::approvals::{self, Verdict};
 use hermes_core::busy::BusyPolicy;
 use hermes_core::command::{self, Given};
 use hermes_core::routing::resolve;
@@ -340,6 +341,10 @@ impl Intake {
             }
             Surface::Caller => None,
         };
+        let word = match (given, message.surface) {
+            (None, Surface::Chat | Surface::Gateway) => Verdict::of_message(&message.text),
+            _ => None,
+        };
         let idle = given.is_some_and(|given| !given.adds_work());
         let comes_back = message.surface != Surface::Chat;
         let on_the_way = match self.dispatcher.pressure().admit(agent.no, &document.limits, comes_back, idle) {
@@ -361,15 +366,37 @@ impl Intake {
         let now = self.clock.now().to_zoned(snapshot.zone.clone());
         let mut text = None;
         let mut compress = None;
-        if let Some(given) = given {
-            let again = Again {
+        // Who a platform does not name was asked by nobody.
+        let named = message.submitter.is_some() || source.user_id.is_some();
+        let asker = named.then(|| approvals::asker(source, message.submitter.as_deref()));
+        let answers = match (word, &asker) {
+            (Some(verdict), Some(asker)) => {
+                let waiting = self.dispatcher.store().approval_waiting(agent.no, &session_key, lane, asker).await;
+                waiting.map_err(|error| Error::Unavailable(error.to_string()))?.map(|id| (id, verdict))
+            }
+            _ => None,
+        };
+        let giver = || Giver {
+            snapshot: &snapshot,
+            agent,
+            source,
+            session_key: &session_key,
+            now: &now,
+            asker: asker.clone(),
+            again: Again {
                 traceparent: traceparent.clone(),
                 submitter: message.submitter.clone(),
                 most: i64::try_from(document.limits.queued_per_session).unwrap_or(i64::MAX),
                 limit: self.dispatcher.turn_limit(),
-            };
-            let giver = Giver { snapshot: &snapshot, agent, source, session_key: &session_key, now: &now, again };
-            match commands::order(given, giver) {
+            },
+        };
+        let order = match (given, answers) {
+            (Some(given), _) => Some(commands::order(given, giver())),
+            (None, Some((id, verdict))) => Some(commands::bare(id, verdict, &giver())),
+            (None, None) => None,
+        };
+        if let Some(order) = order {
+            match order {
                 Order::Effect(effect, telling) => {
                     let session = session_key.clone();
                     let row = CommandRow { dedupe_key, agent_no: agent.no, session_key, lane, effect };

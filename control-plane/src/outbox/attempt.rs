@@ -4,7 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
-use hermes_platforms::{Adapter, ChatRef, Edit, EditError, OutboundMessage, SendError, Sent};
+use hermes_platforms::{Adapter, Button, ChatRef, Edit, EditError, OutboundMessage, SendError, Sent};
 use tracing::Instrument as _;
 
 use super::adapters::parking_key;
@@ -171,6 +171,7 @@ async fn send_parts(
 ) -> Result<Option<String>, Ended> {
     let first = usize::try_from(delivery.part).unwrap_or(0);
     let mut message_id = None;
+    let buttons = buttons(outbox, adapter, delivery).await;
     for (index, text) in parts.iter().enumerate().skip(first) {
         let edited = match &shown {
             Some(message) if index == 0 => {
@@ -189,6 +190,8 @@ async fn send_parts(
                 maybe_duplicate: delivery.maybe_duplicate && index == first && !adapter.deduplicates(),
                 idempotency_key: format!("{}-{}-{index}", delivery.lane, delivery.pos),
                 not_after: Some(tenure.until()),
+                // Under the last part, where a reader is done.
+                buttons: if index + 1 == parts.len() { buttons.clone() } else { Vec::new() },
             };
             let failpoints = outbox.inner.store.failpoints();
             failpoints.reach("send.before").await;
@@ -205,6 +208,25 @@ async fn send_parts(
         }
     }
     Ok(message_id)
+}
+
+/// What a question about a call offers to press. Without them it is answered in words, so a store that cannot be asked costs no message.
+async fn buttons(outbox: &Outbox, adapter: &dyn Adapter, delivery: &DueDelivery) -> Vec<Button> {
+    if !adapter.offers_buttons() || delivery.turn.seq != 0 {
+        return Vec::new();
+    }
+    let asks = outbox.inner.store.approval_of_delivery(delivery.lane, delivery.pos).await.unwrap_or_default();
+    let choices = [
+        ("Allow once", "approve", "once"),
+        ("This conversation", "approve", "session"),
+        ("Always", "approve", "always"),
+        ("Deny", "deny", ""),
+    ];
+    let button = |id, (label, command, reach): (&str, &str, &str)| Button {
+        label: label.to_owned(),
+        says: format!("/{command} {id} {reach}").trim_end().to_owned(),
+    };
+    asks.map(|id| choices.map(|choice| button(id, choice)).to_vec()).unwrap_or_default()
 }
 
 /// Brings the message that showed the turn to its final text. False: that message cannot show it. What is ambiguous is tried
@@ -379,6 +401,7 @@ mod tests {
             maybe_duplicate: false,
             idempotency_key: String::new(),
             not_after: None,
+            buttons: Vec::new(),
         };
         assert_eq!(split(&Fragile, "uncuttable"), None);
         assert_eq!(split(&Fragile, "fine").unwrap(), ["fine"]);

@@ -195,6 +195,7 @@ impl Showing<'_> {
             maybe_duplicate: false,
             idempotency_key: format!("{}-preview", self.turn),
             not_after: Some(tenure.until()),
+            buttons: Vec::new(),
         };
         store.failpoints().reach("preview.before").await;
         let sent = AssertUnwindSafe(async { adapter.send(message).await }).catch_unwind().await;

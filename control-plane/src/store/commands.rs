@@ -6,10 +6,12 @@
 use std::time::Duration;
 
 use deadpool_postgres::{Object, Transaction};
+use hermes_core::approvals::Verdict;
 use hermes_core::command::pick;
 use hermes_core::turn::TurnInput;
 use jiff::Timestamp;
 
+use super::approvals::{Answered, ApprovalAnswer, answered, reach};
 use super::{CALL_LIMIT, Error, Result, SessionId, Stopped, Store, TurnId, millis, pause_before_repeating};
 
 /// Most earlier sessions that are looked through for a name or number.
@@ -55,6 +57,8 @@ pub enum Effect {
     Retry(Again),
     /// Sums up what the session used, and what all of the key used since then.
     Usage(Timestamp),
+    /// Answers whether a call may be made.
+    Answer(ApprovalAnswer),
     /// Makes the command's chat the home of its account and agent.
     Home {
         /// The platform.
@@ -102,6 +106,8 @@ pub enum Outcome {
     Busy,
     /// What the session and what the key used.
     Used(Used, Used),
+    /// What became of an answer.
+    Answered(Answered),
     /// This chat is the home now; false: there is no chat.
     Home(bool),
 }
@@ -292,6 +298,22 @@ impl Carrying<'_> {
             Effect::Usage(since) => {
                 let all: Vec<i64> = self.sessions(i64::MAX, false).await?.iter().map(|one| one.id.0).collect();
                 Outcome::Used(self.used(&[self.session], None).await?, self.used(&all, Some(*since)).await?)
+            }
+            Effect::Answer(answer) => {
+                let sql = "SELECT o_result, o_id, o_state FROM approval_answer($1,$2,$3,$4,$5,$6,false,$7,$8,$9)";
+                let CommandRow { agent_no, session_key, lane, .. } = self.row;
+                let params: [&(dyn tokio_postgres::types::ToSql + Sync); 9] = [
+                    &answer.id,
+                    agent_no,
+                    session_key,
+                    lane,
+                    &answer.asker,
+                    &answer.admin,
+                    &(answer.verdict != Verdict::Deny),
+                    &reach(answer.verdict),
+                    &answer.by,
+                ];
+                Outcome::Answered(answered(&self.tx.query_one(sql, &params).await?))
             }
             Effect::Home { platform, account, by } => {
                 let Some(lane) = self.row.lane else { return Ok(Outcome::Home(false)) };

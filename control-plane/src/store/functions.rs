@@ -22,6 +22,7 @@ const SOURCES: &[&str] = &[
     include_str!("../../functions/commands.sql"),
     include_str!("../../functions/transcript.sql"),
     include_str!("../../functions/budget.sql"),
+    include_str!("../../functions/approvals.sql"),
 ];
 
 /// One set of transition functions.

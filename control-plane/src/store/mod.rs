@@ -9,6 +9,7 @@
 
 mod accounts;
 mod agents;
+mod approvals;
 mod budgets;
 mod busy;
 mod calls;
@@ -46,6 +47,7 @@ use crate::failpoint::{Failpoints, Verdict};
 
 pub use accounts::{AccountClaim, AccountHeld, AccountRow};
 pub use agents::{AgentRow, RegistryChange, RegistryRows, RevisionRow};
+pub use approvals::{Answered, ApprovalAnswer, ApprovalAsk, ApprovalAsked, ApprovalRow, ApprovalState};
 pub use budgets::{BudgetAlertRow, BudgetCall, PauseRow, RaiseRow, Reserved, SpentRow};
 pub use busy::{Absorbed, Backlog, Signal, Signalled, Stopped};
 pub use calls::{CallEffect, CallScope, CallStep, Called, Caller, Looked};

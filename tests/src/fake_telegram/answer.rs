@@ -109,7 +109,7 @@ impl Bot {
                 Some(_) => error(400, "Bad Request: wrong parameter action in request", None),
                 None => error(400, "Bad Request: chat_id is empty", None),
             },
-            "deleteWebhook" => Answer::ok("true"),
+            "deleteWebhook" | "answerCallbackQuery" => Answer::ok("true"),
             "getWebhookInfo" => {
                 let pending = self.locked().updates.len();
                 Answer::ok(&json!({"url": "", "pending_update_count": pending}).to_string())
@@ -210,6 +210,12 @@ impl Bot {
             return error(400, "Bad Request: message is too long", None);
         }
         let thread_id = call.number::<i64>("message_thread_id");
+        let rows = call.parameters.get("reply_markup").and_then(|markup| markup["inline_keyboard"].as_array());
+        let keys = rows.into_iter().flatten().filter_map(Value::as_array).flatten();
+        let buttons: Vec<String> = keys.filter_map(|key| key["callback_data"].as_str().map(str::to_owned)).collect();
+        if buttons.iter().any(|data| data.is_empty() || data.len() > 64) {
+            return error(400, "Bad Request: BUTTON_DATA_INVALID", None);
+        }
         let now = Instant::now();
         let mut state = self.locked();
         if thread_id.is_some_and(|thread| state.dead_topics.contains(&(chat_id.clone(), thread))) {
@@ -237,6 +243,7 @@ impl Bot {
             text,
             earlier: Vec::new(),
             message_id,
+            buttons,
         });
         state.by_chat.entry(chat_id.clone()).or_default().push(index);
         let waiting = state.chat_notify.get(&chat_id).cloned();
@@ -331,7 +338,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-fn chat(chat_id: &str) -> Value {
+pub(super) fn chat(chat_id: &str) -> Value {
     match chat_id.parse::<i64>() {
         Ok(id) if id < 0 => json!({"id": id, "type": "supergroup", "title": format!("Group {id}")}),
         Ok(id) => json!({"id": id, "type": "private", "first_name": format!("User {id}")}),

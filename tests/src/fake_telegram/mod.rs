@@ -78,6 +78,8 @@ pub struct Delivery {
     pub earlier: Vec<String>,
     /// The id it got; ids increase.
     pub message_id: i64,
+    /// What its buttons send when they are pressed.
+    pub buttons: Vec<String>,
 }
 
 /// The server.
@@ -214,6 +216,15 @@ impl Bot {
             json!({"id": chat_id, "type": "supergroup", "title": format!("Group {chat_id}")})
         };
         self.push_message(json!({"chat": chat, "from": user(user_id), "text": text}))
+    }
+
+    /// User `user_id` presses the button of `delivery` that sends `data`; answers the update's id.
+    pub fn press(&self, delivery: &Delivery, user_id: i64, data: &str) -> i64 {
+        let message = json!({"message_id": delivery.message_id, "date": jiff::Timestamp::now().as_second(),
+            "from": {"id": self.id(), "is_bot": true, "first_name": "Fake"}, "chat": answer::chat(&delivery.chat_id), "text": delivery.text});
+        let pressed = json!({"id": format!("q{}", delivery.message_id), "from": user(user_id), "message": message,
+            "chat_instance": "1", "data": data});
+        self.push_update(json!({ "callback_query": pressed }))
     }
 
     /// As [`Bot::push_text`], in a topic of a forum.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use hermes_core::approvals::Approvals;
 use hermes_core::budget::{Budget, Price};
 use hermes_core::busy::{Busy, BusyPolicy};
 use hermes_core::command::AccessLists;
@@ -71,6 +72,7 @@ fn the_example_sets_every_key() {
                 inbound_per_second: _,
             },
         retention: Retention { dedupe_days: _, steps_days: _, deliveries_days: _, dead_days: _, turns_days },
+        approvals: Approvals { mode: _, timeout_seconds: _, allow: _, deny: _ },
         sandbox: Sandbox { level: _, network: _, memory_mb: _, pids: _, cpu_seconds: _, disk_mb: _ },
         budget,
         user_budget,
@@ -116,6 +118,9 @@ fn the_example_sets_every_key() {
         "pids",
         "cpu_seconds",
         "disk_mb",
+        "timeout_seconds",
+        "allow",
+        "deny",
         "kind",
         "unpriced",
     ] {
@@ -140,6 +145,7 @@ fn the_example_sets_every_key() {
         enabled_toolsets: _,
         disabled_toolsets: _,
         sandbox: _,
+        approvals: _,
         fallback_models: _,
         budget: _,
     } = AgentSpec::default();
@@ -147,6 +153,7 @@ fn the_example_sets_every_key() {
     assert!(field(|agent| agent.model.is_some()) && field(|agent| agent.provider.is_some()));
     assert!(field(|agent| agent.base_url.is_some()) && field(|agent| agent.api_key_env.is_some()));
     assert!(field(|agent| agent.home_dir.is_some()) && field(|agent| agent.sandbox.is_some()));
+    assert!(field(|agent| agent.approvals.is_some()));
     assert!(field(|agent| agent.enabled_toolsets.is_some()) && field(|agent| agent.disabled_toolsets.is_some()));
     let bot = |get: fn(&TelegramAccount) -> bool| telegram.values().any(get);
     let TelegramAccount {

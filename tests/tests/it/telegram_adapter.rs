@@ -159,6 +159,7 @@ fn outbound(chat_id: i64, text: &str) -> OutboundMessage {
         maybe_duplicate: false,
         idempotency_key: "d1:0".to_owned(),
         not_after: None,
+        buttons: Vec::new(),
     }
 }
 

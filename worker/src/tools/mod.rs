@@ -7,6 +7,7 @@
 //! whether a call may begin is the turn's decision.
 
 mod call;
+mod guard;
 pub mod local;
 mod offer;
 mod plane;
@@ -23,9 +24,10 @@ use tokio_util::sync::CancellationToken;
 use crate::sandbox::Policy;
 
 pub(crate) use call::{Ran, run};
+pub(crate) use guard::{Ruling, rule};
 pub(crate) use offer::Offer;
 pub use plane::PlaneTools;
-pub(crate) use plane::{Error as PlaneError, call as call_plane};
+pub(crate) use plane::{Error as PlaneError, ask as ask_plane, call as call_plane};
 
 /// Largest output of any tool, in bytes.
 pub const MAX_OUTPUT_BYTES: usize = 256 << 10;

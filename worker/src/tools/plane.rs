@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hermes_proto::v1::worker_service_client::WorkerServiceClient;
-use hermes_proto::v1::{CallToolRequest, ListToolsRequest, OfferedTool, StepOutcome};
+use hermes_proto::v1::{
+    ApprovalState, AskApprovalRequest, CallToolRequest, ListToolsRequest, OfferedTool, StepOutcome,
+};
 use tokio::sync::OnceCell;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -82,6 +84,21 @@ pub(crate) async fn call(channel: Channel, request: CallToolRequest) -> Result<S
         StepOutcome::Unspecified | StepOutcome::Refused => {
             Err(Error::Refused(Status::internal("the control plane did not say what became of the call")))
         }
+    }
+}
+
+/// Whether somebody allows a call of this worker's own; waits a while for that.
+///
+/// # Errors
+/// [`Error`].
+pub(crate) async fn ask(channel: Channel, request: AskApprovalRequest) -> Result<ApprovalState, Error> {
+    let answer = client(channel).ask_approval(request).await.map_err(judge)?.into_inner();
+    match answer.state() {
+        ApprovalState::Fenced => Err(Error::Gone),
+        ApprovalState::Unspecified => {
+            Err(Error::Refused(Status::internal("the control plane did not say how it stands")))
+        }
+        state => Ok(state),
     }
 }
 

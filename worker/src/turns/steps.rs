@@ -19,7 +19,7 @@ use super::past::{CallBody, PastCall, SteeringBody, Unclear};
 use crate::model::{self, Message};
 use crate::sandbox::Policy;
 use crate::telemetry;
-use crate::tools::{Effect, PlaneError, Ran, ToolCall, ToolSpec, call_plane, run};
+use crate::tools::{Effect, PlaneError, Ran, Ruling, ToolCall, ToolSpec, ask_plane, call_plane, rule, run};
 
 /// Model calls of one turn, at most.
 const MAX_MODEL_CALLS: u32 = 90;
@@ -254,6 +254,13 @@ impl Course {
             Ok(arguments) => arguments,
             Err(sentence) => return Ok(Outcome::refused(sentence)),
         };
+        let policy = Policy::from_wire(self.assignment.profile.as_ref().and_then(|profile| profile.sandbox.as_ref()));
+        // What was begun had been allowed.
+        if begun.is_none()
+            && let Err(sentence) = self.allowed(call, &arguments, &policy).await?
+        {
+            return Ok(Outcome::refused(sentence));
+        }
         let effect = on_the_wire(spec.effect);
         let key = match (&begun, spec.effect) {
             (Some(key), Effect::Idempotent) => key.clone(),
@@ -276,7 +283,7 @@ impl Course {
             name: call.name.clone(),
             arguments,
             idempotency_key: Some(key.clone()).filter(|key| !key.is_empty()),
-            policy: Policy::from_wire(self.assignment.profile.as_ref().and_then(|profile| profile.sandbox.as_ref())),
+            policy,
             cancel: CancellationToken::new(),
         };
         let span = tracing::info_span!("tool", tool = spec.name, session = self.turn.session_id, turn = self.turn.seq);
@@ -287,6 +294,46 @@ impl Course {
             Ran::Dropped if spec.effect == Effect::Pure => Outcome::refused("Error: the call was stopped.".to_owned()),
             Ran::Dropped => Outcome::unknown(effect, key),
         })
+    }
+
+    /// Waits until somebody has said whether a call may be made, where somebody has to; else what the model is told instead of its
+    /// result. Nothing is held meanwhile but the turn's slot.
+    async fn allowed(
+        &mut self,
+        call: &Asked,
+        arguments: &Map<String, Value>,
+        policy: &Policy,
+    ) -> Result<Result<(), String>, Halt> {
+        match rule(&call.name, arguments, policy, self.assignment.profile.as_ref()) {
+            Ruling::Allowed => return Ok(Ok(())),
+            Ruling::Refused(sentence) => return Ok(Err(sentence)),
+            Ruling::Ask => {}
+        }
+        let shared = Arc::clone(&self.shared);
+        shared.seams.point("approval.before").await;
+        let mut tries = Tries::default();
+        let state = loop {
+            let channel = self.ready().await?;
+            let request = v1::AskApprovalRequest { turn: Some(self.turn), step: self.step, call: Some(call.clone()) };
+            match self.inbox.unless_stopped(ask_plane(channel, request)).await? {
+                Ok(v1::ApprovalState::Pending) => tries = Tries::default(),
+                Ok(state) => break state,
+                Err(error) => tries.again(&self.inbox, error.into()).await?,
+            }
+        };
+        shared.seams.point("approval.after").await;
+        let sentence = match state {
+            v1::ApprovalState::Allowed => return Ok(Ok(())),
+            v1::ApprovalState::Expired => {
+                "Denied: a person was asked whether this may be done, and nobody answered in time. It was not done. Do not try it \
+                 in another way."
+            }
+            _ => {
+                "Denied: a person was asked whether this may be done, and it may not. It was not done. Do not try it in another \
+                 way."
+            }
+        };
+        Ok(Err(sentence.to_owned()))
     }
 
     /// Waits until a tool may begin. Its intent may be stored already, so a hand-back waits until it has ended.

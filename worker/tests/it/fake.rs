@@ -34,6 +34,13 @@ pub(crate) async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
 /// A document as stored; `None` is deleted.
 type Stored = (u64, Option<Vec<u8>>);
 
+/// What is asked about calls, and the answers to come.
+#[derive(Default)]
+pub(crate) struct Approvals {
+    pub(crate) asked: Vec<(u32, String)>,
+    pub(crate) answers: std::collections::VecDeque<ApprovalState>,
+}
+
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) joins_left: Mutex<u32>,
@@ -59,6 +66,7 @@ pub(crate) struct State {
     asked: Mutex<Vec<(u32, Vec<String>)>>,
     /// What it runs itself.
     pub(crate) offered: Offered,
+    pub(crate) approvals: Mutex<Approvals>,
 }
 
 impl State {
@@ -510,6 +518,18 @@ impl WorkerService for Service {
         let mut summaries = self.state.summaries.lock().unwrap();
         summaries.push((turn.unwrap(), through_seq, String::from_utf8(text).unwrap()));
         Ok(Response::new(PutSummaryResponse { history_rewinds: u32::try_from(summaries.len()).unwrap() }))
+    }
+
+    async fn ask_approval(
+        &self,
+        request: Request<AskApprovalRequest>,
+    ) -> Result<Response<AskApprovalResponse>, Status> {
+        self.certified(&request)?;
+        let request = request.into_inner();
+        let mut approvals = self.state.approvals.lock().unwrap();
+        approvals.asked.push((request.step, request.call.unwrap_or_default().arguments));
+        let state = approvals.answers.pop_front().ok_or_else(|| Status::internal("nobody answers"))?;
+        Ok(Response::new(AskApprovalResponse { state: state.into() }))
     }
 
     async fn fetch_transcript(

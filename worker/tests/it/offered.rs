@@ -182,7 +182,7 @@ async fn names(stage: &mut Stage, turn: TurnRef, profile: ProfileRevision) -> Ve
 #[tokio::test]
 async fn the_list_is_asked_for_once_on_each_registration_and_again_when_it_fails() {
     let mut stage = Stage::new([]).await;
-    let ours = ["look", "put", "send", "wait", "stubborn", "panics", "long"];
+    let ours = ["look", "put", "send", "wait", "stubborn", "panics", "long", "terminal"];
     // A control plane of before such tools.
     let profile = ProfileRevision { revision: 1, ..ProfileRevision::default() };
     assert_eq!(names(&mut stage, turn(1, 1, 1), profile.clone()).await, ours);

@@ -93,6 +93,8 @@ fn specs() -> Arc<[ToolSpec]> {
         spec("stubborn", AtMostOnce),
         spec("panics", Pure),
         spec("long", Pure),
+        // Judged by its command.
+        spec("terminal", AtMostOnce),
     ]
     .into()
 }

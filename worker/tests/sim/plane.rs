@@ -135,6 +135,10 @@ impl WorkerService for Replica {
         Err(Status::unimplemented("a control plane of before its own tools"))
     }
 
+    async fn ask_approval(&self, _: Request<AskApprovalRequest>) -> Result<Response<AskApprovalResponse>, Status> {
+        Err(Status::unimplemented("its tools do nothing that anybody is asked about"))
+    }
+
     type FetchTranscriptStream = Out<TranscriptChunk>;
 
     async fn put_summary(&self, _: Request<PutSummaryRequest>) -> Result<Response<PutSummaryResponse>, Status> {

@@ -2,9 +2,10 @@
 
 mod view;
 
+use hermes_core::approvals::Mode;
 use hermes_core::sandbox::{Level, Network};
 use hermes_proto::v1::agent_service_client::AgentServiceClient;
-use hermes_proto::v1::{self, AgentSpec, Sandbox, StringList};
+use hermes_proto::v1::{self, AgentSpec, Approvals, Sandbox, StringList};
 use tonic::Code;
 
 use self::view::{AgentList, AgentView, RemovedView, RevisionList};
@@ -183,6 +184,7 @@ fn spec(args: SpecArgs) -> anyhow::Result<(AgentSpec, Option<Vec<u8>>)> {
         enabled_toolsets: args.enabled_toolsets.as_deref().map(list_of),
         disabled_toolsets: args.disabled_toolsets.as_deref().map(list_of),
         sandbox: args.sandbox.as_deref().map(sandbox).transpose()?,
+        approvals: args.approvals.as_deref().map(approvals).transpose()?,
         fallback_models: args.fallback_models.as_deref().map(list_of),
         // Budgets stand in the document; `hermesctl budget raise` and `pause` act beside it.
         budget: None,
@@ -243,6 +245,38 @@ fn sandbox(text: &str) -> anyhow::Result<Sandbox> {
     Ok(sandbox)
 }
 
+/// `mode=manual,timeout_seconds=60,allow=git_discard,deny=git push*`; what it does not name takes the default.
+fn approvals(text: &str) -> anyhow::Result<Approvals> {
+    let mut approvals = Approvals::default();
+    for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair
+            .split_once('=')
+            .ok_or_else(|| Usage(format!("--approvals: {pair:?} is not KEY=VALUE, for example mode=manual")))?;
+        match key {
+            "mode" => approvals.set_mode(match Mode::parse(value) {
+                Some(Mode::Manual) => v1::ApprovalMode::Manual,
+                Some(Mode::Off) => v1::ApprovalMode::Off,
+                None => {
+                    return Err(Usage(format!("--approvals: {value:?} is not a mode; write manual or off")).into());
+                }
+            }),
+            "timeout_seconds" => {
+                let number = value.parse::<u64>();
+                let number =
+                    number.map_err(|_| Usage(format!("--approvals: {key} is a whole number, not {value:?}")))?;
+                approvals.timeout_seconds = Some(number);
+            }
+            "allow" => approvals.allow.push(value.to_owned()),
+            "deny" => approvals.deny.push(value.to_owned()),
+            _ => {
+                let keys = "mode, timeout_seconds, allow and deny";
+                return Err(Usage(format!("--approvals: there is no key {key:?}; the keys are {keys}")).into());
+            }
+        }
+    }
+    Ok(approvals)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -254,6 +288,22 @@ mod tests {
         assert_eq!(spec.enabled_toolsets, Some(StringList { values: vec![] }));
         assert_eq!(spec.disabled_toolsets, None);
         assert_eq!(list_of("files, web").values, ["files", "web"]);
+    }
+
+    #[test]
+    fn approvals_are_read_key_by_key_and_what_is_wrong_is_named() {
+        let read = approvals("mode=off, allow=git_discard,deny=git push*,allow=as_root").unwrap();
+        assert_eq!(read.mode(), v1::ApprovalMode::Off);
+        assert_eq!((read.allow, read.deny), (vec!["git_discard".into(), "as_root".into()], vec!["git push*".into()]));
+        for (text, part) in [
+            ("off", "not KEY=VALUE"),
+            ("mode=smart", "manual or off"),
+            ("timeout_seconds=x", "whole number"),
+            ("ask=1", "no key"),
+        ] {
+            let error = approvals(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -18,7 +18,32 @@ pub(crate) struct SpecView {
     disabled_toolsets: Option<Vec<String>>,
     sandbox: Option<SandboxView>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    approvals: Option<ApprovalsView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     fallback_models: Option<Vec<String>>,
+}
+
+/// When people are asked before what an agent does.
+#[derive(Serialize)]
+struct ApprovalsView {
+    mode: &'static str,
+    timeout_seconds: Option<u64>,
+    allow: Vec<String>,
+    deny: Vec<String>,
+}
+
+impl ApprovalsView {
+    fn from_proto(approvals: v1::Approvals) -> Self {
+        Self {
+            mode: match approvals.mode() {
+                v1::ApprovalMode::Manual | v1::ApprovalMode::Unspecified => "manual",
+                v1::ApprovalMode::Off => "off",
+            },
+            timeout_seconds: approvals.timeout_seconds,
+            allow: approvals.allow,
+            deny: approvals.deny,
+        }
+    }
 }
 
 /// How an agent's tools are kept apart; absent fields take the defaults.
@@ -68,6 +93,7 @@ impl SpecView {
             enabled_toolsets: spec.enabled_toolsets.map(|list| list.values),
             disabled_toolsets: spec.disabled_toolsets.map(|list| list.values),
             sandbox: spec.sandbox.map(SandboxView::from_proto),
+            approvals: spec.approvals.map(ApprovalsView::from_proto),
             fallback_models: spec.fallback_models.map(|list| list.values),
         }
     }
@@ -99,6 +125,9 @@ pub(crate) struct AgentView {
     sessions_path: String,
     /// After defaults.
     sandbox: Option<SandboxView>,
+    /// After defaults.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    approvals: Option<ApprovalsView>,
 }
 
 impl AgentView {
@@ -121,6 +150,7 @@ impl AgentView {
             skills_path: agent.skills_path,
             sessions_path: agent.sessions_path,
             sandbox: agent.sandbox.map(SandboxView::from_proto),
+            approvals: agent.approvals.map(ApprovalsView::from_proto),
         }
     }
 
@@ -172,6 +202,7 @@ impl View for AgentView {
                 self.spec.disabled_toolsets.as_ref().map_or_else(|| "-".to_owned(), |list| list.join(", ")),
             ),
             ("Sandbox", self.sandbox_short()),
+            ("Approvals", self.approvals.as_ref().map_or("-", |approvals| approvals.mode).to_owned()),
             ("Home", or_default(Some(&self.home))),
             ("Memory", or_dash(Some(&self.memory_path))),
             ("Skills", or_dash(Some(&self.skills_path))),
@@ -331,6 +362,7 @@ mod tests {
             memory_path: "/var/lib/hermes/homes/coder/memories".into(),
             skills_path: "/var/lib/hermes/homes/coder/skills".into(),
             sessions_path: "/var/lib/hermes/homes/coder/sessions".into(),
+            approvals: None,
             sandbox: Some(v1::Sandbox { level: v1::SandboxLevel::Off.into(), ..v1::Sandbox::default() }),
         }
     }

@@ -47,6 +47,10 @@ pub enum Action {
     Queue,
     /// A message that is offered to the running turn, whatever the busy mode.
     Steer,
+    /// Allow a call that waits for it.
+    Approve,
+    /// Refuse one.
+    Deny,
     /// A message beside the conversation.
     Background,
     /// Remember this chat as the home of its account.
@@ -89,7 +93,8 @@ const fn spec(
     action: Action,
 ) -> Spec {
     let who = match action {
-        Action::Help | Action::WhoAmI => Who::Everyone,
+        // Who may answer a question follows from whom it was asked.
+        Action::Help | Action::WhoAmI | Action::Approve | Action::Deny => Who::Everyone,
         _ => Who::Listed,
     };
     Spec { name, aliases, arguments, help, who, action }
@@ -103,6 +108,8 @@ pub const TABLE: &[Spec] = &[
     spec("status", &[], "", "how this conversation stands", Action::Status),
     spec("new", &["reset"], "[title]", "begin a new conversation", Action::New),
     spec("stop", &[], "", "stop what is running", Action::Stop),
+    spec("approve", &[], "[number] [once, session or always]", "allow what the agent asks to do", Action::Approve),
+    spec("deny", &[], "[number]", "refuse what the agent asks to do", Action::Deny),
     spec("title", &[], "[name]", "name this conversation, or see its name", Action::Title),
     spec("sessions", &[], "", "your conversations in this chat", Action::Sessions),
     spec("resume", &[], "<id, name or number>", "go back to an earlier conversation", Action::Resume),

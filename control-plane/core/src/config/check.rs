@@ -12,6 +12,7 @@ use super::{
     AgentSpec, Document, Fault, Positions, Warning, WebhookReply, account_path, budget, nearest, shown, values,
 };
 use crate::AgentId;
+use crate::approvals::Approvals;
 use crate::command;
 use crate::reset::{ResetMode, ResetPolicy};
 use crate::routing::RouteTable;
@@ -71,6 +72,9 @@ pub fn check_spec(id: &AgentId, spec: &AgentSpec) -> Vec<Fault> {
         for (index, toolset) in toolsets.iter().flatten().enumerate() {
             judge(&format!("{field}[{index}]"), Some(toolset), &values::toolset);
         }
+    }
+    for fault in spec.approvals.iter().flat_map(Approvals::faults) {
+        faults.push(Fault { line: 0, path: format!("agents.{id}.approvals"), message: fault });
     }
     for fault in spec.sandbox.iter().flat_map(Sandbox::faults) {
         faults.push(Fault { line: 0, path: format!("agents.{id}.sandbox"), message: fault });

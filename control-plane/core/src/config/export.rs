@@ -12,7 +12,7 @@ use indexmap::IndexMap;
 use super::tree::is_odd;
 use super::{
     AgentSpec, Document, Limits, Provider, Rate, Retention, SecretRef, Streaming, TelegramAccount, WebhookAccount,
-    WebhookReply, budget, sandbox,
+    WebhookReply, approvals, budget, sandbox,
 };
 use crate::busy::{Busy, BusyPolicy, BusyRule};
 use crate::command::AccessLists;
@@ -197,6 +197,7 @@ pub(super) fn shape(document: &Document) -> Shape {
         .put("limits", limits(&document.limits))
         .put("retention", retention(&document.retention))
         .put("sandbox", sandbox::shape(&document.sandbox))
+        .put("approvals", approvals::shape(&document.approvals))
         .put("budget", budget::shape(&document.budget))
         .put("user_budget", budget::shape(&document.user_budget))
         .put("providers", named(&document.providers, provider))
@@ -284,6 +285,10 @@ fn agent(spec: &AgentSpec) -> Shape {
         .put_texts("fallback_models", spec.fallback_models.as_ref());
     let entries = match &spec.sandbox {
         Some(own) => entries.put("sandbox", sandbox::shape(own)),
+        None => entries,
+    };
+    let entries = match &spec.approvals {
+        Some(own) => entries.put("approvals", approvals::shape(own)),
         None => entries,
     };
     match &spec.budget {

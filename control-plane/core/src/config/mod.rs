@@ -10,6 +10,7 @@
 //! `default_provider`; elsewhere it is refused, because an empty `routes:` is more often a slip than a wish.
 
 mod accounts;
+mod approvals;
 mod budget;
 mod busy;
 mod check;
@@ -40,6 +41,7 @@ pub use patch::{LimitsPatch, Patch, Positions, Reading, parse, read};
 pub use retention::{DEDUPE_DAYS_MIN, RETENTION_DAYS_MAX, Retention, RetentionPatch};
 
 use crate::AgentId;
+use crate::approvals::Approvals;
 use crate::budget::{Budget, Price};
 use crate::busy::Busy;
 use crate::command::AccessLists;
@@ -93,6 +95,9 @@ pub struct Document {
     /// How the tools of every agent are kept apart that has no boundary of its own.
     #[serde(default)]
     pub sandbox: Sandbox,
+    /// When people are asked before what an agent does that has no rule of its own.
+    #[serde(default)]
+    pub approvals: Approvals,
     /// What each agent may use that has no budget of its own. Default: anything.
     #[serde(default)]
     pub budget: Budget,
@@ -128,6 +133,7 @@ impl Default for Document {
             limits: Limits::default(),
             retention: Retention::default(),
             sandbox: Sandbox::default(),
+            approvals: Approvals::default(),
             budget: Budget::default(),
             user_budget: Budget::default(),
             providers: BTreeMap::new(),
@@ -148,6 +154,11 @@ impl Document {
     /// The boundary around an agent's tools: its own as a whole, else the one of all.
     pub fn sandbox_of(&self, spec: &AgentSpec) -> Sandbox {
         spec.sandbox.unwrap_or(self.sandbox)
+    }
+
+    /// When people are asked before what an agent does: its own rule as a whole, else the one of all.
+    pub fn approvals_of<'a>(&'a self, spec: &'a AgentSpec) -> &'a Approvals {
+        spec.approvals.as_ref().unwrap_or(&self.approvals)
     }
 
     /// The budget of an agent: its own as a whole, else the one of all.
@@ -229,6 +240,9 @@ pub struct AgentSpec {
     /// The boundary around its tools, instead of the document's as a whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<Sandbox>,
+    /// When people are asked before what it does, instead of the document's as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approvals: Option<Approvals>,
     /// Models that are asked when its own cannot answer; an empty list is an explicit "none".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback_models: Option<Vec<String>>,

@@ -13,9 +13,10 @@ use super::fields::{self, Faults, Path, Section, boolean, entries, integer, judg
 use super::tree::{self, Node};
 use super::{
     AgentSpec, Document, Fault, Provider, ProviderKind, RetentionPatch, TelegramAccount, WebhookAccount, accounts,
-    budget, busy, retention, sandbox, values,
+    approvals, budget, busy, retention, sandbox, values,
 };
 use crate::AgentId;
+use crate::approvals::Approvals;
 use crate::budget::Budget;
 use crate::busy::Busy;
 use crate::reset::{ResetMode, ResetPolicy};
@@ -23,7 +24,7 @@ use crate::routing::{InvalidRoute, MatchKey, Route};
 use crate::sandbox::Sandbox;
 
 /// Top-level keys.
-const KEYS: [&str; 20] = [
+const KEYS: [&str; 21] = [
     "default_agent",
     "model",
     "fallback_models",
@@ -37,6 +38,7 @@ const KEYS: [&str; 20] = [
     "limits",
     "retention",
     "sandbox",
+    "approvals",
     "budget",
     "user_budget",
     "providers",
@@ -45,7 +47,7 @@ const KEYS: [&str; 20] = [
     "agents",
     "routes",
 ];
-const AGENT_KEYS: [&str; 10] = [
+const AGENT_KEYS: [&str; 11] = [
     "model",
     "provider",
     "base_url",
@@ -56,6 +58,7 @@ const AGENT_KEYS: [&str; 10] = [
     "fallback_models",
     "budget",
     "sandbox",
+    "approvals",
 ];
 
 /// What one text says: every key optional, named agents, providers and accounts as written.
@@ -83,6 +86,8 @@ pub struct Patch {
     pub busy: Option<Busy>,
     /// See [`super::Document::sandbox`].
     pub sandbox: Option<Sandbox>,
+    /// See [`super::Document::approvals`].
+    pub approvals: Option<Approvals>,
     /// `limits`, key by key.
     pub limits: LimitsPatch,
     /// `retention`, key by key.
@@ -226,6 +231,9 @@ pub fn read(text: &str) -> Reading {
     }
     if let Some(node) = top.get("sandbox") {
         patch.sandbox = Some(sandbox::read(node, Path::Root.key("sandbox"), &mut faults));
+    }
+    if let Some(node) = top.get("approvals") {
+        patch.approvals = Some(approvals::read(node, Path::Root.key("approvals"), &mut faults));
     }
     let budgets = [("budget", &mut patch.budget), ("user_budget", &mut patch.user_budget)];
     for (key, slot) in budgets {
@@ -443,8 +451,11 @@ fn agent_spec(section: &Section<'_, '_>, faults: &mut Faults) -> AgentSpec {
     let enabled_toolsets = toolsets("enabled_toolsets");
     let disabled_toolsets = toolsets("disabled_toolsets");
     let sandbox = section.optional("sandbox", faults, |node, path, faults| Some(sandbox::read(node, path, faults)));
+    let approvals =
+        section.optional("approvals", faults, |node, path, faults| Some(approvals::read(node, path, faults)));
     AgentSpec {
         sandbox,
+        approvals,
         model,
         provider,
         base_url,

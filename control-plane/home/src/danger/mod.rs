@@ -7,6 +7,7 @@
 //! is the sandbox. It asks nobody and remembers nothing.
 
 mod rules;
+mod scan;
 mod shell;
 #[cfg(test)]
 mod tests;
@@ -85,7 +86,7 @@ pub fn judge<'a>(tool: &str, argument: impl Fn(&str) -> Option<&'a str>, guard: 
 
 /// What a command text is, in the order of the table, and its commands as plain texts, the whole one first.
 fn commands(text: &str) -> (Vec<&'static Pattern>, Vec<String>) {
-    let plain = shell::plain(text);
+    let plain = scan::plain(text);
     let (commands, whole) = shell::commands(&plain);
     let mut found = rules::of_text(&plain, &commands);
     found.extend((!whole).then(rules::unreadable));

@@ -6,6 +6,8 @@
 
 use std::collections::HashMap;
 
+use super::scan::{ansi_c, closing, document_end, find, find_unescaped};
+
 /// Longest text that is taken apart, bytes.
 const MAX_TEXT: usize = 128 << 10;
 /// Most commands of one text.
@@ -47,40 +49,6 @@ impl Command {
     pub(super) fn operands(&self) -> impl Iterator<Item = &str> {
         self.arguments().iter().map(String::as_str).filter(|argument| !argument.starts_with('-') || *argument == "-")
     }
-}
-
-/// The text without what hides in it: escape sequences of terminals, characters that nobody sees, full-width forms of ASCII, line joins
-/// and `$IFS`.
-pub(super) fn plain(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '\u{1b}' => match chars.peek() {
-                Some('[') => {
-                    chars.next();
-                    while chars.next().is_some_and(|c| !('@'..='~').contains(&c)) {}
-                }
-                Some(']') => while chars.next().is_some_and(|c| c != '\u{7}' && c != '\u{1b}') {},
-                _ => {}
-            },
-            '\u{ff01}'..='\u{ff5e}' => {
-                plain.extend(char::from_u32(u32::from(c) - 0xfee0));
-            }
-            '\u{a0}' | '\u{2000}'..='\u{200a}' | '\u{202f}' | '\u{205f}' | '\u{3000}' => plain.push(' '),
-            '\u{2028}' | '\u{2029}' | '\r' => plain.push('\n'),
-            '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' => {}
-            '\\' if chars.peek() == Some(&'\n') => {
-                chars.next();
-            }
-            c if c.is_control() && c != '\n' && c != '\t' => {}
-            c => plain.push(c),
-        }
-    }
-    for ifs in ["${IFS%%?}", "${IFS%?}", "${IFS}", "$IFS$9", "$IFS$1", "$IFS"] {
-        plain = plain.replace(ifs, " ");
-    }
-    plain
 }
 
 /// The commands of a plain text, in its order, those inside others behind them, and whether all of it could be taken apart: a shell runs
@@ -560,88 +528,4 @@ fn assignment(word: &str) -> Option<(&str, &str)> {
     let (name, value) = word.split_once('=')?;
     let plain = !name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit());
     (plain && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')).then_some((name, value))
-}
-
-fn find(chars: &[char], from: usize, what: char) -> Option<usize> {
-    chars.iter().skip(from).position(|c| *c == what).map(|at| from + at)
-}
-
-fn find_unescaped(chars: &[char], from: usize, what: char) -> Option<usize> {
-    let mut at = from;
-    loop {
-        match chars.get(at)? {
-            '\\' => at += 2,
-            c if *c == what => return Some(at),
-            _ => at += 1,
-        }
-    }
-}
-
-/// Where the parenthesis at `open` is closed, quotes apart.
-fn closing(chars: &[char], open: usize) -> Option<usize> {
-    let (mut at, mut depth, mut quote) = (open, 0_usize, None);
-    loop {
-        let c = *chars.get(at)?;
-        match (quote, c) {
-            (Some('\''), '\'') | (Some('"'), '"') => quote = None,
-            (None, '\'' | '"') => quote = Some(c),
-            (None | Some('"'), '\\') => at += 1,
-            (None, '(') => depth += 1,
-            (None, ')') => {
-                depth = depth.checked_sub(1)?;
-                if depth == 0 {
-                    return Some(at);
-                }
-            }
-            _ => {}
-        }
-        at += 1;
-    }
-}
-
-/// Where a here-document's body ends, and where the text goes on.
-fn document_end(chars: &[char], from: usize, end: &str) -> (usize, usize) {
-    let mut at = from;
-    while at < chars.len() {
-        let length = chars.iter().skip(at).take_while(|c| **c != '\n').count();
-        let line: String = chars.iter().skip(at).take(length).collect();
-        if line.trim_start_matches('\t') == end {
-            return (at, (at + length + 1).min(chars.len()));
-        }
-        at += length + 1;
-    }
-    (chars.len(), chars.len())
-}
-
-/// The inside of `$'…'`.
-fn ansi_c(chars: &[char]) -> String {
-    let mut text = String::new();
-    let mut at = 0;
-    while let Some(c) = chars.get(at) {
-        at += 1;
-        if *c != '\\' {
-            text.push(*c);
-            continue;
-        }
-        let Some(kind) = chars.get(at) else { break };
-        at += 1;
-        let mut number = |at: &mut usize, radix: u32, most: usize| {
-            let digits: String = chars.iter().skip(*at).take(most).take_while(|c| c.is_digit(radix)).collect();
-            *at += digits.len();
-            text.extend(u32::from_str_radix(&digits, radix).ok().and_then(char::from_u32));
-        };
-        match kind {
-            'x' => number(&mut at, 16, 2),
-            'u' => number(&mut at, 16, 4),
-            'U' => number(&mut at, 16, 8),
-            '0'..='7' => {
-                at -= 1;
-                number(&mut at, 8, 3);
-            }
-            'n' => text.push('\n'),
-            't' => text.push('\t'),
-            other => text.push(*other),
-        }
-    }
-    text
 }

@@ -123,6 +123,7 @@ fn message() -> OutboundMessage {
         maybe_duplicate: false,
         idempotency_key: "part-1".to_owned(),
         not_after: None,
+        buttons: Vec::new(),
     }
 }
 

@@ -11,7 +11,7 @@ use std::collections::HashSet;
 
 use hermes_core::Source;
 
-use super::wire::{Chat, Message, Update, User};
+use super::wire::{Chat, Message, Pressed, Update, User};
 use crate::InboundMessage;
 
 /// Platform name of every Telegram source.
@@ -58,7 +58,8 @@ pub(super) fn inbound(
     bot_id: i64,
     allow: &AllowRule,
 ) -> Result<InboundMessage, Ignored> {
-    let message = update.message.or(update.channel_post).ok_or(Ignored::Kind)?;
+    let message =
+        update.message.or(update.channel_post).or(update.callback_query.and_then(said)).ok_or(Ignored::Kind)?;
     // An anonymous group admin is a bot by name, but speaks for the group (`sender_chat`).
     if message.sender_chat.is_none() && message.from.as_ref().is_some_and(|user| user.is_bot) {
         return Err(Ignored::Bot);
@@ -75,6 +76,12 @@ pub(super) fn inbound(
         event_time: None,
         reply_to: None,
     })
+}
+
+/// Pressing a button is saying its words where it stands. Only messages of ours have buttons, so the words are ours.
+fn said(pressed: Pressed) -> Option<Message> {
+    let Pressed { from, message, data, .. } = pressed;
+    message.map(|message| Message { from: Some(from), sender_chat: None, text: data, caption: None, ..message })
 }
 
 fn source(message: &Message, account: &str) -> Source {
@@ -209,6 +216,22 @@ mod tests {
         let stranger = json!({"from": {"id": 43, "first_name": "42"}});
         assert_eq!(convert(message(group, stranger), &users), Err(Ignored::Unauthorised));
         assert!(AllowRule::default().is_empty());
+    }
+
+    #[test]
+    fn a_pressed_button_is_said_by_whoever_pressed_it() {
+        let ours = json!({"message_id": 5, "from": {"id": 7, "is_bot": true, "first_name": "B"},
+            "chat": {"id": 42, "type": "private"}, "text": "Question 3: may I?"});
+        let pressed = json!({"update_id": 9, "callback_query": {"id": "q", "from": {"id": 42, "first_name": "Ada"},
+            "message": ours, "data": "/approve 3 once"}});
+        let message = inbound(serde_json::from_value(pressed).unwrap(), "main", 7, &everybody()).unwrap();
+        assert_eq!((message.text.as_str(), message.source.user_id.as_deref()), ("/approve 3 once", Some("42")));
+        assert_eq!((message.source.chat_id.as_str(), message.dedupe_key.as_str()), ("42", "tg:7:9"));
+        let stranger = json!({"update_id": 9, "callback_query": {"id": "q", "from": {"id": 43, "first_name": "Eve"},
+            "message": {"message_id": 5, "chat": {"id": -1, "type": "group"}}, "data": "/approve 3"}});
+        let only = AllowRule { users: ["42".to_owned()].into(), ..AllowRule::default() };
+        let stranger = inbound(serde_json::from_value(stranger).unwrap(), "main", 7, &only);
+        assert_eq!(stranger, Err(Ignored::Unauthorised));
     }
 
     #[test]

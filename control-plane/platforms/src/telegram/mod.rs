@@ -131,6 +131,10 @@ impl Adapter for Telegram {
         Box::pin(self.send_part(message))
     }
 
+    fn offers_buttons(&self) -> bool {
+        true
+    }
+
     fn streams(&self) -> bool {
         self.streaming == Streaming::Edit
     }

@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -42,7 +43,7 @@ struct GetUpdates {
     offset: i64,
     limit: usize,
     timeout: u64,
-    allowed_updates: [&'static str; 2],
+    allowed_updates: [&'static str; 3],
 }
 
 #[derive(Serialize)]
@@ -113,7 +114,12 @@ impl Telegram {
         let mut timeout = 0;
         loop {
             let started = Instant::now();
-            let body = GetUpdates { offset, limit: POLL_LIMIT, timeout, allowed_updates: ["message", "channel_post"] };
+            let body = GetUpdates {
+                offset,
+                limit: POLL_LIMIT,
+                timeout,
+                allowed_updates: ["message", "channel_post", "callback_query"],
+            };
             let limit = CALL_TIMEOUT + Duration::from_secs(timeout);
             let updates = match self.api.poll::<Vec<Value>>("getUpdates", &body, limit).await {
                 Ok(updates) => updates,
@@ -211,11 +217,16 @@ impl Telegram {
         notices: &mpsc::Sender<OutboundMessage>,
         offset: &mut i64,
     ) -> Offered {
+        let pressed: Vec<String> = updates
+            .iter()
+            .filter_map(|update| update.pointer("/callback_query/id")?.as_str().map(str::to_owned))
+            .collect();
         let mut updates: Vec<(i64, Option<InboundMessage>)> =
             updates.into_iter().filter_map(|update| self.read(update, bot_id)).collect();
         updates.sort_by_key(|(id, _)| *id);
         let messages: Vec<InboundMessage> = updates.iter().filter_map(|(_, message)| message.clone()).collect();
         let receipts = if messages.is_empty() { Vec::new() } else { sink.accept(messages).await };
+        join_all(pressed.iter().map(|id| self.stop_waiting(id))).await;
         let mut receipts = receipts.into_iter();
         for (id, message) in updates {
             if let Some(message) = message {
@@ -266,6 +277,7 @@ impl Telegram {
             maybe_duplicate: false,
             idempotency_key: message.dedupe_key.clone(),
             not_after: None,
+            buttons: Vec::new(),
         };
         if notices.try_send(notice).is_err() {
             tracing::warn!(account = self.account, "too many refused messages at once, a sender is not told why");

@@ -13,7 +13,7 @@ use super::Telegram;
 use super::api::{CallError, Refusal};
 use super::pacing::Pacing;
 use crate::split::Unit;
-use crate::{ChatRef, OutboundMessage, SendError, Sent, expired};
+use crate::{Button, ChatRef, OutboundMessage, SendError, Sent, expired};
 
 /// Longest text of one message, UTF-16 units.
 pub(super) const TEXT_LIMIT: usize = 4_096;
@@ -35,6 +35,33 @@ struct SendMessage<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     message_thread_id: Option<i64>,
     text: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reply_markup: Option<Keyboard<'a>>,
+}
+
+#[derive(Serialize)]
+struct Keyboard<'a> {
+    /// One row for each two buttons.
+    inline_keyboard: Vec<Vec<Key<'a>>>,
+}
+
+#[derive(Serialize)]
+struct Key<'a> {
+    text: &'a str,
+    callback_data: &'a str,
+}
+
+impl<'a> Keyboard<'a> {
+    fn of(buttons: &'a [Button]) -> Option<Self> {
+        let key = |button: &'a Button| Key { text: &button.label, callback_data: &button.says };
+        let rows: Vec<Vec<Key<'a>>> = buttons.chunks(2).map(|row| row.iter().map(key).collect()).collect();
+        (!rows.is_empty()).then_some(Self { inline_keyboard: rows })
+    }
+}
+
+#[derive(Serialize)]
+struct AnswerCallbackQuery<'a> {
+    callback_query_id: &'a str,
 }
 
 #[derive(Serialize)]
@@ -56,10 +83,10 @@ impl Telegram {
                 text = marked;
             } else {
                 // No room for the mark: it goes ahead of the part as a message of its own.
-                self.send_text(&message.chat.chat_id, thread, DUPLICATE_MARK, message.not_after).await?;
+                self.send_text(&message.chat.chat_id, thread, DUPLICATE_MARK, &[], message.not_after).await?;
             }
         }
-        self.send_text(&message.chat.chat_id, thread, &text, message.not_after).await
+        self.send_text(&message.chat.chat_id, thread, &text, &message.buttons, message.not_after).await
     }
 
     async fn send_text(
@@ -67,20 +94,21 @@ impl Telegram {
         chat_id: &str,
         thread: Option<i64>,
         text: &str,
+        buttons: &[Button],
         not_after: Option<Instant>,
     ) -> Result<Sent, SendError> {
         self.wait_for_turn(chat_id).await?;
         expired(not_after)?;
-        let mut answer = self.call_send(chat_id_of(chat_id), thread, text, not_after).await;
+        let mut answer = self.call_send(chat_id_of(chat_id), thread, text, buttons, not_after).await;
         // Both answers say that nothing was sent and where the message can go instead.
         match &answer {
             Err(CallError::Refused(refusal)) if thread.is_some() && refusal.says("message thread not found") => {
                 tracing::info!(account = self.account, chat_id, "the topic is gone, answering in the chat itself");
-                answer = self.call_send(chat_id_of(chat_id), None, text, not_after).await;
+                answer = self.call_send(chat_id_of(chat_id), None, text, buttons, not_after).await;
             }
             Err(CallError::Refused(Refusal { migrated_to: Some(moved), .. })) => {
                 tracing::info!(account = self.account, chat_id, moved, "the group has become a supergroup");
-                answer = self.call_send(ChatId::Number(*moved), thread, text, not_after).await;
+                answer = self.call_send(ChatId::Number(*moved), thread, text, buttons, not_after).await;
             }
             _ => {}
         }
@@ -104,9 +132,11 @@ impl Telegram {
         chat_id: ChatId<'_>,
         thread: Option<i64>,
         text: &str,
+        buttons: &[Button],
         not_after: Option<Instant>,
     ) -> Result<Value, CallError> {
-        let body = SendMessage { chat_id, message_thread_id: thread, text };
+        let reply_markup = Keyboard::of(buttons);
+        let body = SendMessage { chat_id, message_thread_id: thread, text, reply_markup };
         self.api.call("sendMessage", &body, SEND_TIMEOUT, not_after).await
     }
 
@@ -120,6 +150,14 @@ impl Telegram {
             }
         }
         Ok(())
+    }
+
+    /// Lets the client of whoever pressed a button stop waiting. Best effort: the answer in the chat is what counts.
+    pub(super) async fn stop_waiting(&self, pressed: &str) {
+        let body = AnswerCallbackQuery { callback_query_id: pressed };
+        if let Err(error) = self.api.call::<Value>("answerCallbackQuery", &body, TYPING_TIMEOUT, None).await {
+            tracing::debug!(account = self.account, %error, "a pressed button could not be acknowledged");
+        }
     }
 
     /// See [`crate::Adapter::typing`].

@@ -27,6 +27,16 @@ pub(super) struct Update {
     pub(super) update_id: i64,
     pub(super) message: Option<Message>,
     pub(super) channel_post: Option<Message>,
+    pub(super) callback_query: Option<Pressed>,
+}
+
+/// A button of one of our messages was pressed.
+#[derive(Debug, Deserialize)]
+pub(super) struct Pressed {
+    pub(super) from: User,
+    /// The message with the button; absent or without a date when it is too old.
+    pub(super) message: Option<Message>,
+    pub(super) data: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

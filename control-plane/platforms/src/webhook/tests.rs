@@ -139,6 +139,7 @@ async fn an_account_without_a_secret_or_with_an_odd_callback_does_not_start() {
         maybe_duplicate: false,
         idempotency_key: "k".to_owned(),
         not_after: None,
+        buttons: Vec::new(),
     };
     assert!(matches!(into_chat.send(part).await, Err(SendError::Refused(_))));
     assert!(!format!("{into_chat:?}").contains(SECRET));

@@ -97,7 +97,11 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::IdentityListTokens
         | Rpc::IdentityRevokeToken => Requirement::Operator,
 
-        Rpc::MessageSubmit | Rpc::MessageSubmitAndStream | Rpc::MessageGetTurn => Requirement::ApiOrOperator,
+        Rpc::MessageSubmit
+        | Rpc::MessageSubmitAndStream
+        | Rpc::MessageGetTurn
+        | Rpc::ApprovalListApprovals
+        | Rpc::ApprovalAnswerApproval => Requirement::ApiOrOperator,
 
         Rpc::WorkerAttach
         | Rpc::WorkerFetchTranscript
@@ -107,6 +111,7 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::WorkerListTools
         | Rpc::WorkerCallTool
         | Rpc::WorkerPutSummary
+        | Rpc::WorkerAskApproval
         | Rpc::ModelGenerate
         | Rpc::IdentityRenew => Requirement::WorkerCertificate,
 

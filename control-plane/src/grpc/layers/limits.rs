@@ -106,6 +106,8 @@ fn pace(called: Called) -> Pace {
         | Rpc::WorkerListTools
         | Rpc::WorkerCallTool
         | Rpc::WorkerPutSummary
+        | Rpc::ApprovalListApprovals
+        | Rpc::ApprovalAnswerApproval
         | Rpc::MessageSubmit => Pace::Quick,
 
         Rpc::SystemApply | Rpc::SystemDiff | Rpc::WorkerPushDocument => Pace::Upload,
@@ -117,6 +119,7 @@ fn pace(called: Called) -> Pace {
         | Rpc::WorkerAttach
         | Rpc::WorkerFetchTranscript
         | Rpc::WorkerFetchJournal
+        | Rpc::WorkerAskApproval
         | Rpc::WorkerFetchHome
         | Rpc::ModelGenerate => Pace::Stream,
     }

@@ -106,7 +106,7 @@ async fn exchange(
                 }
             }
             Some(Event::Ended(ended)) => load.tally.failed(&format!("the turn did not succeed: {}", ended.reply)),
-            Some(Event::Accepted(_) | Event::TextDelta(_)) | None => {}
+            Some(Event::Accepted(_) | Event::TextDelta(_) | Event::Approval(_)) | None => {}
         }
     }
     Ok(answered)

@@ -11,8 +11,8 @@ use tonic::Code;
 
 use super::fixture::{Answer, Fixture, call, identity};
 
-const SERVICES: [&str; 10] =
-    ["Agent", "Route", "Session", "Delivery", "Budget", "Message", "Worker", "Model", "Identity", "System"];
+const SERVICES: [&str; 11] =
+    ["Agent", "Route", "Session", "Delivery", "Budget", "Approval", "Message", "Worker", "Model", "Identity", "System"];
 
 /// `AgentAddAgent` is `/hermes.v1.AgentService/AddAgent`.
 fn service_and_method(rpc: Rpc) -> (&'static str, String) {
@@ -36,7 +36,7 @@ fn allowed(rpc: Rpc) -> &'static [&'static str] {
         ("Identity", "Join") => &["worker", "anonymous"],
         ("Worker" | "Model", _) | ("Identity", "Renew") => &["worker"],
         ("Identity", _) => &["operator"],
-        ("Message", _) => &["operator", "api"],
+        ("Message" | "Approval", _) => &["operator", "api"],
         _ if reads => &["operator", "viewer"],
         _ => &["operator"],
     }

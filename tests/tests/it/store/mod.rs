@@ -5,6 +5,7 @@
 //! until the other one waits for it.
 
 mod accounts;
+mod approvals;
 mod budgets;
 mod busy;
 mod calls;
@@ -46,6 +47,15 @@ macro_rules! drills {
 }
 
 drills! {
+    approvals::{
+        a_call_is_asked_about_once_whoever_asks,
+        an_answer_is_for_one_call_of_one_turn,
+        only_whoever_was_asked_or_an_admin_of_that_chat_answers,
+        silence_is_no,
+        an_answer_counts_once,
+        what_was_allowed_further_is_not_asked_for_again,
+        an_answer_beside_the_end_of_its_turn_is_one_or_the_other,
+    }
     budgets::{
         a_call_is_let_in_while_it_fits_and_settled_with_what_it_used,
         what_nobody_settles_stays_spent,

@@ -680,6 +680,61 @@ const MUTATIONS: &[Mutation] = &[
         edits: &[("WHERE p_usd IS NOT NULL AND d.payer = ANY(k.payers)", "WHERE d.payer = ANY(k.payers)"), ("d.usd + p_usd - k.usd", "d.usd + coalesce(p_usd, 0) - k.usd")],
         caught_by: &["what_nobody_settles_stays_spent"],
     },
+    Mutation {
+        name: "an answer is for any call at its step",
+        edits: &[("ELSIF a.call_hash <> p_hash THEN", "ELSIF false THEN")],
+        caught_by: &["an_answer_is_for_one_call_of_one_turn"],
+    },
+    Mutation {
+        name: "a stale attempt asks",
+        edits: &[("IF r.session_id IS NULL THEN o_state := -1;", "IF false THEN o_state := -1;")],
+        caught_by: &["a_call_is_asked_about_once_whoever_asks"],
+    },
+    Mutation {
+        name: "anybody answers",
+        edits: &[("IF NOT p_any AND NOT coalesce(", "IF false AND NOT coalesce(")],
+        caught_by: &["only_whoever_was_asked_or_an_admin_of_that_chat_answers"],
+    },
+    Mutation {
+        name: "admins answer everywhere",
+        edits: &[("AND a.lane_id IS NOT DISTINCT FROM p_lane AND (", "AND (")],
+        caught_by: &["only_whoever_was_asked_or_an_admin_of_that_chat_answers"],
+    },
+    Mutation {
+        name: "an answer that comes too late counts",
+        edits: &[("IF a.state = 0 AND a.expires_at <= t THEN\n    UPDATE approvals SET state = 3, answered_at = t WHERE approval_id = id;", "IF false THEN")],
+        caught_by: &["silence_is_no"],
+    },
+    Mutation {
+        name: "a question waits for ever",
+        edits: &[("ELSIF a.state = 0 AND a.expires_at <= t THEN", "ELSIF false THEN")],
+        caught_by: &["silence_is_no"],
+    },
+    Mutation {
+        name: "an answer is taken back",
+        edits: &[("IF a.state <> 0 OR NOT EXISTS", "IF NOT EXISTS")],
+        caught_by: &["an_answer_counts_once"],
+    },
+    Mutation {
+        name: "what one person allowed holds for all",
+        edits: &[("AND g.asker = p_asker AND", "AND")],
+        caught_by: &["what_was_allowed_further_is_not_asked_for_again"],
+    },
+    Mutation {
+        name: "what was allowed in one conversation holds in all",
+        edits: &[("AND g.session_id IN (0, p_session)", "")],
+        caught_by: &["what_was_allowed_further_is_not_asked_for_again"],
+    },
+    Mutation {
+        name: "a turn that has ended is allowed something",
+        edits: &[("OR NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = sid AND s.head_seq = a.seq) THEN", "THEN")],
+        caught_by: &["an_answer_beside_the_end_of_its_turn_is_one_or_the_other"],
+    },
+    Mutation {
+        name: "an answer does not lock",
+        edits: &[("PERFORM 1 FROM sessions s WHERE s.session_id = sid FOR NO KEY UPDATE;", "")],
+        caught_by: &["an_answer_beside_the_end_of_its_turn_is_one_or_the_other"],
+    },
 ];
 
 /// The tables and the functions of this build as one text. V2 made the first functions and V3 dropped them.

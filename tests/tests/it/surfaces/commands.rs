@@ -241,7 +241,7 @@ async fn who_is_not_listed_gets_one_sentence_and_no_effect() {
 
     guest.say("one").await;
     assert_eq!(guest.say("/new@hermes_bot").await, "You may not use /new here. /help says what you may.");
-    assert!(guest.say("/whoami").await.ends_with("You may use /help, /whoami, /status."));
+    assert!(guest.say("/whoami").await.ends_with("You may use /help, /whoami, /status, /approve, /deny."));
     assert!(!guest.say("/help").await.contains("/new"));
     assert!(guest.say("/status").await.contains("\nMessages: 1"));
     guest.say("two").await;

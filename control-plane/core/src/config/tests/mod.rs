@@ -1,5 +1,6 @@
 //! The document as its users meet it: text in, faults or a document out.
 
+mod approvals;
 mod budgets;
 mod strict;
 

@@ -1,0 +1,225 @@
+//! Whether a dangerous call of a running turn may be made: asked in its chat, and waited for.
+//!
+//! Called by the worker's service with a call that the worker must not make unasked, and by whoever committed an answer. It owns no
+//! state: what was asked and answered is in the store. Always true: the call is judged here again, so the question says what this side
+//! sees in it; nothing is allowed but by an answer, an earlier grant or the configuration; while a turn waits, it is not standing still.
+//! It waits by a nudge where the answer came through this replica or another one rang, and looks every second all the same.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use hermes_core::approvals::{self, Mode};
+use hermes_core::sandbox::{Level, Network};
+use hermes_core::turn::TurnInput;
+use hermes_home::danger::{Guard, Judgement, judge};
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use super::{Dispatcher, Question};
+use crate::doorbell::Word;
+use crate::store::{self, ApprovalAsk, ApprovalAsked, ApprovalState, TurnId};
+
+/// How long one call of the worker waits; it comes again.
+const WAIT: Duration = Duration::from_secs(20);
+/// How often the store is asked without a nudge.
+const LOOK: Duration = Duration::from_secs(1);
+/// Most of a call that is shown, in characters.
+const MAX_SHOWN: usize = 2500;
+
+/// A call that must not be made unasked.
+#[derive(Clone, Debug)]
+pub struct DangerousCall {
+    /// The turn.
+    pub turn: TurnId,
+    /// Its fence.
+    pub epoch: i64,
+    /// The step that it would be.
+    pub step: i32,
+    /// Its id, as the model's reply has it.
+    pub id: String,
+    /// The tool.
+    pub name: String,
+    /// The arguments, as written.
+    pub arguments: String,
+}
+
+/// What may become of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Permission {
+    /// Nobody has answered yet.
+    Pending,
+    /// It may be made.
+    Allowed,
+    /// It may not: somebody, or the configuration, said so.
+    Denied,
+    /// It may not: nobody answered in time.
+    Expired,
+    /// Somebody else has the turn.
+    Fenced,
+    /// Another call was asked about at this step.
+    OtherCall,
+}
+
+impl Dispatcher {
+    /// An answer was committed: whoever waits for one looks, here and at the other replicas.
+    pub fn approval_answered(&self) {
+        self.inner.approvals.notify_waiters();
+        self.inner.registry.bell().ring(Word::Look);
+    }
+
+    /// Whether the call may be made; asks where somebody has to say so, and waits a while for the answer. `worker` is the uuid of
+    /// the worker that runs the turn.
+    ///
+    /// # Errors
+    /// [`store::Error::Unavailable`]: repeat it.
+    pub async fn permission(&self, worker: Uuid, agent_no: i32, call: &DangerousCall) -> store::Result<Permission> {
+        let Some(ask) = self.judged(agent_no, call).await? else { return Ok(Permission::Allowed) };
+        let Some(ask) = ask else { return Ok(Permission::Denied) };
+        let inner = &self.inner;
+        let wait = tokio::time::sleep(WAIT);
+        tokio::pin!(wait);
+        loop {
+            let mut answered = std::pin::pin!(inner.approvals.notified());
+            answered.as_mut().enable();
+            let (id, state, left) = match inner.store.approval_ask(&ask).await? {
+                ApprovalAsked::Fenced => return Ok(Permission::Fenced),
+                ApprovalAsked::OtherCall => return Ok(Permission::OtherCall),
+                ApprovalAsked::Stands { id, state, asked, left } => {
+                    if asked {
+                        tracing::info!(turn = %call.turn, step = call.step, question = id, tool = call.name, "somebody is asked for a call");
+                        inner.outbox.nudge();
+                    }
+                    (id, state, left)
+                }
+            };
+            match state {
+                ApprovalState::Allowed => return Ok(Permission::Allowed),
+                ApprovalState::Denied => return Ok(Permission::Denied),
+                ApprovalState::Expired => return Ok(Permission::Expired),
+                ApprovalState::Pending => {}
+            }
+            let text = format!("{}{id}{}", ask.text.0, ask.text.1);
+            inner.live.ask(call.turn, Question { id, text, left });
+            if !inner.fleet.progressed(worker, call.turn, call.epoch) {
+                return Ok(Permission::Fenced);
+            }
+            tokio::select! {
+                () = &mut wait => return Ok(Permission::Pending),
+                () = answered => {}
+                () = tokio::time::sleep(LOOK.min(left)) => {}
+            }
+        }
+    }
+
+    /// The question about a call; `None`: it may be made; `Some(None)`: nobody can allow it.
+    async fn judged(&self, agent_no: i32, call: &DangerousCall) -> store::Result<Option<Option<ApprovalAsk>>> {
+        let snapshot = self.inner.registry.current();
+        let Some(agent) = snapshot.by_no(agent_no) else { return Ok(Some(None)) };
+        let approvals = snapshot.document.approvals_of(&agent.spec);
+        let sandbox = snapshot.document.sandbox_of(&agent.spec);
+        let guard = Guard {
+            asks: approvals.mode == Mode::Manual,
+            contained: sandbox.level == Level::Strict && sandbox.network == Network::None,
+            allow: &approvals.allow,
+            deny: &approvals.deny,
+        };
+        let arguments: serde_json::Value = serde_json::from_str(&call.arguments).unwrap_or_default();
+        let argument = |name: &str| arguments.get(name).and_then(serde_json::Value::as_str);
+        let patterns = match judge(&call.name, argument, guard) {
+            Judgement::Fine => return Ok(None),
+            Judgement::Hardline(_) | Judgement::Denied(_) => return Ok(Some(None)),
+            Judgement::Ask(patterns) => patterns,
+        };
+        let turn = self.inner.store.turn_get(call.turn).await?;
+        let input = serde_json::from_slice::<TurnInput>(&turn.payload).unwrap_or_default();
+        let source = input.source.unwrap_or_default();
+        let says: Vec<&str> = patterns.iter().map(|pattern| pattern.says).collect();
+        let keys: Vec<String> = patterns.iter().map(|pattern| pattern.key.to_owned()).collect();
+        let shown = shown(argument("command").or_else(|| argument("data")).unwrap_or(&call.arguments));
+        let timeout = Duration::from_secs(approvals.timeout_seconds);
+        let text = question(&call.name, &shown, &says, timeout);
+        Ok(Some(Some(ApprovalAsk {
+            turn: call.turn,
+            epoch: call.epoch,
+            step: call.step,
+            hash: digest(call),
+            asker: approvals::asker(&source, turn.submitter.as_deref()),
+            tool: call.name.clone(),
+            reason: says.join("; "),
+            shown,
+            patterns: keys,
+            timeout,
+            text,
+        })))
+    }
+}
+
+/// The same for equal calls alone.
+fn digest(call: &DangerousCall) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in [&call.id, &call.name, &call.arguments] {
+        hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
+}
+
+/// A call without what would show as something else than it is.
+fn shown(text: &str) -> String {
+    let hidden = |c: char| {
+        c.is_control() && c != '\n' && c != '\t'
+            || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+    };
+    let mut chars = text.chars();
+    let mut shown: String = chars.by_ref().take(MAX_SHOWN).map(|c| if hidden(c) { '\u{fffd}' } else { c }).collect();
+    let rest = chars.count();
+    if rest > 0 {
+        let _ = write!(shown, "\n[{rest} more characters are not shown]");
+    }
+    shown
+}
+
+/// What the chat reads, before and behind the number of the question.
+fn question(tool: &str, shown: &str, says: &[&str], timeout: Duration) -> (String, String) {
+    let time = match timeout.as_secs() {
+        seconds @ 0..120 => format!("{seconds} seconds"),
+        seconds => format!("{} minutes", seconds / 60),
+    };
+    let behind = format!(
+        ": may I do this?\n\n{tool}: {shown}\n\nI ask because {}.\n\nSay yes or no within {time}; no answer means no. /approve session \
+         allows all of its kind in this conversation, /approve always in every one of yours.",
+        says.join(", and ")
+    );
+    ("Question ".to_owned(), behind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(arguments: &str) -> DangerousCall {
+        let turn = TurnId { session: store::SessionId(1), seq: 1 };
+        let (id, name, arguments) = ("a".to_owned(), "terminal".to_owned(), arguments.to_owned());
+        DangerousCall { turn, epoch: 1, step: 1, id, name, arguments }
+    }
+
+    #[test]
+    fn an_edited_call_has_another_digest() {
+        assert_eq!(digest(&call("{}")), digest(&DangerousCall { epoch: 2, ..call("{}") }));
+        assert_ne!(digest(&call("{}")), digest(&call("{ }")));
+        assert_ne!(digest(&call("{}")), digest(&DangerousCall { name: "process".to_owned(), ..call("{}") }));
+    }
+
+    #[test]
+    fn a_question_shows_what_would_be_done_and_hides_nothing() {
+        assert_eq!(shown("rm\u{202e} -rf\u{0} \u{1b}[8mx\ny"), "rm\u{fffd} -rf\u{fffd} \u{fffd}[8mx\ny");
+        assert!(shown(&"é".repeat(MAX_SHOWN + 7)).ends_with("é\n[7 more characters are not shown]"));
+        let (before, behind) = question("terminal", "rm -rf x", &["it deletes x"], Duration::from_secs(300));
+        let text = format!("{before}17{behind}");
+        assert!(
+            text.starts_with("Question 17: may I do this?\n\nterminal: rm -rf x\n\nI ask because it deletes x."),
+            "{text}"
+        );
+        assert!(text.contains("within 5 minutes"), "{text}");
+    }
+}

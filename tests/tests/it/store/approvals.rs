@@ -1,0 +1,197 @@
+//! Questions about calls: asked once, bound to one call, answered once by the right person, in time.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use hermes_control_plane::store::{
+    Answer, Answered, ApprovalAnswer, ApprovalAsk, ApprovalAsked, ApprovalState, Effect, Outcome, SessionId, TurnId,
+};
+use hermes_core::approvals::Verdict;
+
+use super::db::{Db, end, msg, same};
+
+const ADA: &str = "\ttelegram\thelper\t777";
+const EVE: &str = "\ttelegram\thelper\t666";
+const SAID: &str = "SELECT convert_from(body, 'UTF8') FROM outbox WHERE body IS NOT NULL ORDER BY pos";
+
+/// A question about step 1 of the first turn of session 1, in its first epoch.
+fn question() -> ApprovalAsk {
+    ApprovalAsk {
+        turn: TurnId { session: SessionId(1), seq: 1 },
+        epoch: 1,
+        step: 1,
+        hash: [7; 32],
+        asker: ADA.to_owned(),
+        tool: "terminal".to_owned(),
+        shown: "rm -rf x".to_owned(),
+        reason: "it deletes".to_owned(),
+        patterns: vec!["delete_recursive".to_owned(), "as_root".to_owned()],
+        timeout: Duration::from_secs(3600),
+        text: ("may:".to_owned(), "?".to_owned()),
+    }
+}
+
+/// `ID state`, with a `*` where it was asked just now.
+fn ask(db: &Db, question: &ApprovalAsk) -> Result<String> {
+    Ok(match db.wait(db.store.approval_ask(question))? {
+        ApprovalAsked::Fenced => "fenced".to_owned(),
+        ApprovalAsked::OtherCall => "other".to_owned(),
+        ApprovalAsked::Stands { id, state, asked, .. } => {
+            format!("{id} {}{}", state.as_str(), if asked { "*" } else { "" })
+        }
+    })
+}
+
+fn given(id: Option<i64>, verdict: Verdict, asker: &str, admin: bool) -> Effect {
+    Effect::Answer(ApprovalAnswer { id, verdict, asker: Some(asker.to_owned()), admin, by: "somebody".to_owned() })
+}
+
+fn shown(answered: Answered) -> String {
+    match answered {
+        Answered::Done(id) => format!("done {id}"),
+        Answered::Unknown => "unknown".to_owned(),
+        Answered::Over(id, state) => format!("over {id} {}", state.as_str()),
+    }
+}
+
+/// What an answer by command in session key `session` comes to.
+fn answer(db: &Db, key: &str, session: &str, effect: Effect) -> Result<String> {
+    let told = |_: &Outcome| Answer { text: "noted".to_owned(), told: true };
+    match db.command(key, session, effect, &told)?.outcome {
+        Some(Outcome::Answered(answered)) => Ok(shown(answered)),
+        other => bail!("{other:?}"),
+    }
+}
+
+fn running(db: &Db) -> Result<i64> {
+    let worker = db.worker(1)?;
+    same!(db.ingest(&[msg("a", "x").on(worker, 1)])?, "1/1/f/1");
+    Ok(worker)
+}
+
+pub(super) fn a_call_is_asked_about_once_whoever_asks(db: &mut Db) -> Result<()> {
+    let worker = running(db)?;
+    same!(ask(db, &question())?, "1 pending*");
+    same!(ask(db, &question())?, "1 pending");
+    same!(db.look(SAID)?, "may:1?");
+    same!(db.look("SELECT a.pos = o.pos, a.lane_id FROM approvals a JOIN outbox o USING (lane_id)")?, "t|1");
+    // The turn lost its worker: nobody asks for that attempt any more, and the next one finds the same question.
+    db.expire(worker)?;
+    same!(db.reclaim()?, "1/1/f");
+    same!(ask(db, &question())?, "fenced");
+    let other = db.worker(1)?;
+    db.ripen()?;
+    same!(db.claim(&[(other, 1)])?, "1/1/3/pa");
+    same!(ask(db, &question())?, "fenced");
+    same!(ask(db, &ApprovalAsk { epoch: 3, ..question() })?, "1 pending");
+    same!(db.look(SAID)?, "may:1?");
+    Ok(())
+}
+
+pub(super) fn an_answer_is_for_one_call_of_one_turn(db: &mut Db) -> Result<()> {
+    running(db)?;
+    ask(db, &question())?;
+    same!(answer(db, "k", "x", given(Some(1), Verdict::Once, ADA, false))?, "done 1");
+    same!(ask(db, &question())?, "1 allowed");
+    // Edited after the answer.
+    same!(ask(db, &ApprovalAsk { hash: [8; 32], ..question() })?, "other");
+    // The same words at another step, and in another turn, are another call.
+    same!(ask(db, &ApprovalAsk { step: 3, ..question() })?, "2 pending*");
+    same!(ask(db, &ApprovalAsk { turn: TurnId { session: SessionId(1), seq: 2 }, ..question() })?, "fenced");
+    Ok(())
+}
+
+pub(super) fn only_whoever_was_asked_or_an_admin_of_that_chat_answers(db: &mut Db) -> Result<()> {
+    running(db)?;
+    ask(db, &question())?;
+    same!(answer(db, "a1", "x", given(Some(1), Verdict::Once, EVE, false))?, "unknown");
+    same!(answer(db, "a2", "x", given(None, Verdict::Once, EVE, false))?, "unknown");
+    // Who was asked, elsewhere; and somebody whom their platform does not name.
+    same!(answer(db, "a3", "y", given(Some(1), Verdict::Once, ADA, false))?, "unknown");
+    let nobody = ApprovalAnswer { id: Some(1), verdict: Verdict::Once, asker: None, admin: false, by: String::new() };
+    same!(answer(db, "a4", "x", Effect::Answer(nobody))?, "unknown");
+    // An admin of another chat.
+    db.run("UPDATE approvals SET lane_id = 2")?;
+    same!(answer(db, "a5", "z", given(Some(1), Verdict::Once, EVE, true))?, "unknown");
+    db.run("UPDATE approvals SET lane_id = 1")?;
+    same!(ask(db, &question())?, "1 pending");
+    same!(answer(db, "a6", "z", given(Some(1), Verdict::Deny, EVE, true))?, "done 1");
+    same!(ask(db, &question())?, "1 denied");
+    // What waits in a conversation is found without its number.
+    ask(db, &ApprovalAsk { step: 2, ..question() })?;
+    same!(db.wait(db.store.approval_waiting(1, "x", Some(1), ADA))?, Some(2));
+    same!(db.wait(db.store.approval_waiting(1, "x", Some(1), EVE))?, None);
+    same!(db.wait(db.store.approval_waiting(1, "x", Some(2), ADA))?, None);
+    same!(answer(db, "a7", "x", given(None, Verdict::Once, ADA, false))?, "done 2");
+    Ok(())
+}
+
+pub(super) fn silence_is_no(db: &mut Db) -> Result<()> {
+    running(db)?;
+    ask(db, &question())?;
+    db.run("UPDATE approvals SET expires_at = clock_timestamp() - interval '1 ms'")?;
+    same!(db.wait(db.store.approval_waiting(1, "x", Some(1), ADA))?, None);
+    same!(db.wait(db.store.approvals(false, None, i64::MAX, 9))?.len(), 0);
+    same!(answer(db, "k", "x", given(Some(1), Verdict::Once, ADA, false))?, "over 1 expired");
+    same!(ask(db, &question())?, "1 expired");
+    // Also when nobody said anything.
+    ask(db, &ApprovalAsk { step: 2, timeout: Duration::ZERO, ..question() })?;
+    same!(ask(db, &ApprovalAsk { step: 2, ..question() })?, "2 expired");
+    same!(shown(db.wait(db.store.approval_answer(2, Verdict::Always, "token:op"))?), "over 2 expired");
+    same!(db.look("SELECT count(*) FROM approval_grants")?, "0");
+    Ok(())
+}
+
+pub(super) fn an_answer_counts_once(db: &mut Db) -> Result<()> {
+    running(db)?;
+    ask(db, &question())?;
+    same!(answer(db, "k", "x", given(Some(1), Verdict::Deny, ADA, false))?, "done 1");
+    // The same event again does nothing, another one comes too late.
+    let told = |_: &Outcome| Answer { text: "noted".to_owned(), told: true };
+    ensure!(db.command("k", "x", given(Some(1), Verdict::Once, ADA, false), &told)?.outcome.is_none());
+    same!(answer(db, "l", "x", given(Some(1), Verdict::Once, ADA, false))?, "over 1 denied");
+    same!(shown(db.wait(db.store.approval_answer(1, Verdict::Once, "token:op"))?), "over 1 denied");
+    same!(ask(db, &question())?, "1 denied");
+    same!(shown(db.wait(db.store.approval_answer(9, Verdict::Once, "token:op"))?), "unknown");
+    Ok(())
+}
+
+pub(super) fn what_was_allowed_further_is_not_asked_for_again(db: &mut Db) -> Result<()> {
+    let worker = running(db)?;
+    ask(db, &question())?;
+    same!(answer(db, "k", "x", given(Some(1), Verdict::Session, ADA, false))?, "done 1");
+    let next = |step| ApprovalAsk { step, ..question() };
+    same!(ask(db, &next(2))?, "0 allowed");
+    // One pattern more is asked for, and nobody else's word counts.
+    let more = ["delete_recursive", "as_root", "shred"].map(str::to_owned).to_vec();
+    same!(ask(db, &ApprovalAsk { patterns: more, ..next(3) })?, "2 pending*");
+    same!(ask(db, &ApprovalAsk { asker: EVE.to_owned(), ..next(4) })?, "3 pending*");
+    // Another conversation has its own.
+    same!(db.ingest(&[msg("b", "y").on(worker, 2)])?, "2/1/f/1");
+    let there = |step| ApprovalAsk { turn: TurnId { session: SessionId(2), seq: 1 }, step, ..question() };
+    same!(ask(db, &there(1))?, "4 pending*");
+    same!(answer(db, "l", "y", given(None, Verdict::Always, ADA, false))?, "done 4");
+    same!(db.ingest(&[msg("c", "z").on(worker, 3)])?, "3/1/f/1");
+    let third = ApprovalAsk { turn: TurnId { session: SessionId(3), seq: 1 }, ..question() };
+    same!(ask(db, &third)?, "0 allowed");
+    same!(ask(db, &ApprovalAsk { asker: EVE.to_owned(), ..third })?, "5 pending*");
+    Ok(())
+}
+
+pub(super) fn an_answer_beside_the_end_of_its_turn_is_one_or_the_other(db: &mut Db) -> Result<()> {
+    running(db)?;
+    ask(db, &question())?;
+    // The answer holds the session until it is committed, and the end waits for it.
+    let first = "SELECT o_result FROM approval_answer(1, 0, '', NULL, NULL, false, true, true, 0, 'token:op')";
+    let (ended, waited) = db.race(first, |db| db.complete(&[end(1, 1, 1)]))?;
+    ensure!(waited && ended.starts_with("t/"), "{ended}");
+    same!(db.look("SELECT state FROM approvals")?, "1");
+    // After the end there is nothing to allow.
+    db.run("UPDATE approvals SET state = 0")?;
+    same!(shown(db.wait(db.store.approval_answer(1, Verdict::Once, "token:op"))?), "over 1 expired");
+    same!(answer(db, "k", "x", given(Some(1), Verdict::Once, ADA, false))?, "over 1 expired");
+    same!(db.wait(db.store.approvals(false, None, i64::MAX, 9))?.len(), 0);
+    same!(db.wait(db.store.approvals(true, None, i64::MAX, 9))?.len(), 1);
+    ensure!(db.wait(db.store.approval(1))?.state == ApprovalState::Expired);
+    Ok(())
+}
