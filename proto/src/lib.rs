@@ -12,6 +12,7 @@
     clippy::allow_attributes_without_reason,
     clippy::unwrap_used,
     clippy::panic,
+    clippy::large_enum_variant,
     clippy::large_futures,
     reason = "generated code"
 )]

@@ -26,8 +26,8 @@ use crate::sandbox::{self, Boundary};
 use crate::seams::Seams;
 use crate::servers::Servers;
 use crate::telemetry::Telemetry;
-use crate::tools::PlaneTools;
 use crate::tools::local::LocalTools;
+use crate::tools::{McpServers, PlaneTools};
 use crate::tools::{NoTools, Toolbox};
 use crate::transcript::Transcripts;
 use crate::turns::Shared;
@@ -183,6 +183,7 @@ async fn attend(
         (None, Some(boundary)) => Arc::new(LocalTools::new(boundary.clone(), home.path(), jiff::Timestamp::now)),
         (None, None) => Arc::new(NoTools),
     };
+    let mcp = boundary.as_ref().map(|boundary| McpServers::new(boundary.clone(), home.path()));
     let documents = Documents::open(home.path(), agent).context("take over the agent's home")?;
     let (published, connection) = watch::channel(Connection::none());
     let slots = usize::try_from(registration.slots).unwrap_or(usize::MAX);
@@ -192,6 +193,7 @@ async fn attend(
         transcripts: Transcripts::new(TRANSCRIPT_BYTES.saturating_mul(slots)),
         prompts: Prompts::default(),
         plane_tools: PlaneTools::default(),
+        mcp,
         today: || jiff::Zoned::now().date(),
         toolbox,
         boundary,

@@ -20,6 +20,8 @@ use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::config::LogFormat;
 
+/// What is logged unless `RUST_LOG` says otherwise. What MCP servers say is their own matter, and may be anything.
+const DEFAULT_FILTER: &str = "info,rmcp=off";
 /// How long the last spans may take to leave; the control plane waits for it when everything stops.
 const FLUSH: Duration = Duration::from_millis(500);
 
@@ -40,7 +42,7 @@ impl Telemetry {
             let only_ours = Targets::new().with_target("hermes_worker", tracing::Level::INFO);
             tracing_opentelemetry::layer().with_tracer(provider.tracer("hermes-worker")).with_filter(only_ours)
         });
-        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
         let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
         let lines = match format {
             LogFormat::Text => lines.with_ansi(false).boxed(),

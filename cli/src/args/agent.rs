@@ -40,6 +40,9 @@ pub(crate) enum AgentCommand {
         #[command(flatten)]
         limit: LimitArgs,
     },
+    /// MCP servers: which tools they have, and which are withheld because they changed.
+    #[command(subcommand, after_help = "Example:\n  hermesctl agent mcp list coder")]
+    Mcp(AgentMcpCommand),
     /// Make a new revision that equals an earlier one.
     #[command(after_help = "Example:\n  hermesctl agent rollback coder 3")]
     Rollback {
@@ -48,6 +51,31 @@ pub(crate) enum AgentCommand {
         id: String,
         /// The revision to return to.
         revision: u64,
+    },
+}
+
+/// `agent mcp …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum AgentMcpCommand {
+    /// List the MCP servers of an agent and their tools, as its workers last saw them.
+    #[command(after_help = "Example:\n  hermesctl agent mcp list coder")]
+    List {
+        /// The agent.
+        #[arg(value_name = "AGENT", allow_hyphen_values = true)]
+        id: String,
+    },
+    /// Let an agent have the tools of a server as they are now, those that changed included.
+    #[command(after_help = "Example:\n  hermesctl agent mcp accept coder github --seen 6f1c…")]
+    Accept {
+        /// The agent.
+        #[arg(value_name = "AGENT", allow_hyphen_values = true)]
+        id: String,
+        /// The server.
+        #[arg(value_name = "SERVER")]
+        name: String,
+        /// Refuse when they are no longer those that `agent mcp list` showed with this SEEN.
+        #[arg(long, value_name = "SEEN")]
+        seen: Option<String>,
     },
 }
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-pub(crate) use self::agent::{AgentAddArgs, AgentCommand, AgentRemoveArgs, AgentUpdateArgs, SpecArgs};
+pub(crate) use self::agent::{AgentAddArgs, AgentCommand, AgentMcpCommand, AgentRemoveArgs, AgentUpdateArgs, SpecArgs};
 pub(crate) use self::approval::{ApprovalCommand, ApprovalListArgs, Reach};
 pub(crate) use self::budget::{BudgetCommand, BudgetRaiseArgs, BudgetShowArgs};
 pub(crate) use self::delivery::{

@@ -185,6 +185,23 @@ impl AgentService for Service {
         Ok(Response::new(v1::ListRevisionsResponse::default()))
     }
 
+    async fn list_mcp_servers(
+        &self,
+        request: Request<v1::ListMcpServersRequest>,
+    ) -> Answer<v1::ListMcpServersResponse> {
+        self.seen(&request);
+        Ok(Response::new(v1::ListMcpServersResponse::default()))
+    }
+
+    async fn accept_mcp_server(
+        &self,
+        request: Request<v1::AcceptMcpServerRequest>,
+    ) -> Answer<v1::AcceptMcpServerResponse> {
+        self.seen(&request);
+        let state = v1::McpServerState { name: request.into_inner().server, ..v1::McpServerState::default() };
+        Ok(Response::new(v1::AcceptMcpServerResponse { server: Some(state) }))
+    }
+
     async fn rollback_agent(&self, request: Request<v1::RollbackAgentRequest>) -> Answer<v1::RollbackAgentResponse> {
         let agent = agent(&request.into_inner().id);
         Ok(Response::new(v1::RollbackAgentResponse { agent: Some(agent), warnings: vec![] }))

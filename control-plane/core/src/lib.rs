@@ -11,6 +11,7 @@ pub mod busy;
 pub mod command;
 pub mod config;
 pub mod id;
+pub mod mcp;
 pub mod reset;
 pub mod routing;
 pub mod sandbox;

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use hermes_core::AgentId;
 use hermes_core::approvals::Approvals;
+use hermes_core::mcp::McpServers;
 use hermes_core::sandbox::Sandbox;
 use hermes_core::turn::Usage;
 use jiff::Timestamp;
@@ -89,6 +90,8 @@ pub struct Assignment {
     pub sandbox: Sandbox,
     /// When people are asked before what it does.
     pub approvals: Approvals,
+    /// Its MCP servers, those that are on.
+    pub mcp_servers: McpServers,
     /// Most history for the model, bytes.
     pub history_bytes: u64,
     /// How often turns were left out of the session's history.
@@ -521,6 +524,7 @@ fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running
         disabled_toolsets: agent.spec.disabled_toolsets.clone().unwrap_or_default(),
         sandbox: snapshot.document.sandbox_of(&agent.spec),
         approvals: snapshot.document.approvals_of(&agent.spec).clone(),
+        mcp_servers: on(snapshot.document.mcp_servers_of(&agent.spec)),
         // A worker of the build before knows nothing of rewinds, but fetches again what it has for a smaller budget.
         history_bytes: snapshot.document.limits.history_bytes.saturating_add(next.rewinds.into()),
         history_rewinds: next.rewinds,
@@ -545,4 +549,8 @@ fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running
         overrun: None,
     };
     (running, assignment)
+}
+
+fn on(servers: &McpServers) -> McpServers {
+    servers.iter().filter(|(_, server)| server.enabled).map(|(name, server)| (name.clone(), server.clone())).collect()
 }

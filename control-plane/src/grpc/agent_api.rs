@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::convert::{self, agent_id, edit_status, spec_from, store_status, unsigned};
 use super::layers::principal;
+use super::mcp;
 use super::status::{Reason, invalid, refuse};
 use crate::dispatch::{DRAIN_GRACE, Dispatcher};
 use crate::registry::{AgentEntry, Edit, EditError, Registry, Snapshot, soul_preview};
@@ -52,6 +53,12 @@ impl AgentApi {
         let deleted =
             tokio::task::spawn_blocking(delete).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
         deleted.map_err(|error| home_left(id, &error))
+    }
+
+    async fn mcp_servers(&self, id: &AgentId) -> Result<Vec<v1::McpServerState>, Status> {
+        let snapshot = self.registry.current();
+        let entry = snapshot.agent(id).ok_or_else(|| unknown(id))?;
+        mcp::states(self.registry.store(), entry.no, snapshot.document.mcp_servers_of(&entry.spec)).await
     }
 
     async fn view_of(&self, id: &AgentId) -> Result<v1::Agent, Status> {
@@ -280,6 +287,30 @@ impl AgentService for AgentApi {
             }
         });
         Ok(Response::new(v1::ListRevisionsResponse { revisions: revisions.collect(), next_page_token }))
+    }
+
+    async fn list_mcp_servers(
+        &self,
+        request: Request<v1::ListMcpServersRequest>,
+    ) -> Result<Response<v1::ListMcpServersResponse>, Status> {
+        let request = request.into_inner();
+        let (size, token) = convert::page(request.page)?;
+        let all = self.mcp_servers(&agent_id("id", &request.id)?).await?;
+        let (_, page, next_page_token) = convert::slice(&all, size.min(1), &token)?;
+        Ok(Response::new(v1::ListMcpServersResponse { servers: page.to_vec(), next_page_token }))
+    }
+
+    async fn accept_mcp_server(
+        &self,
+        request: Request<v1::AcceptMcpServerRequest>,
+    ) -> Result<Response<v1::AcceptMcpServerResponse>, Status> {
+        let request = request.into_inner();
+        let id = agent_id("id", &request.id)?;
+        let no = self.registry.current().agent(&id).ok_or_else(|| unknown(&id))?.no;
+        mcp::accept(self.registry.store(), no, &request.server, &request.seen).await?;
+        let servers = self.mcp_servers(&id).await?;
+        let server = servers.into_iter().find(|server| server.name == request.server);
+        Ok(Response::new(v1::AcceptMcpServerResponse { server }))
     }
 
     async fn rollback_agent(

@@ -12,6 +12,7 @@ use hermes_core::{AgentId, Source};
 use hermes_proto::v1;
 use tonic::Status;
 
+use super::mcp;
 use super::status::{Reason, invalid, refuse};
 use crate::registry::{EditError, Registry, Snapshot};
 use crate::store::{self, TurnEnd};
@@ -61,6 +62,7 @@ pub(super) fn spec_from(spec: v1::AgentSpec) -> AgentSpec {
         disabled_toolsets: spec.disabled_toolsets.map(|list| list.values),
         sandbox: spec.sandbox.map(sandbox_from),
         approvals: spec.approvals.map(approvals_from),
+        mcp_servers: spec.mcp_servers.map(|list| list.servers.into_iter().map(mcp::server_from).collect()),
         fallback_models: spec.fallback_models.map(|list| list.values),
         budget: spec.budget.map(budget_from),
     }
@@ -169,6 +171,7 @@ pub(super) fn spec_to(spec: &AgentSpec) -> v1::AgentSpec {
         disabled_toolsets: list(&spec.disabled_toolsets),
         sandbox: spec.sandbox.as_ref().map(sandbox_to),
         approvals: spec.approvals.as_ref().map(approvals_to),
+        mcp_servers: spec.mcp_servers.as_ref().map(|all| v1::McpServers { servers: mcp::servers_to(all) }),
         fallback_models: list(&spec.fallback_models),
         budget: spec.budget.as_ref().map(budget_to),
     }
@@ -186,6 +189,7 @@ pub(super) fn spec_over(base: AgentSpec, over: AgentSpec) -> AgentSpec {
         disabled_toolsets: over.disabled_toolsets.or(base.disabled_toolsets),
         sandbox: over.sandbox.or(base.sandbox),
         approvals: over.approvals.or(base.approvals),
+        mcp_servers: over.mcp_servers.or(base.mcp_servers),
         fallback_models: over.fallback_models.or(base.fallback_models),
         budget: over.budget.or(base.budget),
     }
@@ -204,6 +208,7 @@ pub(super) fn spec_cleared(mut spec: AgentSpec, fields: &[String]) -> Result<Age
             "disabled_toolsets" => spec.disabled_toolsets = None,
             "sandbox" => spec.sandbox = None,
             "approvals" => spec.approvals = None,
+            "mcp_servers" => spec.mcp_servers = None,
             "fallback_models" => spec.fallback_models = None,
             "budget" => spec.budget = None,
             _ => return Err(invalid("clear", format!("{field:?} is not a field of an agent"))),
@@ -284,6 +289,7 @@ pub(super) fn agent_to(
         sessions_path,
         sandbox: Some(sandbox_to(&snapshot.document.sandbox_of(&entry.spec))),
         approvals: Some(approvals_to(snapshot.document.approvals_of(&entry.spec))),
+        mcp_servers: mcp::servers_to(snapshot.document.mcp_servers_of(&entry.spec)),
     }
 }
 

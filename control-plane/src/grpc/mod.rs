@@ -12,6 +12,7 @@ pub mod delivery_api;
 mod generation;
 pub mod identity_api;
 pub mod layers;
+mod mcp;
 pub mod message_api;
 pub mod model_api;
 pub mod route_api;

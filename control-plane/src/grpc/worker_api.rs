@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use super::convert::{self, signed, store_status, unsigned};
 use super::layers::principal;
+use super::mcp;
 use super::status::{Reason, invalid, refuse};
 use super::steps::{self, Recording};
 use super::tools;
@@ -283,6 +284,18 @@ impl WorkerService for WorkerApi {
             Permission::OtherCall => v1::ApprovalState::OtherCall,
         };
         Ok(Response::new(v1::AskApprovalResponse { state: state.into() }))
+    }
+
+    async fn pin_mcp_tools(
+        &self,
+        request: Request<v1::PinMcpToolsRequest>,
+    ) -> Result<Response<v1::PinMcpToolsResponse>, Status> {
+        let caller = caller(&request)?;
+        let snapshot = self.registry.current();
+        let agent = snapshot.agent_or_removed(&caller.agent);
+        let agent = agent.ok_or_else(|| refuse(Reason::NotFound, "the agent is not registered (any more)"))?;
+        let servers = snapshot.document.mcp_servers_of(&agent.spec);
+        Ok(Response::new(mcp::pin(self.registry.store(), agent.no, servers, request.into_inner()).await?))
     }
 
     type FetchHomeStream = BoxStream<'static, Result<v1::HomeChunk, Status>>;
@@ -569,6 +582,7 @@ fn assignment_to(assignment: Assignment) -> v1::Assignment {
             toolsets_set,
             sandbox: Some(convert::sandbox_to(&assignment.sandbox)),
             approvals: Some(Box::new(convert::approvals_to(&assignment.approvals))),
+            mcp_servers: mcp::servers_to(&assignment.mcp_servers),
         }),
         input: assignment.input,
         transcript_version: unsigned(assignment.turn.seq - 1),

@@ -262,6 +262,7 @@ impl Store {
             "DELETE FROM session_keys WHERE agent_no = $1",
             "DELETE FROM sessions WHERE agent_no = $1",
             "DELETE FROM home_documents WHERE agent_no = $1",
+            "DELETE FROM mcp_pins WHERE agent_no = $1",
         ] {
             tx.execute(sql, &[&agent_no]).await?;
         }

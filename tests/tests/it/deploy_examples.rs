@@ -11,6 +11,7 @@ use hermes_core::config::{
     AgentSpec, Document, Limits, Platforms, Provider, Rate, Retention, SecretRef, Streaming, TelegramAccount,
     WebhookAccount, WebhookReply, load_offline,
 };
+use hermes_core::mcp::McpServer;
 use hermes_core::reset::{ResetMode, ResetPolicy};
 use hermes_core::sandbox::Sandbox;
 
@@ -74,6 +75,7 @@ fn the_example_sets_every_key() {
         retention: Retention { dedupe_days: _, steps_days: _, deliveries_days: _, dead_days: _, turns_days },
         approvals: Approvals { mode: _, timeout_seconds: _, allow: _, deny: _ },
         sandbox: Sandbox { level: _, network: _, memory_mb: _, pids: _, cpu_seconds: _, disk_mb: _ },
+        mcp_servers,
         budget,
         user_budget,
         providers,
@@ -123,10 +125,21 @@ fn the_example_sets_every_key() {
         "deny",
         "kind",
         "unpriced",
+        "command",
+        "args",
+        "timeout_seconds",
+        "connect_timeout_seconds",
+        "enabled",
     ] {
         let written = |line: &str| line.trim_start().starts_with(&format!("{key}:"));
         assert!(text.lines().any(written), "{key} is not in the example");
     }
+    let server = |get: fn(&McpServer) -> bool| mcp_servers.values().any(get);
+    assert!(server(
+        |McpServer { command, env, include, exclude, timeout_seconds: _, connect_timeout_seconds: _, enabled: _ }| {
+            command.len() > 1 && !env.is_empty() && include.is_some() && !exclude.is_empty()
+        }
+    ));
     let provider = |get: fn(&Provider) -> bool| providers.values().any(get);
     assert!(provider(
         |Provider { kind: _, base_url, api_key_env, prices: _ }| base_url.is_some() && api_key_env.is_some()
@@ -146,12 +159,14 @@ fn the_example_sets_every_key() {
         disabled_toolsets: _,
         sandbox: _,
         approvals: _,
+        mcp_servers: _,
         fallback_models: _,
         budget: _,
     } = AgentSpec::default();
     assert!(field(|agent| agent.fallback_models.is_some()) && field(|agent| agent.budget.is_some()));
     assert!(field(|agent| agent.model.is_some()) && field(|agent| agent.provider.is_some()));
     assert!(field(|agent| agent.base_url.is_some()) && field(|agent| agent.api_key_env.is_some()));
+    assert!(field(|agent| agent.mcp_servers.is_some()));
     assert!(field(|agent| agent.home_dir.is_some()) && field(|agent| agent.sandbox.is_some()));
     assert!(field(|agent| agent.approvals.is_some()));
     assert!(field(|agent| agent.enabled_toolsets.is_some()) && field(|agent| agent.disabled_toolsets.is_some()));

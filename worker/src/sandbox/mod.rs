@@ -28,7 +28,7 @@ mod root;
 mod rules;
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, PipeWriter};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -256,8 +256,10 @@ pub struct Boundary {
 pub struct Running {
     child: Child,
     group: Pid,
-    /// What it writes to stdout and stderr, in one.
+    /// What it writes to stdout and stderr, in one; of one started with [`Boundary::start_apart`] to stdout alone.
     pub output: Option<OwnedFd>,
+    /// What it writes to stderr, where that is apart.
+    pub errors: Option<OwnedFd>,
     /// Its stdin, where that was asked for.
     pub input: Option<ChildStdin>,
 }
@@ -295,8 +297,36 @@ impl Boundary {
     /// # Errors
     /// [`Error`]. A boundary that fails later ends the task with [`NOT_BUILT`] and its reason as output.
     pub async fn start(&self, policy: &Policy, task: Task, input: bool) -> Result<Running, Error> {
-        let frames = self.frames(policy, task.clone())?;
         let (reader, writer) = io::pipe()?;
+        let mut running = self.launch(policy, task, writer.try_clone()?, writer).await?;
+        running.output = Some(reader.into());
+        if !input {
+            running.input = None;
+        }
+        Ok(running)
+    }
+
+    /// Starts `task` with its stdin open, and with stdout and stderr apart.
+    ///
+    /// # Errors
+    /// [`Error`]. A boundary that fails later ends the task with [`NOT_BUILT`] and its reason on stderr.
+    pub async fn start_apart(&self, policy: &Policy, task: Task) -> Result<Running, Error> {
+        let (output, stdout) = io::pipe()?;
+        let (errors, stderr) = io::pipe()?;
+        let mut running = self.launch(policy, task, stdout, stderr).await?;
+        running.output = Some(output.into());
+        running.errors = Some(errors.into());
+        Ok(running)
+    }
+
+    async fn launch(
+        &self,
+        policy: &Policy,
+        task: Task,
+        stdout: PipeWriter,
+        stderr: PipeWriter,
+    ) -> Result<Running, Error> {
+        let frames = self.frames(policy, task.clone())?;
         let mut command = match (policy.level, &task) {
             (Level::Off, Task::Command { argv, cwd, env }) => {
                 let (program, arguments) = argv.split_first().ok_or_else(|| io::Error::other("there is no command"))?;
@@ -316,13 +346,13 @@ impl Boundary {
             }
         };
         command.process_group(0).kill_on_drop(true);
-        command.stdin(Stdio::piped()).stdout(writer.try_clone()?).stderr(writer);
+        command.stdin(Stdio::piped()).stdout(stdout).stderr(stderr);
         let mut child = command.spawn()?;
-        // The command holds the pipe's other end.
+        // The command holds the pipes' other ends.
         drop(command);
         let id = child.id().and_then(|id| i32::try_from(id).ok()).ok_or_else(|| io::Error::other("it has ended"))?;
         let mut stdin = child.stdin.take();
-        let mut running = Running { child, group: Pid::from_raw(id), output: Some(reader.into()), input: None };
+        let mut running = Running { child, group: Pid::from_raw(id), output: None, errors: None, input: None };
         if let Some(pipe) = &mut stdin {
             // A stage that ends before it has read says why on its output.
             match pipe.write_all(&frames).await {
@@ -330,7 +360,7 @@ impl Boundary {
                 _ => {}
             }
         }
-        running.input = stdin.filter(|_| input);
+        running.input = stdin;
         Ok(running)
     }
 

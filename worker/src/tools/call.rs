@@ -18,6 +18,8 @@ pub(crate) enum Ran {
     Finished(String),
     /// It did not stop when asked to and was dropped: whatever it was doing, nobody knows how far it came.
     Dropped,
+    /// With this text for the model, and nobody knows how far it came.
+    Lost(String),
 }
 
 /// Runs the call. When `stopped` ends first, the tool is asked to stop and given [`CANCEL_GRACE`].
@@ -138,7 +140,7 @@ mod tests {
     fn text(ran: Ran) -> String {
         match ran {
             Ran::Finished(text) => text,
-            Ran::Dropped => panic!("dropped"),
+            ran => panic!("{ran:?}"),
         }
     }
 

@@ -1,14 +1,15 @@
 //! Tools: what a model may ask for, and the one way a call of one of this worker's own is run.
 //!
 //! Called by turns. A [`Toolbox`] is injected by the composition root and shared by all turns; it says of each tool what
-//! repeating a call would do. [`Joined`] makes one of several; `plane` is what the control plane runs instead of this worker;
-//! `offer` what one turn has of both, by its profile. Always true: a call ends within its tool's time limit, its output is
+//! repeating a call would do. [`Joined`] makes one of several; `mcp` is what programs of the profile's bring, `plane` what the
+//! control plane runs instead of this worker; `offer` what one turn has of all, by its profile. Always true: a call ends within its tool's time limit, its output is
 //! bounded, and neither a failure nor a panic inside a tool ends more than that call. It journals nothing and knows no lease:
 //! whether a call may begin is the turn's decision.
 
 mod call;
 mod guard;
 pub mod local;
+mod mcp;
 mod offer;
 mod plane;
 mod redact;
@@ -25,6 +26,8 @@ use crate::sandbox::Policy;
 
 pub(crate) use call::{Ran, run};
 pub(crate) use guard::{Ruling, rule};
+pub use mcp::McpServers;
+pub(crate) use mcp::Offered as McpOffered;
 pub(crate) use offer::Offer;
 pub use plane::PlaneTools;
 pub(crate) use plane::{Error as PlaneError, ask as ask_plane, call as call_plane};

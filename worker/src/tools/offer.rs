@@ -1,4 +1,4 @@
-//! What one turn may call: the worker's own tools and the control plane's, as its profile allows.
+//! What one turn may call: the worker's own tools, its MCP servers' and the control plane's, as its profile allows.
 //!
 //! Made once when a turn begins. Always true: it stays as it is until the turn ends, and a tool that is not in it is one that
 //! does not exist. It runs nothing.
@@ -8,6 +8,14 @@ use hermes_proto::v1::{self, ProfileRevision};
 use super::ToolSpec;
 use crate::skills::Available;
 
+/// Whether the profile has that toolset on.
+pub(super) fn is_on(profile: Option<&ProfileRevision>, toolset: &str) -> bool {
+    let names = |list: &[String]| list.iter().any(|name| name == toolset);
+    profile.is_none_or(|profile| {
+        (!profile.toolsets_set || names(&profile.enabled_toolsets)) && !names(&profile.disabled_toolsets)
+    })
+}
+
 /// The tools of a turn.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Offer(Vec<ToolSpec>);
@@ -15,14 +23,8 @@ pub(crate) struct Offer(Vec<ToolSpec>);
 impl Offer {
     /// Those of `specs` whose toolset the profile has on. Of two tools with one name the first counts.
     pub(crate) fn new<'a>(specs: impl IntoIterator<Item = &'a ToolSpec>, profile: Option<&ProfileRevision>) -> Self {
-        let is_on = |spec: &ToolSpec| {
-            profile.is_none_or(|profile| {
-                (!profile.toolsets_set || profile.enabled_toolsets.contains(&spec.toolset))
-                    && !profile.disabled_toolsets.contains(&spec.toolset)
-            })
-        };
         let mut offered: Vec<ToolSpec> = Vec::new();
-        for spec in specs.into_iter().filter(|spec| is_on(spec)) {
+        for spec in specs.into_iter().filter(|spec| is_on(profile, &spec.toolset)) {
             if !offered.iter().any(|known| known.name == spec.name) {
                 offered.push(spec.clone());
             }

@@ -23,7 +23,7 @@ use crate::documents;
 use crate::model::Message;
 use crate::prompt::Basis;
 use crate::telemetry;
-use crate::tools::Offer;
+use crate::tools::{McpOffered, Offer};
 use crate::transcript::History;
 
 /// Broken attempts at one call, at most.
@@ -65,6 +65,8 @@ pub(super) struct Course {
     begins: usize,
     /// What its model may call.
     pub(super) tools: Offer,
+    /// Where those of MCP servers are.
+    pub(super) mcp: McpOffered,
     /// The number of the next step.
     pub(super) step: u32,
     pub(super) usage: Option<Usage>,
@@ -75,6 +77,7 @@ struct Prepared {
     history: History,
     past: Past,
     tools: Offer,
+    mcp: McpOffered,
 }
 
 /// Runs the turn to its end.
@@ -110,6 +113,7 @@ pub(super) async fn run(
             messages: Vec::new(),
             begins: 0,
             tools: Offer::default(),
+            mcp: McpOffered::default(),
             step: 0,
             usage: None,
         };
@@ -182,7 +186,7 @@ impl Course {
 
     async fn answer(&mut self, input: &Input) -> Result<String, Halt> {
         let mut tries = Tries::default();
-        let Prepared { mut history, past, tools } = loop {
+        let Prepared { mut history, past, tools, mcp } = loop {
             let channel = self.ready().await?;
             match self.inbox.unless_stopped(self.prepared(input, &channel)).await? {
                 Ok(prepared) => break prepared,
@@ -195,6 +199,7 @@ impl Course {
         self.make_room(&mut history).await?;
         self.past = past;
         self.tools = tools;
+        self.mcp = mcp;
         self.messages = self.inbox.unless_stopped(self.conversation(input, history)).await?;
         self.begins = self.messages.len().saturating_sub(1);
         self.steps().await
@@ -220,7 +225,7 @@ impl Course {
                 tracing::warn!(%error, cause, "going on with the documents that are here");
             }
         }
-        let tools = self.offer(channel).await?;
+        let (tools, mcp) = self.offer(channel).await?;
         let Assignment { transcript_version, history_rewinds, history_bytes, .. } = self.assignment;
         let history = match &input.history {
             Some(_) => History::default(),
@@ -234,13 +239,13 @@ impl Course {
             0 => Past::default(),
             _ => Past::fetch(channel.clone(), self.turn).await?,
         };
-        Ok(Prepared { history, past, tools })
+        Ok(Prepared { history, past, tools, mcp })
     }
 
-    /// The tools of this worker and of the control plane that the turn's profile has on.
-    async fn offer(&self, channel: &Channel) -> Result<Offer, Failure> {
+    /// The tools of this worker, of the control plane and of MCP servers that the turn's profile has on.
+    async fn offer(&self, channel: &Channel) -> Result<(Offer, McpOffered), Failure> {
         if !self.steps_are_taken() {
-            return Ok(Offer::default());
+            return Ok(Default::default());
         }
         let theirs = match self.shared.plane_tools.listed(channel).await {
             Ok(theirs) => theirs,
@@ -251,7 +256,14 @@ impl Course {
             }
         };
         let ours = self.shared.toolbox.specs();
-        Ok(Offer::new(ours.iter().chain(theirs.iter()), self.assignment.profile.as_ref()))
+        let profile = self.assignment.profile.as_ref();
+        let mcp = match &self.shared.mcp {
+            // Boxed, so that turns without servers are not the larger for it.
+            Some(servers) => Box::pin(servers.offered(profile, channel)).await.map_err(Failure::Broken)?,
+            None => McpOffered::default(),
+        };
+        // Nobody else's tool stands in for one of ours.
+        Ok((Offer::new(ours.iter().chain(theirs.iter()).chain(&mcp.specs), profile), mcp))
     }
 
     /// The system prompt, the history that fits, and the user's message.

@@ -33,8 +33,7 @@ use crate::model::Message;
 use crate::prompt::Prompts;
 use crate::sandbox::Boundary;
 use crate::seams::Seams;
-use crate::tools::PlaneTools;
-use crate::tools::Toolbox;
+use crate::tools::{McpServers, PlaneTools, Toolbox};
 use crate::transcript::Transcripts;
 use orders::Orders;
 pub(crate) use past::reply_that_asked;
@@ -58,6 +57,8 @@ pub struct Shared {
     pub prompts: Prompts,
     /// What the control plane runs for turns.
     pub plane_tools: PlaneTools,
+    /// Programs that bring tools; none where there is no boundary to run them behind.
+    pub mcp: Option<McpServers>,
     /// Today's date in the worker's time zone.
     pub today: fn() -> jiff::civil::Date,
     /// The tools that run here.

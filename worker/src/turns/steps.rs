@@ -248,7 +248,10 @@ impl Course {
             PastCall::New | PastCall::Ended(_) => None,
         };
         let Some(spec) = spec else {
-            return Ok(Outcome::refused(format!("Error: there is no tool {}.", call.name.escape_debug())));
+            return Ok(Outcome::refused(match self.mcp.withheld(&call.name) {
+                Some(why) => format!("Error: {why}."),
+                None => format!("Error: there is no tool {}.", call.name.escape_debug()),
+            }));
         };
         let arguments = match arguments(&call.arguments) {
             Ok(arguments) => arguments,
@@ -287,12 +290,20 @@ impl Course {
             cancel: CancellationToken::new(),
         };
         let span = tracing::info_span!("tool", tool = spec.name, session = self.turn.session_id, turn = self.turn.seq);
-        let ran = run(shared.toolbox.as_ref(), spec, call, self.inbox.ended()).instrument(span).await;
+        let stopped = self.inbox.ended();
+        let ran = async {
+            match self.mcp.has(spec) {
+                true => Box::pin(self.mcp.run(spec, call, stopped)).await,
+                false => run(shared.toolbox.as_ref(), spec, call, stopped).await,
+            }
+        };
+        let ran = ran.instrument(span).await;
         shared.seams.point("effect.after").await;
         Ok(match ran {
             Ran::Finished(text) => Outcome { text, effect, key, unknown: false },
             Ran::Dropped if spec.effect == Effect::Pure => Outcome::refused("Error: the call was stopped.".to_owned()),
             Ran::Dropped => Outcome::unknown(effect, key),
+            Ran::Lost(text) => Outcome { text, effect, key, unknown: true },
         })
     }
 

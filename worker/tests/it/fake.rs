@@ -532,6 +532,10 @@ impl WorkerService for Service {
         Ok(Response::new(AskApprovalResponse { state: state.into() }))
     }
 
+    async fn pin_mcp_tools(&self, _: Request<PinMcpToolsRequest>) -> Result<Response<PinMcpToolsResponse>, Status> {
+        Err(Status::unimplemented("a control plane of before MCP servers"))
+    }
+
     async fn fetch_transcript(
         &self,
         request: Request<FetchTranscriptRequest>,

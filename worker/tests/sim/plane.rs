@@ -145,6 +145,10 @@ impl WorkerService for Replica {
         Err(Status::unimplemented("nothing is summed up here"))
     }
 
+    async fn pin_mcp_tools(&self, _: Request<PinMcpToolsRequest>) -> Result<Response<PinMcpToolsResponse>, Status> {
+        Err(Status::unimplemented("a control plane of before MCP servers"))
+    }
+
     async fn fetch_transcript(
         &self,
         _: Request<FetchTranscriptRequest>,

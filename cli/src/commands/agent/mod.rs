@@ -1,5 +1,6 @@
 //! `agent …`: the registry of agents. Every change is one call; the control plane judges ids, models and homes.
 
+mod mcp;
 mod view;
 
 use hermes_core::approvals::Mode;
@@ -26,6 +27,7 @@ pub(crate) async fn run(command: AgentCommand, inv: &mut Invocation) -> anyhow::
         AgentCommand::Update(args) => update(args, inv).await,
         AgentCommand::Remove(args) => remove(args, inv).await,
         AgentCommand::History { id, limit } => history(id, limit, inv).await,
+        AgentCommand::Mcp(command) => mcp::run(command, inv).await,
         AgentCommand::Rollback { id, revision } => rollback(id, revision, inv).await,
     }
 }
@@ -185,6 +187,8 @@ fn spec(args: SpecArgs) -> anyhow::Result<(AgentSpec, Option<Vec<u8>>)> {
         disabled_toolsets: args.disabled_toolsets.as_deref().map(list_of),
         sandbox: args.sandbox.as_deref().map(sandbox).transpose()?,
         approvals: args.approvals.as_deref().map(approvals).transpose()?,
+        // They have more to them than fits on a command line; they stand in the document.
+        mcp_servers: None,
         fallback_models: args.fallback_models.as_deref().map(list_of),
         // Budgets stand in the document; `hermesctl budget raise` and `pause` act beside it.
         budget: None,

@@ -1,5 +1,7 @@
 //! How agents and their revisions look. Called by the agent commands; pure.
 
+use std::collections::BTreeMap;
+
 use hermes_proto::v1;
 use serde::Serialize;
 
@@ -21,6 +23,8 @@ pub(crate) struct SpecView {
     approvals: Option<ApprovalsView>,
     #[serde(skip_serializing_if = "Option::is_none")]
     fallback_models: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mcp_servers: Option<Vec<ServerView>>,
 }
 
 /// When people are asked before what an agent does.
@@ -82,6 +86,33 @@ impl SandboxView {
     }
 }
 
+/// One MCP server of an agent.
+#[derive(Serialize)]
+struct ServerView {
+    name: String,
+    command: Vec<String>,
+    env: BTreeMap<String, String>,
+    include: Option<Vec<String>>,
+    exclude: Vec<String>,
+    timeout_seconds: u32,
+    connect_timeout_seconds: u32,
+    enabled: bool,
+}
+
+fn servers(servers: Vec<v1::McpServer>) -> Vec<ServerView> {
+    let view = |server: v1::McpServer| ServerView {
+        name: server.name,
+        command: server.command,
+        env: server.env.into_iter().map(|variable| (variable.name, variable.value)).collect(),
+        include: server.include.map(|list| list.values),
+        exclude: server.exclude,
+        timeout_seconds: server.timeout_seconds,
+        connect_timeout_seconds: server.connect_timeout_seconds,
+        enabled: !server.disabled,
+    };
+    servers.into_iter().map(view).collect()
+}
+
 impl SpecView {
     fn from_proto(spec: v1::AgentSpec) -> Self {
         Self {
@@ -95,6 +126,7 @@ impl SpecView {
             sandbox: spec.sandbox.map(SandboxView::from_proto),
             approvals: spec.approvals.map(ApprovalsView::from_proto),
             fallback_models: spec.fallback_models.map(|list| list.values),
+            mcp_servers: spec.mcp_servers.map(|list| servers(list.servers)),
         }
     }
 }
@@ -128,6 +160,8 @@ pub(crate) struct AgentView {
     /// After defaults.
     #[serde(skip_serializing_if = "Option::is_none")]
     approvals: Option<ApprovalsView>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    mcp_servers: Vec<ServerView>,
 }
 
 impl AgentView {
@@ -151,6 +185,7 @@ impl AgentView {
             sessions_path: agent.sessions_path,
             sandbox: agent.sandbox.map(SandboxView::from_proto),
             approvals: agent.approvals.map(ApprovalsView::from_proto),
+            mcp_servers: servers(agent.mcp_servers),
         }
     }
 
@@ -208,6 +243,12 @@ impl View for AgentView {
             ("Skills", or_dash(Some(&self.skills_path))),
             ("Sessions", or_dash(Some(&self.sessions_path))),
         ]);
+        if !self.mcp_servers.is_empty() {
+            let off = |server: &ServerView| if server.enabled { "" } else { " (off)" };
+            let names: Vec<_> =
+                self.mcp_servers.iter().map(|server| format!("{}{}", server.name, off(server))).collect();
+            rows.push(("MCP servers", names.join(", ")));
+        }
         let mut text = pairs(paint, &rows);
         text.push_str(&format!("\n\n{}", paint.bold(&format!("Routes ({}):", self.route_count))));
         for route in &self.routes {
@@ -364,6 +405,7 @@ mod tests {
             sessions_path: "/var/lib/hermes/homes/coder/sessions".into(),
             approvals: None,
             sandbox: Some(v1::Sandbox { level: v1::SandboxLevel::Off.into(), ..v1::Sandbox::default() }),
+            mcp_servers: Vec::new(),
         }
     }
 

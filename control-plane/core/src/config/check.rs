@@ -14,6 +14,7 @@ use super::{
 use crate::AgentId;
 use crate::approvals::Approvals;
 use crate::command;
+use crate::mcp;
 use crate::reset::{ResetMode, ResetPolicy};
 use crate::routing::RouteTable;
 use crate::sandbox::Sandbox;
@@ -78,6 +79,18 @@ pub fn check_spec(id: &AgentId, spec: &AgentSpec) -> Vec<Fault> {
     }
     for fault in spec.sandbox.iter().flat_map(Sandbox::faults) {
         faults.push(Fault { line: 0, path: format!("agents.{id}.sandbox"), message: fault });
+    }
+    for (name, server) in spec.mcp_servers.iter().flatten() {
+        let path = format!("agents.{id}.mcp_servers.{name}");
+        if let Some(message) = mcp::name_fault(name) {
+            faults.push(Fault { line: 0, path: path.clone(), message });
+        }
+        for (key, message) in server.faults() {
+            faults.push(Fault { line: 0, path: format!("{path}.{key}"), message });
+        }
+    }
+    if let Some(message) = spec.mcp_servers.as_ref().and_then(mcp::fault_of_all) {
+        faults.push(Fault { line: 0, path: format!("agents.{id}.mcp_servers"), message });
     }
     faults.into_list()
 }

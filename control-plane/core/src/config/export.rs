@@ -12,7 +12,7 @@ use indexmap::IndexMap;
 use super::tree::is_odd;
 use super::{
     AgentSpec, Document, Limits, Provider, Rate, Retention, SecretRef, Streaming, TelegramAccount, WebhookAccount,
-    WebhookReply, approvals, budget, sandbox,
+    WebhookReply, approvals, budget, mcp, sandbox,
 };
 use crate::busy::{Busy, BusyPolicy, BusyRule};
 use crate::command::AccessLists;
@@ -141,7 +141,7 @@ pub(super) fn literal(value: impl fmt::Display) -> Shape {
     Shape::Scalar(value.to_string())
 }
 
-fn texts(values: &[String]) -> Shape {
+pub(super) fn texts(values: &[String]) -> Shape {
     Shape::List(values.iter().map(|value| text(value)).collect())
 }
 
@@ -198,6 +198,7 @@ pub(super) fn shape(document: &Document) -> Shape {
         .put("retention", retention(&document.retention))
         .put("sandbox", sandbox::shape(&document.sandbox))
         .put("approvals", approvals::shape(&document.approvals))
+        .put("mcp_servers", mcp::shape(&document.mcp_servers))
         .put("budget", budget::shape(&document.budget))
         .put("user_budget", budget::shape(&document.user_budget))
         .put("providers", named(&document.providers, provider))
@@ -289,6 +290,10 @@ fn agent(spec: &AgentSpec) -> Shape {
     };
     let entries = match &spec.approvals {
         Some(own) => entries.put("approvals", approvals::shape(own)),
+        None => entries,
+    };
+    let entries = match &spec.mcp_servers {
+        Some(own) => entries.put("mcp_servers", mcp::shape(own)),
         None => entries,
     };
     match &spec.budget {

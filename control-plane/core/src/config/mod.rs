@@ -16,6 +16,7 @@ mod busy;
 mod check;
 mod export;
 mod fields;
+mod mcp;
 mod merge;
 mod models;
 mod patch;
@@ -45,6 +46,7 @@ use crate::approvals::Approvals;
 use crate::budget::{Budget, Price};
 use crate::busy::Busy;
 use crate::command::AccessLists;
+use crate::mcp::McpServers;
 use crate::reset::{ResetPolicy, ResetRules};
 use crate::routing::Route;
 use crate::sandbox::Sandbox;
@@ -98,6 +100,9 @@ pub struct Document {
     /// When people are asked before what an agent does that has no rule of its own.
     #[serde(default)]
     pub approvals: Approvals,
+    /// MCP servers of every agent that has none of its own. Default: none.
+    #[serde(default)]
+    pub mcp_servers: McpServers,
     /// What each agent may use that has no budget of its own. Default: anything.
     #[serde(default)]
     pub budget: Budget,
@@ -134,6 +139,7 @@ impl Default for Document {
             retention: Retention::default(),
             sandbox: Sandbox::default(),
             approvals: Approvals::default(),
+            mcp_servers: McpServers::new(),
             budget: Budget::default(),
             user_budget: Budget::default(),
             providers: BTreeMap::new(),
@@ -159,6 +165,11 @@ impl Document {
     /// When people are asked before what an agent does: its own rule as a whole, else the one of all.
     pub fn approvals_of<'a>(&'a self, spec: &'a AgentSpec) -> &'a Approvals {
         spec.approvals.as_ref().unwrap_or(&self.approvals)
+    }
+
+    /// The MCP servers of an agent: its own as a whole, else those of all.
+    pub fn mcp_servers_of<'a>(&'a self, spec: &'a AgentSpec) -> &'a McpServers {
+        spec.mcp_servers.as_ref().unwrap_or(&self.mcp_servers)
     }
 
     /// The budget of an agent: its own as a whole, else the one of all.
@@ -243,6 +254,9 @@ pub struct AgentSpec {
     /// When people are asked before what it does, instead of the document's as a whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approvals: Option<Approvals>,
+    /// Its MCP servers, instead of the document's as a whole; an empty map is an explicit "none".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mcp_servers: Option<McpServers>,
     /// Models that are asked when its own cannot answer; an empty list is an explicit "none".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback_models: Option<Vec<String>>,

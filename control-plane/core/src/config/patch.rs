@@ -13,18 +13,19 @@ use super::fields::{self, Faults, Path, Section, boolean, entries, integer, judg
 use super::tree::{self, Node};
 use super::{
     AgentSpec, Document, Fault, Provider, ProviderKind, RetentionPatch, TelegramAccount, WebhookAccount, accounts,
-    approvals, budget, busy, retention, sandbox, values,
+    approvals, budget, busy, mcp, retention, sandbox, values,
 };
 use crate::AgentId;
 use crate::approvals::Approvals;
 use crate::budget::Budget;
 use crate::busy::Busy;
+use crate::mcp::McpServers;
 use crate::reset::{ResetMode, ResetPolicy};
 use crate::routing::{InvalidRoute, MatchKey, Route};
 use crate::sandbox::Sandbox;
 
 /// Top-level keys.
-const KEYS: [&str; 21] = [
+const KEYS: [&str; 22] = [
     "default_agent",
     "model",
     "fallback_models",
@@ -39,6 +40,7 @@ const KEYS: [&str; 21] = [
     "retention",
     "sandbox",
     "approvals",
+    "mcp_servers",
     "budget",
     "user_budget",
     "providers",
@@ -47,7 +49,7 @@ const KEYS: [&str; 21] = [
     "agents",
     "routes",
 ];
-const AGENT_KEYS: [&str; 11] = [
+const AGENT_KEYS: [&str; 12] = [
     "model",
     "provider",
     "base_url",
@@ -59,6 +61,7 @@ const AGENT_KEYS: [&str; 11] = [
     "budget",
     "sandbox",
     "approvals",
+    "mcp_servers",
 ];
 
 /// What one text says: every key optional, named agents, providers and accounts as written.
@@ -88,6 +91,8 @@ pub struct Patch {
     pub sandbox: Option<Sandbox>,
     /// See [`super::Document::approvals`].
     pub approvals: Option<Approvals>,
+    /// Replaces all servers.
+    pub mcp_servers: Option<McpServers>,
     /// `limits`, key by key.
     pub limits: LimitsPatch,
     /// `retention`, key by key.
@@ -234,6 +239,9 @@ pub fn read(text: &str) -> Reading {
     }
     if let Some(node) = top.get("approvals") {
         patch.approvals = Some(approvals::read(node, Path::Root.key("approvals"), &mut faults));
+    }
+    if let Some(node) = top.get("mcp_servers") {
+        patch.mcp_servers = Some(mcp::read(node, Path::Root.key("mcp_servers"), &mut faults));
     }
     let budgets = [("budget", &mut patch.budget), ("user_budget", &mut patch.user_budget)];
     for (key, slot) in budgets {
@@ -453,9 +461,11 @@ fn agent_spec(section: &Section<'_, '_>, faults: &mut Faults) -> AgentSpec {
     let sandbox = section.optional("sandbox", faults, |node, path, faults| Some(sandbox::read(node, path, faults)));
     let approvals =
         section.optional("approvals", faults, |node, path, faults| Some(approvals::read(node, path, faults)));
+    let mcp_servers = section.optional("mcp_servers", faults, |node, path, faults| Some(mcp::read(node, path, faults)));
     AgentSpec {
         sandbox,
         approvals,
+        mcp_servers,
         model,
         provider,
         base_url,

@@ -68,6 +68,7 @@ fn assignment(seq: i64, epoch: i64) -> Box<Assignment> {
         disabled_toolsets: Vec::new(),
         sandbox: hermes_core::sandbox::Sandbox::default(),
         approvals: hermes_core::approvals::Approvals::default(),
+        mcp_servers: Default::default(),
         history_bytes: 0,
         history_rewinds: 0,
         home_version: 0,

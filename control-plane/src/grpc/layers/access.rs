@@ -64,6 +64,7 @@ pub fn required(rpc: Rpc) -> Requirement {
         Rpc::AgentListAgents
         | Rpc::AgentGetAgent
         | Rpc::AgentListRevisions
+        | Rpc::AgentListMcpServers
         | Rpc::RouteListRoutes
         | Rpc::RouteExplainRoute
         | Rpc::SessionListSessions
@@ -82,6 +83,7 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::AgentUpdateAgent
         | Rpc::AgentRemoveAgent
         | Rpc::AgentRollbackAgent
+        | Rpc::AgentAcceptMcpServer
         | Rpc::RouteAddRoute
         | Rpc::RouteRemoveRoute
         | Rpc::BudgetRaiseBudget
@@ -112,6 +114,7 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::WorkerCallTool
         | Rpc::WorkerPutSummary
         | Rpc::WorkerAskApproval
+        | Rpc::WorkerPinMcpTools
         | Rpc::ModelGenerate
         | Rpc::IdentityRenew => Requirement::WorkerCertificate,
 

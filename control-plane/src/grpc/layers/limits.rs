@@ -77,6 +77,8 @@ fn pace(called: Called) -> Pace {
         | Rpc::AgentRemoveAgent
         | Rpc::AgentListRevisions
         | Rpc::AgentRollbackAgent
+        | Rpc::AgentListMcpServers
+        | Rpc::AgentAcceptMcpServer
         | Rpc::RouteListRoutes
         | Rpc::RouteAddRoute
         | Rpc::RouteRemoveRoute
@@ -108,6 +110,7 @@ fn pace(called: Called) -> Pace {
         | Rpc::WorkerPutSummary
         | Rpc::ApprovalListApprovals
         | Rpc::ApprovalAnswerApproval
+        | Rpc::WorkerPinMcpTools
         | Rpc::MessageSubmit => Pace::Quick,
 
         Rpc::SystemApply | Rpc::SystemDiff | Rpc::WorkerPushDocument => Pace::Upload,

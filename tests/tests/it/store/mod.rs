@@ -14,6 +14,7 @@ mod db;
 mod deliveries;
 mod journal;
 mod leases;
+mod mcp;
 mod migrations;
 mod mutations;
 mod outbox;
@@ -245,6 +246,10 @@ drills! {
         an_account_that_is_given_up_is_free_at_once,
         a_replica_takes_its_share_of_the_accounts_and_the_rest_only_when_nobody_else_does,
         two_replicas_that_want_one_account_do_not_wait_for_each_other,
+    }
+    mcp::{
+        what_a_server_is_first_seen_with_is_pinned_until_it_is_configured_anew,
+        an_operator_pins_what_was_looked_at_and_nothing_else,
     }
     registry::{
         two_writers_of_one_version_are_one_winner,

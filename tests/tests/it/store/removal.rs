@@ -87,10 +87,11 @@ pub(super) fn a_purge_is_refused_while_anything_runs_waits_or_is_undelivered(db:
     let p = db.positions()?[0];
     same!(db.deliver(1, &[super::db::delivered(9, p, 1)])?, "t");
     db.wait(db.store.home_push(1, "SOUL.md", 0, b"me", false))?;
+    db.wait(db.store.mcp_seen(1, "notes", b"x", None, "it ended"))?;
     purge(db)?;
     same!(
-        db.look("SELECT (SELECT count(*) FROM turn_steps), (SELECT count(*) FROM home_documents), (SELECT count(*) FROM inbound)")?,
-        "0|0|2"
+        db.look("SELECT (SELECT count(*) FROM turn_steps), (SELECT count(*) FROM home_documents), (SELECT count(*) FROM mcp_pins), (SELECT count(*) FROM inbound)")?,
+        "0|0|0|2"
     );
     same!(db.look("SELECT session_id, agent_no FROM sessions")?, "2|2");
     same!(db.look("SELECT session_id FROM session_keys")?, "2");

@@ -5,6 +5,7 @@ mod answers;
 mod bad_input;
 mod homes;
 mod lifecycle;
+mod mcp;
 mod nothing_lost;
 mod readers;
 mod removal;

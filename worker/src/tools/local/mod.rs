@@ -22,8 +22,9 @@ use serde_json::{Map, Value};
 use super::{ToolCall, ToolResult, ToolSpec, Toolbox};
 use crate::sandbox::{Boundary, Policy, SCRATCH, Task};
 use files::{Request, Skills};
-use output::Captured;
+pub(super) use output::Captured;
 use processes::Processes;
+pub(super) use terminal::environment;
 
 /// Longest answer of work on files, bytes; the work itself stays below it.
 const MAX_FILES_ANSWER: usize = 200 << 10;

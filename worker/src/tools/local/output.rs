@@ -15,7 +15,7 @@ const AFTERWARDS: Duration = Duration::from_millis(500);
 
 /// The beginning and the end of an output; what is between them is counted.
 #[derive(Debug)]
-pub(super) struct Captured {
+pub(in crate::tools) struct Captured {
     head: Vec<u8>,
     tail: VecDeque<u8>,
     /// Bytes that `head` and `tail` hold at most.
@@ -26,13 +26,13 @@ pub(super) struct Captured {
 
 impl Captured {
     /// Keeps at most `bytes`: two fifths of the beginning, the rest of the end, where results mostly stand.
-    pub(super) fn new(bytes: usize) -> Self {
+    pub(in crate::tools) fn new(bytes: usize) -> Self {
         let head_bytes = bytes / 5 * 2;
         Self { head: Vec::new(), tail: VecDeque::new(), head_bytes, tail_bytes: bytes - head_bytes, total: 0 }
     }
 
     /// Takes more.
-    pub(super) fn push(&mut self, bytes: &[u8]) {
+    pub(in crate::tools) fn push(&mut self, bytes: &[u8]) {
         self.total += bytes.len() as u64;
         let (first, rest) = bytes.split_at(bytes.len().min(self.head_bytes - self.head.len()));
         self.head.extend_from_slice(first);
@@ -43,12 +43,12 @@ impl Captured {
     }
 
     /// All that was written, in bytes.
-    pub(super) fn total(&self) -> u64 {
+    pub(in crate::tools) fn total(&self) -> u64 {
         self.total
     }
 
     /// The text, saying what is left out.
-    pub(super) fn text(&self) -> String {
+    pub(in crate::tools) fn text(&self) -> String {
         let kept = (self.head.len() + self.tail.len()) as u64;
         let (front, back) = self.tail.as_slices();
         let tail = [front, back].concat();

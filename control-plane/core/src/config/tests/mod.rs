@@ -2,6 +2,7 @@
 
 mod approvals;
 mod budgets;
+mod mcp;
 mod strict;
 
 use proptest::prelude::*;

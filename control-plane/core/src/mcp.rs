@@ -1,0 +1,217 @@
+//! Which MCP servers an agent has: programs that bring it tools, started by its worker behind the agent's boundary.
+//!
+//! A part of an agent's profile: read by [`crate::config`], stored with the revision, told to its workers. Always true of one without
+//! [`McpServer::faults`]: it has a program, and nothing in it is named like a secret, because secrets never go to workers. It starts
+//! nothing and does not know which tools a server has.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+
+use serde::{Deserialize, Serialize};
+
+/// What [`McpServer::timeout_seconds`] may be.
+pub const TIMEOUT_SECONDS: RangeInclusive<u64> = 1..=600;
+/// What [`McpServer::connect_timeout_seconds`] may be.
+pub const CONNECT_TIMEOUT_SECONDS: RangeInclusive<u64> = 1..=300;
+/// Most servers of one agent.
+const MAX_SERVERS: usize = 32;
+/// What all servers of one agent may take, bytes: they go to its worker with each turn.
+const MAX_BYTES: usize = 64 << 10;
+/// Longest name of a server: it is a part of each of its tools' names.
+const MAX_NAME: usize = 32;
+/// Longest argument, value or tool name, bytes.
+const MAX_TEXT: usize = 4096;
+/// Most arguments, variables, or names of tools.
+const MAX_ITEMS: usize = 128;
+
+/// The servers of one agent by name.
+pub type McpServers = BTreeMap<String, McpServer>;
+
+/// One server, spoken to over its stdin and stdout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct McpServer {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Variables beside the usual ones; no secrets.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// The only tools it gives, by its own names for them. Default: all.
+    #[serde(default)]
+    pub include: Option<Vec<String>>,
+    /// Tools that it does not give.
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// How long a call may take, seconds. Default: [`McpServer::USUAL_TIMEOUT_SECONDS`].
+    pub timeout_seconds: u64,
+    /// How long it may take to start and to say which tools it has, seconds. Default:
+    /// [`McpServer::USUAL_CONNECT_TIMEOUT_SECONDS`].
+    pub connect_timeout_seconds: u64,
+    /// Whether it is there at all. Default: true.
+    pub enabled: bool,
+}
+
+impl McpServer {
+    /// How long a call may take when nobody says otherwise, seconds.
+    pub const USUAL_TIMEOUT_SECONDS: u64 = 120;
+    /// How long a start may take when nobody says otherwise, seconds.
+    pub const USUAL_CONNECT_TIMEOUT_SECONDS: u64 = 30;
+
+    /// What is wrong with it: the key below the server's, and what to write instead.
+    pub fn faults(&self) -> Vec<(String, String)> {
+        let mut faults = Vec::new();
+        if self.command.first().is_none_or(String::is_empty) {
+            faults.push(("command".to_owned(), "write the program and its arguments as a list".to_owned()));
+        }
+        let lists = [
+            ("command", self.command.as_slice()),
+            ("tools.include", self.include.as_deref().unwrap_or_default()),
+            ("tools.exclude", self.exclude.as_slice()),
+        ];
+        for (key, items) in lists {
+            if items.len() > MAX_ITEMS {
+                faults.push((key.to_owned(), format!("at most {MAX_ITEMS} items are allowed here")));
+            }
+            for (index, item) in items.iter().enumerate() {
+                faults.extend(text_fault(item).map(|fault| (format!("{key}[{index}]"), fault)));
+            }
+        }
+        if self.env.len() > MAX_ITEMS {
+            faults.push(("env".to_owned(), format!("at most {MAX_ITEMS} variables are allowed here")));
+        }
+        for (name, value) in &self.env {
+            let fault = variable_fault(name).or_else(|| text_fault(value));
+            faults.extend(fault.map(|fault| (format!("env.{name}"), fault)));
+        }
+        let times = [
+            ("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS),
+            ("connect_timeout_seconds", self.connect_timeout_seconds, CONNECT_TIMEOUT_SECONDS),
+        ];
+        for (key, seconds, allowed) in times {
+            if !allowed.contains(&seconds) {
+                let (least, most) = (allowed.start(), allowed.end());
+                faults.push((key.to_owned(), format!("write a whole number from {least} to {most}")));
+            }
+        }
+        faults
+    }
+}
+
+/// What is wrong with all servers of an agent together.
+pub fn fault_of_all(servers: &McpServers) -> Option<String> {
+    if servers.len() > MAX_SERVERS {
+        return Some(format!("these are {} servers; at most {MAX_SERVERS} are allowed", servers.len()));
+    }
+    let of = |(name, server): (&String, &McpServer)| {
+        let lists = [&server.command, server.include.as_ref().unwrap_or(&server.exclude), &server.exclude];
+        let texts = lists.into_iter().flatten().chain(server.env.iter().flat_map(|(name, value)| [name, value]));
+        name.len() + texts.map(|text| text.len() + 4).sum::<usize>()
+    };
+    let bytes: usize = servers.iter().map(of).sum();
+    (bytes > MAX_BYTES).then(|| format!("these servers take {bytes} bytes; at most {MAX_BYTES} are allowed"))
+}
+
+/// What is wrong with a server's name.
+pub fn name_fault(name: &str) -> Option<String> {
+    let end = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let plain = name.chars().all(|c| end(c) || matches!(c, '-' | '_'));
+    let fits = (1..=MAX_NAME).contains(&name.len()) && name.starts_with(end) && name.ends_with(end);
+    let message = "a server's name is 1 to 32 of a-z, 0-9, _ and -, first and last a letter or digit";
+    (!plain || !fits).then(|| message.to_owned())
+}
+
+fn text_fault(text: &str) -> Option<String> {
+    if text.len() > MAX_TEXT {
+        return Some(format!("it has {} bytes; at most {MAX_TEXT} are allowed", text.len()));
+    }
+    text.contains('\0').then(|| "it contains a NUL character; remove it".to_owned())
+}
+
+/// A variable that cannot be one, or is named as secrets are.
+fn variable_fault(name: &str) -> Option<String> {
+    let first = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    if !first || name.len() > 200 || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        return Some("a variable's name is letters, digits and _, not beginning with a digit".to_owned());
+    }
+    let upper = name.to_ascii_uppercase();
+    let secret = upper.split('_').any(|word| {
+        let words = ["KEY", "APIKEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "CREDENTIALS"];
+        words.contains(&word)
+    });
+    secret
+        .then(|| "this names a secret, and secrets never go to workers; a server here has to do without it".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(command: &[&str], env: &[(&str, &str)]) -> McpServer {
+        McpServer {
+            command: command.iter().map(|&word| word.to_owned()).collect(),
+            env: env.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect(),
+            include: None,
+            exclude: Vec::new(),
+            timeout_seconds: McpServer::USUAL_TIMEOUT_SECONDS,
+            connect_timeout_seconds: McpServer::USUAL_CONNECT_TIMEOUT_SECONDS,
+            enabled: true,
+        }
+    }
+
+    #[test]
+    fn a_server_has_a_program_and_no_secrets() {
+        assert_eq!(server(&["node", "x.js"], &[("LOG_LEVEL", "info"), ("MONKEY", "1")]).faults(), []);
+        let faulty: Vec<String> = [
+            server(&[], &[]),
+            server(&[""], &[]),
+            server(&["a", "b\0"], &[]),
+            server(&["a"], &[("GITHUB_TOKEN", "x")]),
+            server(&["a"], &[("api_key", "x")]),
+            server(&["a"], &[("1A", "x")]),
+            McpServer { timeout_seconds: 0, ..server(&["a"], &[]) },
+            McpServer { connect_timeout_seconds: 301, ..server(&["a"], &[]) },
+            McpServer { exclude: vec!["x".repeat(MAX_TEXT + 1)], ..server(&["a"], &[]) },
+        ]
+        .iter()
+        .flat_map(|server| server.faults().into_iter().map(|(key, _)| key))
+        .collect();
+        let keys = [
+            "command",
+            "command",
+            "command[1]",
+            "env.GITHUB_TOKEN",
+            "env.api_key",
+            "env.1A",
+            "timeout_seconds",
+            "connect_timeout_seconds",
+            "tools.exclude[0]",
+        ];
+        assert_eq!(faulty, keys);
+    }
+
+    #[test]
+    fn servers_of_one_agent_fit_into_what_its_worker_is_told_with_each_turn() {
+        let named =
+            |count: usize, server: &McpServer| (0..count).map(|at| (format!("s{at}"), server.clone())).collect();
+        assert_eq!(fault_of_all(&named(MAX_SERVERS, &server(&["a"], &[]))), None);
+        assert!(fault_of_all(&named(MAX_SERVERS + 1, &server(&["a"], &[]))).is_some());
+        let long = "x".repeat(MAX_TEXT);
+        for large in [
+            server(&[long.as_str(); 8], &[]),
+            server(&["a"], &[("A", &long), ("B", &long), ("C", &long), ("D", &long)]),
+            McpServer { include: Some(vec![long.clone(); 8]), ..server(&["a"], &[]) },
+            McpServer { exclude: vec![long.clone(); 8], ..server(&["a"], &[]) },
+        ] {
+            assert!(large.faults().is_empty() && fault_of_all(&named(8, &large)).is_some());
+        }
+    }
+
+    #[test]
+    fn names_of_servers_fit_into_names_of_tools() {
+        for name in ["a", "everything", "git-hub_2"] {
+            assert_eq!(name_fault(name), None, "{name}");
+        }
+        for name in ["", "A", "-a", "a_", "a.b", &"a".repeat(33)] {
+            assert!(name_fault(name).is_some(), "{name}");
+        }
+    }
+}
