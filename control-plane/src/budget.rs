@@ -18,8 +18,11 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::models::ModelFailure;
+use crate::outbox::Outbox;
 use crate::registry::{AgentEntry, Registry, Snapshot};
-use crate::store::{self, BudgetCall, DatabaseClock, PauseRow, RaiseRow, Reserved, SpentRow, Store, TurnId};
+use crate::store::{
+    self, Alerted, BudgetCall, BudgetHit, DatabaseClock, PauseRow, RaiseRow, Reserved, SpentRow, Store, TurnId,
+};
 use crate::telemetry::Metrics;
 
 /// How long a call is waited for; longer than any turn's call takes. Later it counts as spent for people, too.
@@ -33,6 +36,7 @@ const USER: &str = "user:";
 #[derive(Clone)]
 pub struct Budgets {
     registry: Registry,
+    outbox: Outbox,
     clock: std::sync::Arc<DatabaseClock>,
     metrics: Metrics,
 }
@@ -160,8 +164,8 @@ pub struct Standing {
 
 impl Budgets {
     /// Over what is stored and served.
-    pub fn new(registry: Registry, clock: std::sync::Arc<DatabaseClock>, metrics: Metrics) -> Self {
-        Self { registry, clock, metrics }
+    pub fn new(registry: Registry, outbox: Outbox, clock: std::sync::Arc<DatabaseClock>, metrics: Metrics) -> Self {
+        Self { registry, outbox, clock, metrics }
     }
 
     /// Whether a call of `models`, the first that answers, may be made now. When it may, what it takes at most is reserved.
@@ -209,8 +213,11 @@ impl Budgets {
             Reserved::Refused { payer, spent } => {
                 let Some(bound) = bounds.get(payer) else { return Err(Refusal::Fenced) };
                 let limit = bound.budget.exceeded(&spent, &ask).unwrap_or(Limit::UsdPerDay);
-                self.alert(bound, limit, &periods, &entry.id, wish.turn).await;
                 let whose = if bound.is_user { Payer::User } else { Payer::Agent(&entry.id) };
+                let text = budget::alert(&entry.id, whose, &bound.budget, limit, &periods, &snapshot.zone);
+                let (payer, period) = (bound.payer.as_str(), limit.begins(&periods));
+                let hit = BudgetHit { payer, limit, period, turn: wish.turn, agent_no: entry.no, text: &text };
+                self.alert(&hit, &entry.id).await;
                 let sentence = budget::refusal(whose, &bound.budget, limit, &ask, &periods, &snapshot.zone);
                 Err(Refusal::Failure(ModelFailure::over_budget(sentence)))
             }
@@ -243,16 +250,19 @@ impl Budgets {
         (snapshot.models.budget_of(&entry.spec).raised(&raises, now), rows)
     }
 
-    /// Says, once a payer, limit and period, that a limit was hit. What is delivered to people about it begins here.
-    async fn alert(&self, bound: &Bound, limit: Limit, periods: &Periods, agent: &AgentId, turn: TurnId) {
-        let store = self.registry.store();
-        let (payer, what) = (bound.payer.as_str(), limit.as_str());
-        match store.budget_alert(payer, limit, limit.begins(periods), turn).await {
-            Ok(true) => {
+    /// Says, once a payer, limit and period, that a limit was hit: to the home chat of the agent, where it has one.
+    async fn alert(&self, hit: &BudgetHit<'_>, agent: &AgentId) {
+        let (payer, what, turn) = (hit.payer, hit.limit.as_str(), hit.turn);
+        match self.registry.store().budget_alert(hit).await {
+            Ok(Alerted::Before) => {}
+            Ok(alerted @ (Alerted::Noted | Alerted::Home)) => {
                 self.metrics.budget_alert(agent.as_str(), what);
-                tracing::warn!(%agent, payer, limit = what, %turn, "a budget is used up");
+                let home = alerted == Alerted::Home;
+                tracing::warn!(%agent, payer, limit = what, %turn, home, "a budget is used up");
+                if home {
+                    self.outbox.nudge();
+                }
             }
-            Ok(false) => {}
             Err(error) => {
                 tracing::warn!(%agent, payer, limit = what, %error, "that a budget is used up could not be noted")
             }
@@ -352,9 +362,25 @@ fn agent_payer(agent_no: i32) -> String {
     format!("agent:{agent_no}")
 }
 
-/// The one who wrote a turn's message, where it came from a platform that says who.
+/// The one who wrote a turn's message, or the one that set off what an agent asks, where it came from a platform that says who.
 fn user_payer(payload: &[u8]) -> Option<String> {
-    let source = serde_json::from_slice::<TurnInput>(payload).ok()?.source?;
+    let TurnInput { source, behalf, .. } = serde_json::from_slice(payload).ok()?;
+    let source = behalf.or(source)?;
     let user: String = source.user_id?.chars().filter(|c| *c != '\0').take(USER_ID).collect();
     Some(format!("{USER}{}:{user}", source.platform))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_sets_off_what_agents_ask_pays_for_it() {
+        let payer = |payload: &str| user_payer(payload.as_bytes());
+        let asked = r#"{"text": "x", "source": {"platform": "agent", "user_id": "main"}"#;
+        assert_eq!(payer(&format!("{asked}}}")).as_deref(), Some("user:agent:main"));
+        let behalf = r#""behalf": {"platform": "telegram", "user_id": "7"}"#;
+        assert_eq!(payer(&format!("{asked}, {behalf}}}")).as_deref(), Some("user:telegram:7"));
+        assert_eq!(payer(&format!(r#"{asked}, "behalf": {{"platform": "api_server"}}}}"#)), None);
+    }
 }

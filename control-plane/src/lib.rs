@@ -11,6 +11,7 @@ pub mod bodies;
 pub mod budget;
 pub mod dispatch;
 pub mod doorbell;
+pub mod egress;
 pub mod failpoint;
 pub mod grpc;
 pub mod http;

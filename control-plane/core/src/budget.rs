@@ -372,24 +372,55 @@ pub fn refusal(
     periods: &Periods,
     zone: &TimeZone,
 ) -> String {
+    let next = match limit {
+        Limit::UsdPerDay | Limit::UsdPerMonth => ask.usd.to_string(),
+        Limit::TokensPerDay => format!("{} tokens", ask.tokens),
+    };
+    let whose = match payer {
+        Payer::Agent(agent) => format!("the budget of agent {agent}"),
+        Payer::User => "your own budget".to_owned(),
+    };
+    let (most, remedy) = (most(budget, limit), remedy(payer, limit, periods, zone));
+    format!("{whose}, {most}, does not allow the next model call, which may take up to {next}; {remedy}")
+}
+
+/// What the home chat of an agent is told when a limit is hit first in a period. It names no user: a home may be a group.
+pub fn alert(
+    agent: &AgentId,
+    payer: Payer<'_>,
+    budget: &Budget,
+    limit: Limit,
+    periods: &Periods,
+    zone: &TimeZone,
+) -> String {
+    let whose = match payer {
+        Payer::Agent(_) => "the budget of agent",
+        Payer::User => "the budget of a user of agent",
+    };
+    let (most, remedy) = (most(budget, limit), remedy(payer, limit, periods, zone));
+    format!("Budget alert: {whose} {agent}, {most}, is used up, and model calls are refused; {remedy}.")
+}
+
+/// A limit as people read it.
+fn most(budget: &Budget, limit: Limit) -> String {
     let most = budget.limit(limit).unwrap_or_default();
-    let (most, next) = match limit {
-        Limit::UsdPerDay => (format!("{} a day", Usd(most)), ask.usd.to_string()),
-        Limit::UsdPerMonth => (format!("{} a month", Usd(most)), ask.usd.to_string()),
-        Limit::TokensPerDay => (format!("{most} tokens a day"), format!("{} tokens", ask.tokens)),
-    };
+    match limit {
+        Limit::UsdPerDay => format!("{} a day", Usd(most)),
+        Limit::UsdPerMonth => format!("{} a month", Usd(most)),
+        Limit::TokensPerDay => format!("{most} tokens a day"),
+    }
+}
+
+/// When a limit begins anew, and who may raise it before, and how.
+fn remedy(payer: Payer<'_>, limit: Limit, periods: &Periods, zone: &TimeZone) -> String {
     let resets = limit.ends(periods).to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M %Z");
-    let (whose, who) = match payer {
+    let how = match payer {
         Payer::Agent(agent) => {
-            let flag = limit.as_str().replace('_', "-");
-            (format!("the budget of agent {agent}"), format!("hermesctl budget raise {agent} --{flag}"))
+            format!("hermesctl budget raise {agent} --{}", limit.as_str().replace('_', "-"))
         }
-        Payer::User => ("your own budget".to_owned(), format!("user_budget.{} of the document", limit.as_str())),
+        Payer::User => format!("user_budget.{} of the document", limit.as_str()),
     };
-    format!(
-        "{whose}, {most}, does not allow the next model call, which may take up to {next}; it begins anew at {resets}, \
-         and an operator can raise it before ({who})"
-    )
+    format!("it begins anew at {resets}, and an operator can raise it before ({how})")
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ pub mod budget;
 pub mod busy;
 pub mod command;
 pub mod config;
+pub mod egress;
 pub mod id;
 pub mod mcp;
 pub mod reset;
@@ -18,6 +19,7 @@ pub mod sandbox;
 pub mod session_key;
 pub mod source;
 pub mod step;
+pub mod target;
 pub mod turn;
 
 pub use id::AgentId;

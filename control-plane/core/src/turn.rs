@@ -37,6 +37,9 @@ pub struct TurnInput {
     /// The turn shortens its session's history instead of answering; then `text` is the command that asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compress: Option<Compress>,
+    /// Where an agent asks: whose message began it all, and who pays as a user. Not for the agent that is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behalf: Option<crate::Source>,
 }
 
 /// How a session's history is to be compressed: its older turns are summed up in a text that stands for them from then on.

@@ -33,6 +33,7 @@ pub use process::{Seams, process};
 use crate::accounts::DEAF_DETAIL;
 use crate::budget::Budgets;
 use crate::dispatch::Dispatcher;
+use crate::egress::{self, Egress};
 use crate::grpc::agent_api::AgentApi;
 use crate::grpc::approval_api::ApprovalApi;
 use crate::grpc::budget_api::BudgetApi;
@@ -55,6 +56,7 @@ use crate::retention;
 use crate::store::{DatabaseClock, Store};
 use crate::tasks::Tasks;
 use crate::telemetry::{Metrics, Telemetry};
+use crate::tools::Tools;
 
 /// Connections to Postgres of one replica.
 const CONNECTIONS: usize = 12;
@@ -136,7 +138,7 @@ impl Replica {
             let rung = dispatcher.clone();
             registry.bell().start(store.clone(), move |words| rung.rung(words), &tasks);
         }
-        let budgets = Budgets::new(registry.clone(), clock.clone(), metrics.clone());
+        let budgets = Budgets::new(registry.clone(), outbox.clone(), clock.clone(), metrics.clone());
         let intake =
             Intake::start(registry.clone(), dispatcher.clone(), outbox.clone(), clock, metrics.clone(), &tasks);
         let broker = Broker::new(common.model.settings(), secrets::for_models()).context("set up model calls")?;
@@ -200,12 +202,16 @@ impl Replica {
                 sockets.addresses,
                 database,
             ));
+        let followed = self.registry.clone();
+        let policy = Arc::new(move || followed.current().document.web.clone());
+        let egress = Egress::new(policy, egress::system_lookup()).context("set up the client for the web")?;
+        let tools = Tools::new(self.registry.clone(), self.dispatcher.clone(), egress, Arc::new(secrets::resolve));
         let certificate = self.authority.server_certificate(&worker_names, wall_clock())?;
         let workers = server()
             .tls_config(worker_tls(&self.authority, &certificate))
             .context("set up the workers' TLS")?
             .layer(layers(Listener::Worker))
-            .add_service(WorkerApi::server(self.registry.clone(), self.dispatcher.clone(), self.tasks.clone()))
+            .add_service(WorkerApi::server(self.registry.clone(), self.dispatcher.clone(), tools, self.tasks.clone()))
             .add_service(ModelApi::server(
                 self.registry.clone(),
                 self.dispatcher.clone(),

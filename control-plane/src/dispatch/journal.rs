@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Dispatcher, fleet};
 use crate::store::{
     self, Absorbed, BATCH_ROWS, CallEffect, CallStep, Called, GivenUp, Journaled, StepRow, Store, TurnEnd, TurnId,
+    Wakes,
 };
 
 /// Steps on their way into the store; whoever brings more waits.
@@ -113,10 +114,12 @@ impl Dispatcher {
     pub async fn settle_call(&self, step: &CallStep, called: Called) -> Option<Called> {
         let inner = &self.inner;
         match &called {
-            Called::Stored { now, moved, .. } => {
+            Called::Begun(wakes) => self.wake(*wakes),
+            Called::Stored { now, moved, wakes, .. } => {
                 if let Some((agent_no, version)) = moved {
                     inner.registry.home_moved(*agent_no, *version);
                 }
+                self.wake(*wakes);
                 if *now {
                     inner.metrics.step(StepKind::ToolCall.as_str(), Effect::Idempotent.as_str(), false);
                 }
@@ -125,6 +128,16 @@ impl Dispatcher {
             Called::Diverged => park(self, step.turn, step.epoch).await.ok()?,
         }
         Some(called)
+    }
+
+    fn wake(&self, wakes: Wakes) {
+        if wakes.outbox {
+            self.delivers();
+        }
+        if let Some(agent_no) = wakes.agent {
+            self.inner.pressure.waits(agent_no);
+            self.waits_anywhere(agent_no);
+        }
     }
 
     /// Journals a model's reply to a step of a turn that runs here.

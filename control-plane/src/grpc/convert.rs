@@ -65,6 +65,7 @@ pub(super) fn spec_from(spec: v1::AgentSpec) -> AgentSpec {
         mcp_servers: spec.mcp_servers.map(|list| list.servers.into_iter().map(mcp::server_from).collect()),
         fallback_models: spec.fallback_models.map(|list| list.values),
         budget: spec.budget.map(budget_from),
+        may_ask: spec.may_ask.map(|list| list.values),
     }
 }
 
@@ -174,6 +175,7 @@ pub(super) fn spec_to(spec: &AgentSpec) -> v1::AgentSpec {
         mcp_servers: spec.mcp_servers.as_ref().map(|all| v1::McpServers { servers: mcp::servers_to(all) }),
         fallback_models: list(&spec.fallback_models),
         budget: spec.budget.as_ref().map(budget_to),
+        may_ask: list(&spec.may_ask),
     }
 }
 
@@ -192,6 +194,7 @@ pub(super) fn spec_over(base: AgentSpec, over: AgentSpec) -> AgentSpec {
         mcp_servers: over.mcp_servers.or(base.mcp_servers),
         fallback_models: over.fallback_models.or(base.fallback_models),
         budget: over.budget.or(base.budget),
+        may_ask: over.may_ask.or(base.may_ask),
     }
 }
 
@@ -211,6 +214,7 @@ pub(super) fn spec_cleared(mut spec: AgentSpec, fields: &[String]) -> Result<Age
             "mcp_servers" => spec.mcp_servers = None,
             "fallback_models" => spec.fallback_models = None,
             "budget" => spec.budget = None,
+            "may_ask" => spec.may_ask = None,
             _ => return Err(invalid("clear", format!("{field:?} is not a field of an agent"))),
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hermes_proto::v1;
 use tonic::Status;
+use uuid::Uuid;
 
 use super::status::{Reason, invalid, refuse};
 use super::steps::step_number;
@@ -50,12 +51,13 @@ fn checked(call: Option<v1::ToolCall>) -> Result<v1::ToolCall, Status> {
 /// Makes a call of the turn.
 pub(super) async fn call(
     tools: &Tools,
+    worker: Uuid,
     (turn, epoch): (TurnId, i64),
     request: v1::CallToolRequest,
 ) -> Result<v1::CallToolResponse, Status> {
     let step = step_number(request.step)?;
     let v1::ToolCall { id, name, arguments } = checked(request.call)?;
-    let (outcome, text) = match tools.call(&Asked { turn, epoch, step, id, name, arguments }).await {
+    let (outcome, text) = match tools.call(&Asked { worker, turn, epoch, step, id, name, arguments }).await {
         Answer::Stored(text) => (v1::StepOutcome::Stored, text),
         Answer::Fenced => (v1::StepOutcome::Fenced, Vec::new()),
         Answer::Diverged => (v1::StepOutcome::Diverged, Vec::new()),

@@ -82,8 +82,7 @@ pub(super) fn turn_to(turn: TurnId, epoch: i64) -> Option<v1::TurnRef> {
 
 impl WorkerApi {
     /// As a tonic service.
-    pub fn server(registry: Registry, dispatcher: Dispatcher, tasks: Tasks) -> WorkerServiceServer<Self> {
-        let tools = Tools::new(registry.store().clone(), dispatcher.clone());
+    pub fn server(registry: Registry, dispatcher: Dispatcher, tools: Tools, tasks: Tasks) -> WorkerServiceServer<Self> {
         WorkerServiceServer::new(Self { registry, dispatcher, tools, tasks })
             .max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES)
             .max_encoding_message_size(2 * hermes_proto::MAX_MESSAGE_BYTES)
@@ -262,7 +261,7 @@ impl WorkerService for WorkerApi {
         let request = request.into_inner();
         let (turn, running) = self.running(&caller, request.turn.as_ref())?;
         self.dispatcher.fleet().progressed(caller.worker, turn, running.epoch);
-        Ok(Response::new(tools::call(&self.tools, (turn, running.epoch), request).await?))
+        Ok(Response::new(tools::call(&self.tools, caller.worker, (turn, running.epoch), request).await?))
     }
 
     async fn ask_approval(

@@ -358,7 +358,10 @@ impl Intake {
         let isolation: Isolation = document.isolation();
         let mut session_key = session_key(namespace(Some(agent.id.as_str()), None), source, isolation, &no_aliases);
         let lane = match &message.reply_to {
-            Some(lane) => Some(self.outbox.lane(lane).await.map_err(|error| Error::Unavailable(error.to_string()))?),
+            Some(lane) => {
+                let lane = self.outbox.lane_of_sender(lane, agent.no).await;
+                Some(lane.map_err(|error| Error::Unavailable(error.to_string()))?)
+            }
             None => None,
         };
         let mut policy = document.busy.select(&agent.id, &source.platform);
@@ -419,7 +422,7 @@ impl Intake {
         if compress.is_none() && shared_multi_user(source, isolation) {
             text.insert_str(0, &sender_prefix(source));
         }
-        let input = TurnInput { text, history: message.history, source: Some(message.source), compress };
+        let input = TurnInput { text, history: message.history, source: Some(message.source), compress, behalf: None };
         let payload = serde_json::to_vec(&input)
             .map_err(|error| Error::Invalid { field: "text", message: format!("it cannot be stored: {error}") })?;
         let row = Ingest {

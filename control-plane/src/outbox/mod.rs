@@ -39,6 +39,8 @@ use crate::telemetry::Metrics;
 const MAX_IN_FLIGHT: usize = 1024;
 /// Lanes remembered; beyond that the memory starts afresh.
 const MAX_LANES: usize = 50_000;
+/// How long it is taken as noted that a chat writes to an agent.
+const HEARD: Duration = Duration::from_secs(3600);
 
 /// What the first poll, which came before the outbox began, certainly leaves of this replica's lease.
 const FIRST_LEASE: Duration = Duration::from_secs(5);
@@ -85,6 +87,8 @@ struct Lanes {
     typed: HashMap<i64, Instant>,
     /// Those whose chat is gone, as far as is known here.
     dead: HashSet<i64>,
+    /// When it was noted last that a chat wrote to an agent.
+    heard: HashMap<(i32, i64), Instant>,
 }
 
 /// Why a lane leads nowhere right now.
@@ -209,6 +213,25 @@ impl Outbox {
         }
         let lane = self.inner.store.lane_ensure(key).await?;
         self.remember(lane, Arc::new(key.clone()));
+        Ok(lane)
+    }
+
+    /// [`Outbox::lane`] of a chat that writes to an agent, which may write back from then on.
+    ///
+    /// # Errors
+    /// [`store::Error::Unavailable`].
+    pub async fn lane_of_sender(&self, key: &LaneKey, agent_no: i32) -> store::Result<i64> {
+        let lane = self.lane(key).await?;
+        let noted = self.lanes(|lanes| lanes.heard.get(&(agent_no, lane)).is_some_and(|at| at.elapsed() < HEARD));
+        if !noted {
+            self.inner.store.chat_heard(agent_no, lane).await?;
+            self.lanes(|lanes| {
+                if lanes.heard.len() >= MAX_LANES {
+                    lanes.heard.clear();
+                }
+                lanes.heard.insert((agent_no, lane), Instant::now());
+            });
+        }
         Ok(lane)
     }
 

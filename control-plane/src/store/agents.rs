@@ -263,6 +263,8 @@ impl Store {
             "DELETE FROM sessions WHERE agent_no = $1",
             "DELETE FROM home_documents WHERE agent_no = $1",
             "DELETE FROM mcp_pins WHERE agent_no = $1",
+            "DELETE FROM agent_chats WHERE agent_no = $1",
+            "DELETE FROM asks WHERE agent_no = $1 OR asked_no = $1",
         ] {
             tx.execute(sql, &[&agent_no]).await?;
         }

@@ -79,6 +79,34 @@ pub struct BudgetAlertRow {
     pub at: Timestamp,
 }
 
+/// A limit that is hit now.
+#[derive(Clone, Copy, Debug)]
+pub struct BudgetHit<'a> {
+    /// Whose.
+    pub payer: &'a str,
+    /// Which.
+    pub limit: Limit,
+    /// The first day of its period.
+    pub period: Date,
+    /// The turn that hit it.
+    pub turn: TurnId,
+    /// Number of the turn's agent.
+    pub agent_no: i32,
+    /// What its home is told.
+    pub text: &'a str,
+}
+
+/// What became of an alert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alerted {
+    /// It was there before.
+    Before,
+    /// It is noted; its agent has no home.
+    Noted,
+    /// It is noted, and on its way to its agent's home.
+    Home,
+}
+
 /// What a payer has spent.
 #[derive(Clone, Debug, Default)]
 pub struct SpentRow {
@@ -206,14 +234,27 @@ impl Store {
         Ok(self.query(sql, &[&after, &periods.month, &limit]).await?.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Notes that a payer hit a limit. True: it is the first time in that period.
+    /// Notes that a payer hit a limit, and, where it is the first time in that period, has `text` delivered to the agent's home: that
+    /// of the account of the turn's chat, else the one that was set last.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn budget_alert(&self, payer: &str, limit: Limit, period: Date, turn: TurnId) -> Result<bool> {
-        let sql = "INSERT INTO budget_alerts(payer, what, period, session_id, seq) VALUES ($1,$2,$3,$4,$5) ON CONFLICT DO NOTHING";
-        let new = self.execute(sql, &[&payer, &limit.as_str(), &period, &turn.session.0, &turn.seq]).await?;
-        Ok(new > 0)
+    pub async fn budget_alert(&self, hit: &BudgetHit<'_>) -> Result<Alerted> {
+        let sql = "WITH noted AS (INSERT INTO budget_alerts(payer, what, period, session_id, seq) VALUES ($1,$2,$3,$4,$5) \
+                     ON CONFLICT DO NOTHING RETURNING 1), \
+                   o AS (SELECT l.platform, l.account FROM turns q JOIN lanes l USING (lane_id) WHERE q.session_id = $4 AND q.seq = $5), \
+                   home AS (SELECT h.lane_id FROM home_channels h LEFT JOIN o ON true WHERE h.agent_no = $6 \
+                     ORDER BY (h.platform, h.account) = (o.platform, o.account) DESC NULLS LAST, h.set_at DESC LIMIT 1) \
+                   SELECT CASE WHEN home.lane_id IS NULL THEN false ELSE enqueue(home.lane_id, $4, 0, $7) IS NOT NULL END \
+                     FROM noted LEFT JOIN home ON true";
+        let TurnId { session, seq } = hit.turn;
+        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
+            [&hit.payer, &hit.limit.as_str(), &hit.period, &session.0, &seq, &hit.agent_no, &hit.text.as_bytes()];
+        Ok(match self.query_opt(sql, &params).await? {
+            None => Alerted::Before,
+            Some(row) if row.get(0) => Alerted::Home,
+            Some(_) => Alerted::Noted,
+        })
     }
 
     /// Raises limits of an agent for a time; a later raise of the same limit takes the place of the earlier one.

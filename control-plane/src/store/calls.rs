@@ -4,7 +4,11 @@
 //! for; a step that was asked for with another call is never answered. The result's row keeps a digest of its call in
 //! `idem_key`, and is otherwise a result like any other, so whoever reads journals reads it.
 //!
-//! Locks: the session, then what the effect takes (its agent's row, for documents), always in this order.
+//! A call that takes long begins with what is to be done once, in a commit of its own under the same fence, and has its result
+//! journaled later; asked for again in between, it finds what was begun.
+//!
+//! Locks: the session, then what the effect takes (its agent's row, for documents; the head of a chat's deliveries, for a text),
+//! always in this order.
 
 use std::time::Duration;
 
@@ -44,11 +48,24 @@ pub enum Called {
         now: bool,
         /// The agent whose documents changed, and its home version now.
         moved: Option<(i32, i64)>,
+        /// Who has something to do now.
+        wakes: Wakes,
     },
+    /// What it did is committed, and it goes on: there is no result yet.
+    Begun(Wakes),
     /// Somebody else has the turn, or nobody; nothing was done.
     Fenced,
     /// Something else is journaled at that step; nothing was done.
     Diverged,
+}
+
+/// Who has something to do after a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wakes {
+    /// The outbox: a chat has something to be delivered.
+    pub outbox: bool,
+    /// Workers of this agent: a turn of it waits.
+    pub agent: Option<i32>,
 }
 
 /// What is there before a call.
@@ -78,9 +95,13 @@ pub trait CallEffect: Send + Sync {
 /// The transaction of a call, as its effect sees it.
 pub struct CallScope<'t> {
     pub(super) tx: Transaction<'t>,
+    pub(super) step: &'t CallStep,
     caller: Caller,
     /// The agent's home version, when this call changed it.
     pub(super) moved: Option<i64>,
+    pub(super) wakes: Wakes,
+    /// The call goes on beyond this commit.
+    pub(super) goes_on: bool,
 }
 
 impl CallScope<'_> {
@@ -113,9 +134,9 @@ impl CallScope<'_> {
     }
 }
 
-const FENCE: &str =
+pub(super) const FENCE: &str =
     "SELECT agent_no FROM sessions WHERE session_id = $1 AND epoch = $2 AND state = 2 AND head_seq = $3";
-const THERE: &str = "SELECT phase, kind, idem_key, body FROM turn_steps WHERE session_id = $1 AND seq = $2 AND step = $3 \
+pub(super) const THERE: &str = "SELECT phase, kind, idem_key, body FROM turn_steps WHERE session_id = $1 AND seq = $2 AND step = $3 \
                      ORDER BY phase DESC LIMIT 1";
 
 impl Store {
@@ -172,7 +193,11 @@ impl Store {
     }
 }
 
-async fn call_once(client: &mut deadpool_postgres::Object, step: &CallStep, effect: &dyn CallEffect) -> Result<Called> {
+async fn call_once<'c>(
+    client: &'c mut deadpool_postgres::Object,
+    step: &'c CallStep,
+    effect: &dyn CallEffect,
+) -> Result<Called> {
     let TurnId { session, seq } = step.turn;
     let tx = client.transaction().await?;
     // A: a reclaim waits for us, or we for it. B reads what is then true.
@@ -187,25 +212,36 @@ async fn call_once(client: &mut deadpool_postgres::Object, step: &CallStep, effe
     if let Some(row) = tx.query_opt(&there, &[&session.0, &seq, &step.step]).await? {
         return Ok(known(&row, step));
     }
-    let mut scope = CallScope { tx, caller: Caller { turn: step.turn, agent_no }, moved: None };
+    let mut scope = CallScope {
+        tx,
+        step,
+        caller: Caller { turn: step.turn, agent_no },
+        moved: None,
+        wakes: Wakes::default(),
+        goes_on: false,
+    };
     let text = effect.run(&mut scope).await?.into_bytes();
-    let CallScope { tx, moved, .. } = scope;
+    let CallScope { tx, moved, wakes, goes_on, .. } = scope;
+    if goes_on {
+        tx.commit().await?;
+        return Ok(Called::Begun(wakes));
+    }
     let sql = "INSERT INTO turn_steps(session_id, seq, step, phase, epoch, kind, effect, idem_key, body) \
                VALUES ($1, $2, $3, 1, $4, $5, $6, $7, $8)";
     let insert = tx.prepare_cached(sql).await?;
     let (kind, effect) = (kind_code(StepKind::ToolCall), effect_code(Effect::Idempotent));
     tx.execute(&insert, &[&session.0, &seq, &step.step, &step.epoch, &kind, &effect, &step.call, &text]).await?;
     tx.commit().await?;
-    Ok(Called::Stored { text, now: true, moved: moved.map(|version| (agent_no, version)) })
+    Ok(Called::Stored { text, now: true, moved: moved.map(|version| (agent_no, version)), wakes })
 }
 
 /// The row with the highest phase at the step is this call's result, or something else happened there.
-fn known(row: &Row, step: &CallStep) -> Called {
+pub(super) fn known(row: &Row, step: &CallStep) -> Called {
     let (phase, kind): (i16, i16) = (row.get(0), row.get(1));
     let call: Option<&str> = row.get(2);
     if (phase, kind) == (1, kind_code(StepKind::ToolCall)) && call == Some(step.call.as_str()) {
         let text = row.get::<_, Option<Vec<u8>>>(3).unwrap_or_default();
-        Called::Stored { text, now: false, moved: None }
+        Called::Stored { text, now: false, moved: None, wakes: Wakes::default() }
     } else {
         Called::Diverged
     }

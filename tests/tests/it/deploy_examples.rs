@@ -11,6 +11,7 @@ use hermes_core::config::{
     AgentSpec, Document, Limits, Platforms, Provider, Rate, Retention, SecretRef, Streaming, TelegramAccount,
     WebhookAccount, WebhookReply, load_offline,
 };
+use hermes_core::egress::{Search, Web};
 use hermes_core::mcp::McpServer;
 use hermes_core::reset::{ResetMode, ResetPolicy};
 use hermes_core::sandbox::Sandbox;
@@ -78,6 +79,7 @@ fn the_example_sets_every_key() {
         mcp_servers,
         budget,
         user_budget,
+        web: Web { allow_private, ports, search },
         providers,
         default_provider,
         platforms: Platforms { telegram, webhook },
@@ -92,6 +94,8 @@ fn the_example_sets_every_key() {
     assert!(
         usd_per_day.is_some() && usd_per_month.is_some() && tokens_per_day.is_some() && max_output_tokens.is_some()
     );
+    assert!(!allow_private.is_empty() && !ports.is_empty());
+    assert!(search.is_some_and(|Search { provider: _, base_url, key }| base_url.is_some() && key.is_some()));
     assert!(user_budget.binds() && !fallback_models.is_empty());
     // Keys whose value may be their default are looked for in the text.
     for key in [
@@ -162,8 +166,10 @@ fn the_example_sets_every_key() {
         mcp_servers: _,
         fallback_models: _,
         budget: _,
+        may_ask: _,
     } = AgentSpec::default();
     assert!(field(|agent| agent.fallback_models.is_some()) && field(|agent| agent.budget.is_some()));
+    assert!(field(|agent| agent.may_ask.is_some()));
     assert!(field(|agent| agent.model.is_some()) && field(|agent| agent.provider.is_some()));
     assert!(field(|agent| agent.base_url.is_some()) && field(|agent| agent.api_key_env.is_some()));
     assert!(field(|agent| agent.mcp_servers.is_some()));

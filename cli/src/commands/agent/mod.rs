@@ -192,6 +192,8 @@ fn spec(args: SpecArgs) -> anyhow::Result<(AgentSpec, Option<Vec<u8>>)> {
         fallback_models: args.fallback_models.as_deref().map(list_of),
         // Budgets stand in the document; `hermesctl budget raise` and `pause` act beside it.
         budget: None,
+        // So does whom it may ask.
+        may_ask: None,
     };
     Ok((spec, soul))
 }

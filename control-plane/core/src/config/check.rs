@@ -40,6 +40,7 @@ pub fn check_compiled(document: &Document, table: &RouteTable, positions: &Posit
     warn_budgets(document, positions, &mut warnings);
     warn_reset(document, positions, &mut warnings);
     warn_busy(document, positions, &mut warnings);
+    warn_asks(document, positions, &mut warnings);
     warn_access(document, positions, &mut warnings);
     for (shadowed, by) in table.shadows() {
         let message = format!("can never win: route {by} covers it");
@@ -66,6 +67,11 @@ pub fn check_spec(id: &AgentId, spec: &AgentSpec) -> Vec<Fault> {
     }
     for (index, model) in spec.fallback_models.iter().flatten().enumerate() {
         judge(&format!("fallback_models[{index}]"), Some(model), &values::model);
+    }
+    for (index, name) in spec.may_ask.iter().flatten().enumerate() {
+        judge(&format!("may_ask[{index}]"), Some(name), &|name| {
+            AgentId::parse(name).map(|_| ()).map_err(|invalid| invalid.to_string())
+        });
     }
     for (field, toolsets) in
         [("enabled_toolsets", &spec.enabled_toolsets), ("disabled_toolsets", &spec.disabled_toolsets)]
@@ -236,6 +242,22 @@ fn warn_budgets(document: &Document, positions: &Positions, warnings: &mut Warni
                 line => line,
             };
             warnings.add(line, path, message);
+        }
+    }
+}
+
+fn warn_asks(document: &Document, positions: &Positions, warnings: &mut Warnings) {
+    for (id, spec) in &document.agents {
+        for (index, name) in spec.may_ask.iter().flatten().enumerate() {
+            let message = match AgentId::parse(name) {
+                Ok(asked) if asked == *id => "has no effect: an agent does not ask itself".to_owned(),
+                Ok(asked) if !document.agents.contains_key(&asked) => {
+                    format!("has no effect: {}", not_registered(&asked, document))
+                }
+                _ => continue,
+            };
+            let path = format!("agents.{id}.may_ask[{index}]");
+            warnings.add(positions.line(&path), path, message);
         }
     }
 }

@@ -12,7 +12,7 @@ use indexmap::IndexMap;
 use super::tree::is_odd;
 use super::{
     AgentSpec, Document, Limits, Provider, Rate, Retention, SecretRef, Streaming, TelegramAccount, WebhookAccount,
-    WebhookReply, approvals, budget, mcp, sandbox,
+    WebhookReply, approvals, budget, mcp, sandbox, web,
 };
 use crate::busy::{Busy, BusyPolicy, BusyRule};
 use crate::command::AccessLists;
@@ -201,6 +201,7 @@ pub(super) fn shape(document: &Document) -> Shape {
         .put("mcp_servers", mcp::shape(&document.mcp_servers))
         .put("budget", budget::shape(&document.budget))
         .put("user_budget", budget::shape(&document.user_budget))
+        .put("web", web::shape(&document.web))
         .put("providers", named(&document.providers, provider))
         .put_text("default_provider", document.default_provider.as_ref());
     let platforms = &document.platforms;
@@ -283,7 +284,8 @@ fn agent(spec: &AgentSpec) -> Shape {
         .put_text("home_dir", spec.home_dir.as_ref())
         .put_texts("enabled_toolsets", spec.enabled_toolsets.as_ref())
         .put_texts("disabled_toolsets", spec.disabled_toolsets.as_ref())
-        .put_texts("fallback_models", spec.fallback_models.as_ref());
+        .put_texts("fallback_models", spec.fallback_models.as_ref())
+        .put_texts("may_ask", spec.may_ask.as_ref());
     let entries = match &spec.sandbox {
         Some(own) => entries.put("sandbox", sandbox::shape(own)),
         None => entries,

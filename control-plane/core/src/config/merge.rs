@@ -23,6 +23,7 @@ impl Document {
         set(&mut merged.fallback_models, patch.fallback_models);
         set(&mut merged.budget, patch.budget);
         set(&mut merged.user_budget, patch.user_budget);
+        set(&mut merged.web, patch.web);
         set(&mut merged.timezone, patch.timezone);
         set(&mut merged.group_sessions_per_user, patch.group_sessions_per_user);
         set(&mut merged.thread_sessions_per_user, patch.thread_sessions_per_user);

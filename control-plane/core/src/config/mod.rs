@@ -24,6 +24,7 @@ mod retention;
 mod sandbox;
 mod tree;
 mod values;
+mod web;
 
 #[cfg(test)]
 mod tests;
@@ -46,6 +47,7 @@ use crate::approvals::Approvals;
 use crate::budget::{Budget, Price};
 use crate::busy::Busy;
 use crate::command::AccessLists;
+use crate::egress::Web;
 use crate::mcp::McpServers;
 use crate::reset::{ResetPolicy, ResetRules};
 use crate::routing::Route;
@@ -109,6 +111,9 @@ pub struct Document {
     /// What each user of a platform may use, all agents together. Default: anything.
     #[serde(default)]
     pub user_budget: Budget,
+    /// What agents may do on the web.
+    #[serde(default)]
+    pub web: Web,
     /// Model providers by name.
     pub providers: BTreeMap<String, Provider>,
     /// The provider of models without a configured prefix.
@@ -142,6 +147,7 @@ impl Default for Document {
             mcp_servers: McpServers::new(),
             budget: Budget::default(),
             user_budget: Budget::default(),
+            web: Web::default(),
             providers: BTreeMap::new(),
             default_provider: None,
             platforms: Platforms::default(),
@@ -263,6 +269,16 @@ pub struct AgentSpec {
     /// What it may use, instead of the document's `budget` as a whole; one without limits is an explicit "anything".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<Budget>,
+    /// Agents that it may ask by itself; absent or empty: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub may_ask: Option<Vec<String>>,
+}
+
+impl AgentSpec {
+    /// Whether it may ask this agent by itself.
+    pub fn may_ask(&self, id: &AgentId) -> bool {
+        self.may_ask.iter().flatten().any(|name| name == id.as_str())
+    }
 }
 
 /// Which wire protocol a provider speaks.

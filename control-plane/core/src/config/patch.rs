@@ -13,19 +13,20 @@ use super::fields::{self, Faults, Path, Section, boolean, entries, integer, judg
 use super::tree::{self, Node};
 use super::{
     AgentSpec, Document, Fault, Provider, ProviderKind, RetentionPatch, TelegramAccount, WebhookAccount, accounts,
-    approvals, budget, busy, mcp, retention, sandbox, values,
+    approvals, budget, busy, mcp, retention, sandbox, values, web,
 };
 use crate::AgentId;
 use crate::approvals::Approvals;
 use crate::budget::Budget;
 use crate::busy::Busy;
+use crate::egress::Web;
 use crate::mcp::McpServers;
 use crate::reset::{ResetMode, ResetPolicy};
 use crate::routing::{InvalidRoute, MatchKey, Route};
 use crate::sandbox::Sandbox;
 
 /// Top-level keys.
-const KEYS: [&str; 22] = [
+const KEYS: [&str; 23] = [
     "default_agent",
     "model",
     "fallback_models",
@@ -43,13 +44,14 @@ const KEYS: [&str; 22] = [
     "mcp_servers",
     "budget",
     "user_budget",
+    "web",
     "providers",
     "default_provider",
     "platforms",
     "agents",
     "routes",
 ];
-const AGENT_KEYS: [&str; 12] = [
+const AGENT_KEYS: [&str; 13] = [
     "model",
     "provider",
     "base_url",
@@ -62,6 +64,7 @@ const AGENT_KEYS: [&str; 12] = [
     "sandbox",
     "approvals",
     "mcp_servers",
+    "may_ask",
 ];
 
 /// What one text says: every key optional, named agents, providers and accounts as written.
@@ -101,6 +104,8 @@ pub struct Patch {
     pub budget: Option<Budget>,
     /// Replaces all limits as a whole.
     pub user_budget: Option<Budget>,
+    /// Replaces it as a whole.
+    pub web: Option<Web>,
     /// Providers the text names.
     pub providers: BTreeMap<String, Provider>,
     /// `Some(None)` when the text says `default_provider: null`, which unsets it.
@@ -249,6 +254,9 @@ pub fn read(text: &str) -> Reading {
             patch.positions.note(key, node.line);
             *slot = Some(budget::read(node, Path::Root.key(key), &mut faults));
         }
+    }
+    if let Some(node) = top.get("web") {
+        patch.web = Some(web::read(node, Path::Root.key("web"), &mut faults));
     }
     if let Some(node) = top.get("providers") {
         read_providers(node, &mut patch, &mut faults);
@@ -434,7 +442,7 @@ fn read_agents(node: &Node, patch: &mut Patch, faults: &mut Faults) {
         let spec = agent_spec(&section, faults);
         let Ok(id) = id else { continue };
         patch.positions.note(path.to_string(), entry.line);
-        for key in ["model", "provider", "home_dir", "budget", "fallback_models"] {
+        for key in ["model", "provider", "home_dir", "budget", "fallback_models", "may_ask"] {
             if let Some(node) = section.get(key) {
                 patch.positions.note(path.key(key).to_string(), node.line);
             }
@@ -475,6 +483,9 @@ fn agent_spec(section: &Section<'_, '_>, faults: &mut Faults) -> AgentSpec {
         disabled_toolsets,
         fallback_models: section.optional("fallback_models", faults, budget::read_models),
         budget: section.optional("budget", faults, |node, path, faults| Some(budget::read(node, path, faults))),
+        may_ask: section.optional("may_ask", faults, |node, path, faults| {
+            texts(node, path, faults, |node, path, faults| agent_id(node, path, faults).map(|id| id.to_string()))
+        }),
     }
 }
 

@@ -106,7 +106,6 @@ fn pace(called: Called) -> Pace {
         | Rpc::IdentityListTokens
         | Rpc::IdentityRevokeToken
         | Rpc::WorkerListTools
-        | Rpc::WorkerCallTool
         | Rpc::WorkerPutSummary
         | Rpc::ApprovalListApprovals
         | Rpc::ApprovalAnswerApproval
@@ -115,11 +114,12 @@ fn pace(called: Called) -> Pace {
 
         Rpc::SystemApply | Rpc::SystemDiff | Rpc::WorkerPushDocument => Pace::Upload,
 
-        // GetTurn is here for its `wait`.
+        // GetTurn is here for its `wait`, CallTool for tools that wait; each of these has its own time limit.
         Rpc::MessageGetTurn
         | Rpc::MessageSubmitAndStream
         | Rpc::SystemExport
         | Rpc::WorkerAttach
+        | Rpc::WorkerCallTool
         | Rpc::WorkerFetchTranscript
         | Rpc::WorkerFetchJournal
         | Rpc::WorkerAskApproval

@@ -4,11 +4,13 @@
 //! The processes are the drill binaries (see [`hermes_tests::drill`]). A drill answers an error when a promise broke; as a
 //! test it must be green, and in `mutations` it must go red without its mechanism.
 
+mod asks;
 mod chats;
 mod effects;
 mod letters;
 mod mutations;
 mod notes;
+mod sends;
 mod stale;
 mod streams;
 
@@ -86,6 +88,18 @@ drills! {
         killed_before_it_says_what_it_noted,
         the_control_plane_is_killed_before_a_note_is_committed,
         the_control_plane_is_killed_after_a_note_is_committed,
+    }
+    sends::{
+        killed_before_it_sends_something,
+        killed_after_it_sent_something,
+        the_control_plane_is_killed_after_a_text_is_committed,
+    }
+    asks::{
+        killed_before_it_asks,
+        killed_after_it_was_answered,
+        the_one_that_is_asked_is_killed,
+        the_control_plane_is_killed_before_it_asks,
+        the_control_plane_is_killed_after_it_asked,
     }
     stale::{
         a_worker_whose_turn_is_anothers_appends_and_ends_nothing,

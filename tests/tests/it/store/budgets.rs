@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use futures_util::future::join_all;
-use hermes_control_plane::store::{BudgetCall, RaiseRow, Reserved, SessionId, TurnId};
+use hermes_control_plane::store::{Alerted, BudgetCall, BudgetHit, RaiseRow, Reserved, SessionId, TurnId};
 use hermes_core::budget::{Amount, Budget, Ceilings, Limit, Periods, Usd};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -182,13 +182,19 @@ pub(super) fn calls_at_once_never_take_more_than_there_is(db: &mut Db) -> Result
 
 pub(super) fn a_limit_that_is_hit_is_noted_once_a_period(db: &mut Db) -> Result<()> {
     let turn = |seq| TurnId { session: SessionId(1), seq };
-    let note = |limit, day: &str, seq| {
+    let note = |db: &Db, limit, day: &str, seq| {
         let period = Limit::begins(limit, &at(day));
-        db.wait(db.store.budget_alert(AGENT, limit, period, turn(seq)))
+        let hit = BudgetHit { payer: AGENT, limit, period, turn: turn(seq), agent_no: 1, text: &format!("turn {seq}") };
+        db.wait(db.store.budget_alert(&hit))
     };
-    ensure!(note(Limit::UsdPerDay, "2026-11-27", 1)?);
-    ensure!(note(Limit::UsdPerDay, "2026-11-28", 2)? && !note(Limit::UsdPerDay, "2026-11-28", 3)?);
-    ensure!(note(Limit::UsdPerMonth, "2026-11-27", 4)? && !note(Limit::UsdPerMonth, "2026-11-28", 5)?);
+    same!(note(db, Limit::UsdPerDay, "2026-11-27", 1)?, Alerted::Noted);
+    db.run("INSERT INTO home_channels(platform, account, agent_no, lane_id, set_by, set_at) VALUES \
+            ('t', 'one', 1, 6, 'x', '2026-01-01'), ('t', 'two', 1, 7, 'x', '2026-02-02'), ('t', 'one', 2, 8, 'x', '2026-03-03')")?;
+    same!(note(db, Limit::UsdPerDay, "2026-11-28", 2)?, Alerted::Home);
+    same!(note(db, Limit::UsdPerDay, "2026-11-28", 3)?, Alerted::Before);
+    same!(note(db, Limit::UsdPerMonth, "2026-11-27", 4)?, Alerted::Home);
+    same!(note(db, Limit::UsdPerMonth, "2026-11-28", 5)?, Alerted::Before);
+    same!(db.look("SELECT lane_id, convert_from(body, 'UTF8') FROM outbox ORDER BY pos")?, "7|turn 2 7|turn 4");
     let seen = db.wait(db.store.budget_spent(&[USER.to_owned(), AGENT.to_owned()], &today()))?;
     let alerts: Vec<_> = seen[1].alerts.iter().map(|alert| (alert.limit.as_str(), alert.turn.seq)).collect();
     same!(alerts, [("usd_per_day", 2), ("usd_per_month", 4)]);

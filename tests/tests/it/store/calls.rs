@@ -45,10 +45,11 @@ fn step(epoch: i64, step: i32, call: &str) -> CallStep {
 /// `now` or `known` with the text, and the home version where it moved.
 fn called(db: &Db, step: &CallStep, effect: &dyn CallEffect) -> Result<String> {
     Ok(match db.wait(db.store.call_tool(step, effect))? {
-        Called::Stored { text, now, moved } => {
+        Called::Stored { text, now, moved, .. } => {
             let moved = moved.map_or_else(String::new, |(agent, version)| format!(" {agent}/{version}"));
             format!("{} {}{moved}", if now { "now" } else { "known" }, String::from_utf8(text)?)
         }
+        Called::Begun(_) => "begun".to_owned(),
         Called::Fenced => "fenced".to_owned(),
         Called::Diverged => "diverged".to_owned(),
     })

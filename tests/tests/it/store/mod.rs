@@ -6,6 +6,7 @@
 
 mod accounts;
 mod approvals;
+mod asks;
 mod budgets;
 mod busy;
 mod calls;
@@ -20,6 +21,7 @@ mod mutations;
 mod outbox;
 mod parting;
 mod races;
+mod reach;
 mod registry;
 mod removal;
 mod resets;
@@ -146,6 +148,14 @@ drills! {
         what_is_kept_for_a_session_goes_with_it,
         a_dialogues_past_is_its_own_and_nobody_elses,
         texts_match_as_a_web_search_does,
+    }
+    asks::{
+        what_is_asked_is_asked_once,
+        agents_never_wait_for_each_other_in_a_circle,
+    }
+    reach::{
+        a_text_is_sent_once_with_its_call_and_by_nobody_whose_turn_is_lost,
+        only_chats_that_know_the_agent_are_reached,
     }
     races::{
         a_duplicate_accepted_at_the_same_time_is_seen,

@@ -1,16 +1,19 @@
 //! Every surface with real processes: `hermesctl up`, its workers, a Postgres, and stand-ins for what lies outside.
 
 mod approvals;
+mod asking;
 mod budgets;
 mod busy;
 mod commands;
 mod compression;
 mod external;
+mod messaging;
 mod models;
 mod sdk;
 mod telegram;
 mod telegram_faults;
 mod traces;
+mod web;
 mod webhook;
 mod wire;
 

@@ -4,6 +4,7 @@
 
 mod agent_ids;
 mod attach_agent;
+mod delivery_targets;
 mod memory_ops;
 mod reset_policy;
 mod routing;

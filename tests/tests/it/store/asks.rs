@@ -1,0 +1,117 @@
+//! What agents ask each other: once, and never so that they wait for each other.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use futures_util::future::{BoxFuture, join};
+use hermes_control_plane::store::{
+    self, Ask, Asking, CallEffect, CallScope, CallStep, Called, LookedAsk, SessionId, TurnId,
+};
+
+use super::db::{Db, end, msg, same};
+
+fn step(session: i64, epoch: i64, step: i32) -> CallStep {
+    CallStep { turn: TurnId { session: SessionId(session), seq: 1 }, epoch, step, call: format!("call {step}") }
+}
+
+/// Asks an agent.
+struct Asks(i32);
+
+impl CallEffect for Asks {
+    fn run<'a>(&'a self, scope: &'a mut CallScope<'_>) -> BoxFuture<'a, store::Result<String>> {
+        Box::pin(async move {
+            let Some(Asking { depth, before, circle }) = scope.asking(self.0).await? else { return Ok(String::new()) };
+            if circle {
+                return Ok(format!("circle {depth}/{before}"));
+            }
+            let ask = Ask {
+                asked_no: self.0,
+                session_key: format!("asked {}", self.0),
+                payload: scope.input().await?,
+                depth: depth + 1,
+                wait: Duration::from_secs(60),
+                most: 2,
+                limit: Duration::from_secs(60),
+            };
+            Ok(if scope.ask(&ask).await? { String::new() } else { "full".to_owned() })
+        })
+    }
+}
+
+/// Says that it is answered.
+struct Answered;
+
+impl CallEffect for Answered {
+    fn run<'a>(&'a self, scope: &'a mut CallScope<'_>) -> BoxFuture<'a, store::Result<String>> {
+        Box::pin(async move {
+            scope.answered().await?;
+            Ok("answered".to_owned())
+        })
+    }
+}
+
+fn shown(called: Called) -> Result<String> {
+    Ok(match called {
+        Called::Stored { text, .. } => String::from_utf8(text)?,
+        Called::Begun(wakes) => format!("begun for {:?}", wakes.agent),
+        Called::Fenced => "fenced".to_owned(),
+        Called::Diverged => "diverged".to_owned(),
+    })
+}
+
+fn called(db: &Db, step: &CallStep, effect: &dyn CallEffect) -> Result<String> {
+    shown(db.wait(db.store.call_tool(step, effect))?)
+}
+
+pub(super) fn what_is_asked_is_asked_once(db: &mut Db) -> Result<()> {
+    let (w, v) = (db.worker(1)?, db.worker(2)?);
+    db.ingest(&[msg("a", "x").on(w, 1)])?;
+    let open = db.wait(db.store.look_for_ask(&step(1, 1, 1)))?;
+    ensure!(matches!(open, LookedAsk::Open(_)), "{open:?}");
+    same!(called(db, &step(1, 1, 1), &Asks(2))?, "begun for Some(2)");
+    same!(called(db, &step(1, 1, 1), &Asks(2))?, "begun for None");
+    same!(called(db, &step(1, 2, 1), &Asks(2))?, "fenced");
+    same!(
+        db.look("SELECT session_id, seq, convert_from(payload, 'UTF8'), lane_id FROM turns ORDER BY 1")?,
+        "1|1|pa|1 2|1|pa|-"
+    );
+    let waits = db.wait(db.store.look_for_ask(&step(1, 1, 1)))?;
+    let LookedAsk::Waits(row) = waits else { anyhow::bail!("{waits:?}") };
+    ensure!(row.turn.to_string() == "t2.1" && row.left > Duration::from_secs(50), "{row:?}");
+    let other = CallStep { call: "another".to_owned(), ..step(1, 1, 1) };
+    same!(format!("{:?}", db.wait(db.store.look_for_ask(&other))?), "Over(Diverged)");
+    // Its worker is lost, and the next one waits for the same turn.
+    db.expire(w)?;
+    let w = db.worker(1)?;
+    db.wait(db.store.reclaim(3, "gone", Duration::from_secs(15)))?;
+    db.ripen()?;
+    same!(db.claim(&[(w, 1), (v, 1)])?, "1/1/3/pa 2/1/1/pa");
+    ensure!(matches!(db.wait(db.store.look_for_ask(&step(1, 3, 1)))?, LookedAsk::Waits(_)));
+    same!(called(db, &step(1, 3, 2), &Asks(2))?, "begun for Some(2)");
+    same!(called(db, &step(1, 3, 3), &Asks(2))?, "full");
+    db.complete(&[store::Completion { lane: None, ..end(2, 1, 1) }])?;
+    same!(called(db, &step(1, 3, 1), &Answered)?, "answered");
+    same!(called(db, &step(1, 3, 1), &Asks(2))?, "answered");
+    same!(db.look("SELECT step, depth, done FROM asks ORDER BY 1")?, "1|1|t 2|1|f");
+    Ok(())
+}
+
+pub(super) fn agents_never_wait_for_each_other_in_a_circle(db: &mut Db) -> Result<()> {
+    let (w, v) = (db.worker(1)?, db.worker(2)?);
+    db.ingest(&[msg("a", "x").on(w, 1), msg("b", "y").agent(2).on(v, 1)])?;
+    same!(called(db, &step(1, 1, 1), &Asks(1))?, "circle 0/0");
+    // Both ask each other at once: one waits.
+    let (one, two) = (step(1, 1, 2), step(2, 1, 1));
+    let (one, two) = db.wait(join(db.store.call_tool(&one, &Asks(2)), db.store.call_tool(&two, &Asks(1))));
+    let mut both = [shown(one?)?, shown(two?)?];
+    both.sort_unstable();
+    ensure!(both[0].starts_with("begun") && both[1] == "circle 0/0", "{both:?}");
+    // What has ended waits for nothing, answered or not.
+    db.run("DELETE FROM asks; DELETE FROM turn_steps")?;
+    db.run("DELETE FROM inbound WHERE octet_length(dedupe_key) > 10")?;
+    ensure!(called(db, &step(1, 1, 3), &Asks(2))?.starts_with("begun"));
+    same!(called(db, &step(2, 1, 3), &Asks(1))?, "circle 0/0");
+    db.complete(&[end(1, 1, 1)])?;
+    ensure!(called(db, &step(2, 1, 4), &Asks(1))?.starts_with("begun"));
+    Ok(())
+}
