@@ -10,6 +10,7 @@ pub mod budget_api;
 mod convert;
 pub mod delivery_api;
 mod generation;
+mod history;
 pub mod identity_api;
 pub mod layers;
 mod mcp;

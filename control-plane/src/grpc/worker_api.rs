@@ -3,7 +3,6 @@
 //! Always true: the caller's agent and worker id come from its certificate; a session or document is given out only to the
 //! worker that runs a turn of it, or whose agent it belongs to; a stream that does not begin with Register ends.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -21,6 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
 use super::convert::{self, signed, store_status, unsigned};
+use super::history;
 use super::layers::principal;
 use super::mcp;
 use super::status::{Reason, invalid, refuse};
@@ -31,7 +31,7 @@ use crate::dispatch::{
 };
 use crate::identity::Principal;
 use crate::registry::Registry;
-use crate::store::{Did, Ended, Exchange, HomeDocumentInfo, SessionId, Summarised, Summary, TurnId};
+use crate::store::{Ended, HomeDocumentInfo, SessionId, TurnId};
 use crate::tasks::Tasks;
 use crate::tools::Tools;
 
@@ -41,8 +41,6 @@ const MAX_SLOTS: u32 = 1024;
 const MAX_STORING: usize = 2 * MAX_SLOTS as usize;
 /// Largest home document, bytes.
 const MAX_DOCUMENT: usize = 1 << 20;
-/// Longest summary, bytes.
-const MAX_SUMMARY: usize = 64 << 10;
 /// Most documents of a home.
 const MAX_DOCUMENTS: usize = 10_000;
 
@@ -172,45 +170,8 @@ impl WorkerService for WorkerApi {
         let caller = caller(&request)?;
         let request = request.into_inner();
         let (id, _) = self.running(&caller, request.turn.as_ref())?;
-        let mut after = signed("after_seq", request.after_seq)?;
-        let store = self.registry.store();
-        let mut chunks = Vec::new();
-        if request.summaries
-            && let Some(summary) = store.summary(id.session).await.map_err(store_status)?
-            && summary.through > after
-        {
-            push_chunks(&mut chunks, summary.through, v1::TranscriptRole::Summary, &summary.body);
-            after = summary.through;
-        }
-        // More than a model is given, so that what does not fit any more can be summed up.
         let limit = usize::try_from(self.registry.current().document.limits.history_bytes).unwrap_or(usize::MAX);
-        let exchanges =
-            store.transcript(id.session, after, id.seq, limit.saturating_mul(2)).await.map_err(store_status)?;
-        let mut steps = match (exchanges.first(), exchanges.last()) {
-            (Some(first), Some(last)) if request.steps => {
-                store.steps_of(id.session, first.seq, last.seq).await.map_err(store_status)?
-            }
-            _ => BTreeMap::new(),
-        };
-        for Exchange { seq, said, reply } in exchanges {
-            let mut push = |role, text: &[u8]| push_chunks(&mut chunks, seq, role, text);
-            let did = steps.remove(&seq).unwrap_or_default();
-            // What was taken in long ago stands where it was said only as long as that is known.
-            let known = did.iter().filter(|did| **did == Did::TookIn).count();
-            let (first, taken_in) = said.split_at(said.len().saturating_sub(known));
-            first.iter().for_each(|text| push(v1::TranscriptRole::User, text.as_bytes()));
-            let mut taken_in = taken_in.iter();
-            for did in did {
-                match did {
-                    Did::Asked(body) => push(v1::TranscriptRole::Asks, &body),
-                    Did::Result(text) => push(v1::TranscriptRole::Result, &text),
-                    Did::TookIn => {
-                        taken_in.next().into_iter().for_each(|text| push(v1::TranscriptRole::User, text.as_bytes()));
-                    }
-                }
-            }
-            push(v1::TranscriptRole::Assistant, &reply);
-        }
+        let chunks = history::chunks(self.registry.store(), id, &request, limit).await?;
         Ok(Response::new(futures_util::stream::iter(chunks.into_iter().map(Ok)).boxed()))
     }
 
@@ -221,20 +182,8 @@ impl WorkerService for WorkerApi {
         let caller = caller(&request)?;
         let request = request.into_inner();
         let (turn, running) = self.running(&caller, request.turn.as_ref())?;
-        let through = signed("through_seq", request.through_seq)?;
-        if through == 0 || request.text.is_empty() || request.text.len() > MAX_SUMMARY {
-            let message = format!("a summary stands for at least one turn and has 1 to {MAX_SUMMARY} bytes");
-            return Err(invalid("text", message));
-        }
-        let summary = Summary { through, body: request.text };
-        let summarised = self.registry.store().summarise(turn, running.epoch, &summary).await.map_err(store_status)?;
-        match summarised {
-            Summarised::Stored(history_rewinds) => Ok(Response::new(v1::PutSummaryResponse { history_rewinds })),
-            Summarised::Fenced => Err(refuse(Reason::StaleEpoch, "this worker does not run that turn")),
-            Summarised::Refused => {
-                Err(invalid("through_seq", "those turns are not over, or a summary stands for them"))
-            }
-        }
+        let store = self.registry.store();
+        Ok(Response::new(history::put_summary(store, (turn, running.epoch), request).await?))
     }
 
     type FetchJournalStream = BoxStream<'static, Result<v1::JournalChunk, Status>>;
@@ -593,17 +542,6 @@ fn assignment_to(assignment: Assignment) -> v1::Assignment {
         home_version: unsigned(assignment.home_version),
         journal_entries: assignment.journal_entries,
         history_rewinds: assignment.history_rewinds,
-    }
-}
-
-fn push_chunks(chunks: &mut Vec<v1::TranscriptChunk>, seq: i64, role: v1::TranscriptRole, text: &[u8]) {
-    let mut parts = text.chunks(CHUNK_BYTES).peekable();
-    if parts.peek().is_none() {
-        chunks.push(v1::TranscriptChunk { seq: unsigned(seq), role: role.into(), text: Vec::new(), more: false });
-    }
-    while let Some(part) = parts.next() {
-        let more = parts.peek().is_some();
-        chunks.push(v1::TranscriptChunk { seq: unsigned(seq), role: role.into(), text: part.to_vec(), more });
     }
 }
 

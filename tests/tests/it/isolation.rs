@@ -42,6 +42,8 @@ fn document(model: &MockModel, agents: Value, sandbox: Value) -> String {
         "providers": {"mock": {"kind": "openai", "base_url": model.base_url()}},
         "agents": agents,
         "sandbox": sandbox,
+        // Nobody is asked: the boundary alone has to hold.
+        "approvals": {"mode": "off"},
     })
     .to_string()
 }
@@ -183,8 +185,12 @@ async fn what_exhausts_a_machine_ends_with_its_call_and_neighbours_answer_meanwh
     assert_eq!(say(&up, "bad", "hello"), "noted");
     assert_eq!(say(&up, "good", "hello"), "noted");
     let log = |text: &str| text.chars().take(400).collect::<String>();
+    // What would be refused as it stands is said in another language.
     let attacks: [(&str, &str); 7] = [
-        (":(){ :|:& };: 2>&1 | head -c 2000; sleep 3; echo over", "Resource temporarily unavailable"),
+        (
+            "python3 -c 'import os\nwhile True: os.fork()' 2>&1 | head -c 2000; sleep 3; echo over",
+            "Resource temporarily unavailable",
+        ),
         ("python3 -c 'x = bytearray(2 << 30)' 2>&1; head -c 2G /dev/zero | tail -c 2G | wc -c; echo over", "over"),
         ("for i in $(seq 40); do head -c 200M /dev/zero > fill.$i || break; done; echo filled", "the disk is full"),
         (
@@ -196,7 +202,10 @@ async fn what_exhausts_a_machine_ends_with_its_call_and_neighbours_answer_meanwh
             "setsid nohup sh -c 'while :; do echo alive > beat; sleep 0.2; done' >/dev/null 2>&1 & sleep 1; ls beat",
             "beat",
         ),
-        ("kill -9 -1; kill -9 1; kill -9 $PPID; echo survived", "exit code"),
+        (
+            "python3 -c 'import os\nos.kill(-1, 9)'; python3 -c 'import os\nos.kill(1, 9)'; kill -9 $PPID; echo survived",
+            "exit code",
+        ),
     ];
     for (attack, answer) in attacks {
         let begun = Instant::now();

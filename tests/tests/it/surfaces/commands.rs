@@ -86,7 +86,7 @@ async fn commands_are_answered_once_and_are_not_for_the_agent() {
     let mut chat = Chat::new(&bot, 1, 1);
 
     assert!(chat.say("/help").await.contains("\n/new [title] - "));
-    assert!(chat.say("/Commands 2").await.starts_with("Commands, page 2 of 2:"));
+    assert!(chat.say("/Commands 2").await.starts_with("Commands, page 2 of 3:"));
     assert_eq!(chat.say("/statsu").await, "I know no command /statsu. Did you mean /status? /help says what there is.");
     assert!(chat.say("/whoami").await.contains("id 1) on telegram, in chat 1 (dm). You may use every command here."));
     assert!(chat.say("/status").await.starts_with("There is no conversation here yet."));

@@ -1,6 +1,8 @@
 //! A control plane for one agent that behaves like the real one at the wire: mutual TLS with its own authority, join
 //! tokens with a number of uses, compare-and-swap documents, and streams that the test itself answers.
 
+mod identity;
+
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -8,7 +10,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use hermes_proto::v1::identity_service_server::{IdentityService, IdentityServiceServer};
+use hermes_proto::v1::identity_service_server::IdentityServiceServer;
 use hermes_proto::v1::model_service_server::{ModelService, ModelServiceServer};
 use hermes_proto::v1::worker_service_server::{WorkerService, WorkerServiceServer};
 use hermes_proto::v1::*;
@@ -359,48 +361,6 @@ impl Service {
         let life = *self.state.certificate_life.lock().unwrap();
         let expires = jiff::Timestamp::now() + life;
         Ok((certificate.der().to_vec(), expires.as_millisecond()))
-    }
-}
-
-#[tonic::async_trait]
-impl IdentityService for Service {
-    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
-        assert!(request.peer_certs().is_none_or(|certificates| certificates.is_empty()), "Join needs no certificate");
-        let request = request.into_inner();
-        if request.token != self.join_token {
-            return Err(Status::unauthenticated("unknown join token"));
-        }
-        {
-            let mut left = self.state.joins_left.lock().unwrap();
-            *left = left.checked_sub(1).ok_or_else(|| Status::unauthenticated("the join token is used up"))?;
-        }
-        *self.state.joins.lock().unwrap() += 1;
-        let (certificate_der, expires_at_ms) = self.sign(request.csr_der)?;
-        let ca_der = self.authority.der().to_vec();
-        Ok(Response::new(JoinResponse { certificate_der, ca_der, agent: AGENT.into(), expires_at_ms }))
-    }
-
-    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
-        self.certified(&request)?;
-        if *self.state.refuse_renewals.lock().unwrap() {
-            return Err(Status::unavailable("not now"));
-        }
-        *self.state.renewals.lock().unwrap() += 1;
-        let (certificate_der, expires_at_ms) = self.sign(request.into_inner().csr_der)?;
-        let ca_der = self.authority.der().to_vec();
-        Ok(Response::new(RenewResponse { certificate_der, ca_der, expires_at_ms }))
-    }
-
-    async fn create_token(&self, _: Request<CreateTokenRequest>) -> Result<Response<CreateTokenResponse>, Status> {
-        Err(Status::permission_denied("not on this listener"))
-    }
-
-    async fn list_tokens(&self, _: Request<ListTokensRequest>) -> Result<Response<ListTokensResponse>, Status> {
-        Err(Status::permission_denied("not on this listener"))
-    }
-
-    async fn revoke_token(&self, _: Request<RevokeTokenRequest>) -> Result<Response<RevokeTokenResponse>, Status> {
-        Err(Status::permission_denied("not on this listener"))
     }
 }
 
