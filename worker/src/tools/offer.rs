@@ -37,6 +37,11 @@ impl Offer {
         self.0.iter().find(|spec| spec.name == name)
     }
 
+    /// All but those of these names.
+    pub(crate) fn without(&self, names: &[&str]) -> Self {
+        Self(self.0.iter().filter(|spec| !names.contains(&spec.name.as_str())).cloned().collect())
+    }
+
     /// Whether there are none.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()

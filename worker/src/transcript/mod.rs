@@ -346,8 +346,8 @@ async fn fetch(
 struct Coming {
     seq: u64,
     messages: Vec<Message>,
-    /// Ids of calls without a result so far.
-    calls: VecDeque<Arc<str>>,
+    /// Ids of calls without a result so far, those of tasks behind those of the replies that delegated them.
+    calls: Vec<VecDeque<Arc<str>>>,
 }
 
 impl Coming {
@@ -358,11 +358,20 @@ impl Coming {
             TranscriptRole::Asks => {
                 // One that cannot be read leaves its results without calls, and they are not told.
                 let message = reply_that_asked(&entry).unwrap_or_else(|| Message::new(ModelRole::Assistant, ""));
-                self.calls = message.tool_calls.iter().map(|call| call.id.as_str().into()).collect();
+                self.calls.push(message.tool_calls.iter().map(|call| call.id.as_str().into()).collect());
+                // Of a task only its result is told.
+                if self.calls.len() > 1 {
+                    return Ok(());
+                }
                 message
             }
             TranscriptRole::Result => {
-                let tool_call_id = self.calls.pop_front().unwrap_or_default();
+                let depth = self.calls.len();
+                let tool_call_id = self.calls.last_mut().and_then(VecDeque::pop_front).unwrap_or_default();
+                self.calls.pop_if(|left| left.is_empty());
+                if depth > 1 {
+                    return Ok(());
+                }
                 Message { tool_call_id, ..Message::new(ModelRole::Tool, text_of(entry)) }
             }
             TranscriptRole::Unspecified | TranscriptRole::Summary => {

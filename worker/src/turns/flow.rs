@@ -14,6 +14,7 @@ use tracing::Instrument as _;
 
 use super::input::{Input, given_history};
 use super::orders::{Halt, Inbox};
+use super::own;
 use super::past::Past;
 use super::reply::Reply;
 use super::reports::{Reported, Reports};
@@ -69,6 +70,8 @@ pub(super) struct Course {
     pub(super) mcp: McpOffered,
     /// The number of the next step.
     pub(super) step: u32,
+    /// What the user is asked at the end of the present steps.
+    pub(super) question: Option<String>,
     pub(super) usage: Option<Usage>,
 }
 
@@ -115,6 +118,7 @@ pub(super) async fn run(
             tools: Offer::default(),
             mcp: McpOffered::default(),
             step: 0,
+            question: None,
             usage: None,
         };
         shared.seams.point("turn.begin").await;
@@ -263,7 +267,8 @@ impl Course {
             None => McpOffered::default(),
         };
         // Nobody else's tool stands in for one of ours.
-        Ok((Offer::new(ours.iter().chain(theirs.iter()).chain(&mcp.specs), profile), mcp))
+        let specs = ours.iter().chain(own::specs()).chain(theirs.iter()).chain(&mcp.specs);
+        Ok((Offer::new(specs, profile), mcp))
     }
 
     /// The system prompt, the history that fits, and the user's message.

@@ -176,6 +176,11 @@ impl Past {
         Ok(Some(PastReply { text: body.text, tool_calls, usage, reasoning: body.reasoning }))
     }
 
+    /// Whether step `step` is a tool call whose beginning or end is known.
+    pub(super) fn is_tool_call(&self, step: u32) -> bool {
+        self.rows.front().is_some_and(|row| row.step == step && row.kind == StepKind::ToolCall)
+    }
+
     /// What is known of `call`, which is step `step`.
     pub(super) fn tool_call(&mut self, step: u32, call: &ToolCall) -> Result<PastCall, Unclear> {
         match self.rows.front() {

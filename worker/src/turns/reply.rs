@@ -60,6 +60,11 @@ impl Reply {
         }
     }
 
+    /// One that nobody is told of as it grows.
+    pub(super) fn aside(turn: TurnRef, connection: watch::Receiver<Connection>) -> Self {
+        Self { silent: true, ..Self::new(turn, connection) }
+    }
+
     /// A model call begins; what the last one said stays until this one says something.
     pub(super) fn begin(&mut self) {
         self.fresh = true;

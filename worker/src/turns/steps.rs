@@ -15,6 +15,7 @@ use tracing::Instrument as _;
 
 use super::flow::{Course, Failure, Tries, bytes};
 use super::orders::Halt;
+use super::own::{self, Own};
 use super::past::{CallBody, PastCall, SteeringBody, Unclear};
 use crate::model::{self, Message};
 use crate::sandbox::Policy;
@@ -27,6 +28,10 @@ const MAX_MODEL_CALLS: u32 = 90;
 const MAX_STEPS: u32 = 10_000;
 /// Tool calls of one model reply, at most.
 const MAX_CALLS: u32 = 256;
+/// Calls made at the same time, at most.
+const MAX_TOGETHER: usize = 8;
+/// What the model is told of a call that only looked and was stopped.
+const STOPPED: &str = "Error: the call was stopped.";
 /// Longest arguments of a call, in bytes: quoted once more they fit into a step's body.
 const MAX_ARGUMENT_BYTES: usize = 384 << 10;
 /// Largest body of a step, in bytes.
@@ -80,30 +85,133 @@ fn on_the_wire(effect: Effect) -> v1::Effect {
 impl Course {
     /// Takes steps until the model answers; its reply.
     pub(super) async fn steps(&mut self) -> Result<String, Halt> {
-        for _ in 0..MAX_MODEL_CALLS {
+        self.converse(MAX_MODEL_CALLS, false).await?.ok_or_else(|| {
+            let steps = self.step;
+            Halt::Failed(format!("I have taken {steps} steps for this message and am still not done, so I stop here."))
+        })
+    }
+
+    /// Takes steps until the model answers or asks the user; what is said then, and nothing after so many calls of the model. `task`: it is a part
+    /// of a turn, and ends also where an earlier attempt noted its result.
+    pub(super) async fn converse(&mut self, model_calls: u32, task: bool) -> Result<Option<String>, Halt> {
+        for _ in 0..model_calls {
+            if task && self.past.is_tool_call(self.step) {
+                break;
+            }
             let asked = self.model_step().await?;
             if asked.is_empty() {
-                return Ok(self.reply.finish());
+                return Ok(Some(self.reply.finish()));
             }
             if asked.len() > bytes(MAX_CALLS) {
                 let sentence = "My model asked for too many things at once, so I stopped. Please try again.";
                 return Err(Halt::Failed(sentence.to_owned()));
             }
-            for call in asked.iter() {
+            let mut rest = asked.as_ref();
+            while let Some((call, later)) = rest.split_first() {
+                let together = self.together(rest);
+                if let [first @ .., _] = rest.get(..together).unwrap_or_default()
+                    && !first.is_empty()
+                {
+                    let (calls, later) = rest.split_at(together);
+                    self.look_together(calls).await?;
+                    rest = later;
+                    continue;
+                }
                 let text = self.tool_step(call).await?;
-                self.step += 1;
-                let answer = Message::new(ModelRole::Tool, text);
-                self.messages.push(Message { tool_call_id: call.id.as_str().into(), ..answer });
+                self.answered(call, text);
+                rest = later;
             }
-            self.steering_steps().await?;
+            if let Some(question) = self.question.take() {
+                let said = self.reply.finish();
+                return Ok(Some(if said.trim().is_empty() { question } else { format!("{said}\n\n{question}") }));
+            }
+            if !task {
+                self.steering_steps().await?;
+            }
             if self.step >= MAX_STEPS - MAX_CALLS {
                 break;
             }
         }
-        Err(Halt::Failed(format!(
-            "I have taken {} steps for this message and am still not done, so I stop here.",
-            self.step
-        )))
+        Ok(None)
+    }
+
+    /// The step of a call is over: its result is part of the conversation.
+    fn answered(&mut self, call: &Asked, text: String) {
+        self.step += 1;
+        let answer = Message::new(ModelRole::Tool, text);
+        self.messages.push(Message { tool_call_id: call.id.as_str().into(), ..answer });
+    }
+
+    /// How many of these calls, from the first on, only look, here, and so may be made at the same time.
+    fn together(&self, calls: &[Asked]) -> usize {
+        let looks = |call: &&Asked| self.looking(call).is_some();
+        calls.iter().take_while(looks).count().min(MAX_TOGETHER)
+    }
+
+    /// The call, where it only looks, here, and nobody has to allow it.
+    fn looking(&self, call: &Asked) -> Option<(ToolSpec, ToolCall)> {
+        let spec = self.tools.find(&call.name)?;
+        let arguments = arguments(&call.arguments).ok()?;
+        let policy = self.policy();
+        let is_allowed = rule(&call.name, &arguments, &policy, self.assignment.profile.as_ref()) == Ruling::Allowed;
+        let looks = spec.effect == Effect::Pure && Own::named(&spec.name).is_none() && !self.mcp.has(spec);
+        (looks && is_allowed).then(|| (spec.clone(), self.made(call, arguments, String::new(), policy)))
+    }
+
+    fn policy(&self) -> Policy {
+        Policy::from_wire(self.assignment.profile.as_ref().and_then(|profile| profile.sandbox.as_ref()))
+    }
+
+    /// A call of this step.
+    fn made(&self, call: &Asked, arguments: Map<String, Value>, key: String, policy: Policy) -> ToolCall {
+        ToolCall {
+            turn: self.turn,
+            step: self.step,
+            name: call.name.clone(),
+            arguments,
+            idempotency_key: Some(key).filter(|key| !key.is_empty()),
+            policy,
+            cancel: CancellationToken::new(),
+        }
+    }
+
+    /// Makes calls that only look at the same time, those that no earlier attempt made, and stores their results in their order.
+    async fn look_together(&mut self, calls: &[Asked]) -> Result<(), Halt> {
+        let mut rest = calls;
+        while let Some((call, later)) = rest.split_first()
+            && let PastCall::Ended(text) = self.past.tool_call(self.step, call)?
+        {
+            self.answered(call, text);
+            rest = later;
+        }
+        if rest.is_empty() {
+            return Ok(());
+        }
+        if let Some(halt) = self.inbox.halt() {
+            return Err(halt);
+        }
+        let shared = Arc::clone(&self.shared);
+        shared.seams.point("effect.before").await;
+        self.may_act().await?;
+        let looks: Vec<_> = rest.iter().filter_map(|call| self.looking(call)).collect();
+        let looks = (0..).zip(looks).map(|(number, (spec, call))| {
+            let (shared, stopped) = (Arc::clone(&shared), self.inbox.ended());
+            let span =
+                tracing::info_span!("tool", tool = spec.name, session = self.turn.session_id, turn = self.turn.seq);
+            let call = ToolCall { step: self.step + number, ..call };
+            async move { run(shared.toolbox.as_ref(), &spec, call, stopped).await }.instrument(span)
+        });
+        let seen = futures_util::future::join_all(looks).await;
+        shared.seams.point("effect.after").await;
+        for (call, ran) in rest.iter().zip(seen) {
+            let text = match ran {
+                Ran::Finished(text) | Ran::Lost(text) => text,
+                Ran::Dropped => STOPPED.to_owned(),
+            };
+            self.store_result(Outcome::refused(text.clone())).await?;
+            self.answered(call, text);
+        }
+        Ok(())
     }
 
     /// Asks the model, or reads what it answered; what it asks for, already part of the conversation.
@@ -184,21 +292,43 @@ impl Course {
 
     /// Makes the call, or finds out what became of it; the text for the model, stored as the step's result.
     async fn tool_step(&mut self, call: &Asked) -> Result<String, Halt> {
+        let spec = self.tools.find(&call.name).cloned();
+        let own = spec.as_ref().and_then(|spec| Own::named(&spec.name));
+        // Its steps come before its result.
+        let delegated = match own {
+            Some(Own::Delegate) => Some(self.delegated(call).await?),
+            Some(Own::Clarify) | None => None,
+        };
         let past = self.past.tool_call(self.step, call)?;
+        if own == Some(Own::Clarify) {
+            self.question = own::question(&call.arguments).ok();
+        }
         if let PastCall::Ended(text) = past {
             return Ok(text);
         }
         if let Some(halt) = self.inbox.halt() {
             return Err(halt);
         }
-        let shared = Arc::clone(&self.shared);
-        let spec = self.tools.find(&call.name).cloned();
+        if let Some(own) = own {
+            let text = match own {
+                Own::Clarify => own::question(&call.arguments)
+                    .map_or_else(|sentence| sentence, |_| "The user was asked; the next message answers.".to_owned()),
+                Own::Delegate => delegated.unwrap_or_default(),
+            };
+            return self.store_result(Outcome::refused(text)).await;
+        }
         let is_theirs = spec.as_ref().is_some_and(|spec| spec.effect == Effect::Journaled);
         // What an earlier attempt began with a tool of this name was another tool's.
         if is_theirs && past == PastCall::New && call.arguments.len() <= MAX_ARGUMENT_BYTES {
             return self.journaled_step(call).await;
         }
         let outcome = self.call_tool(spec.as_ref(), call, past).await?;
+        self.store_result(outcome).await
+    }
+
+    /// Stores what the step of a call came to; the text.
+    async fn store_result(&mut self, outcome: Outcome) -> Result<String, Halt> {
+        let shared = Arc::clone(&self.shared);
         shared.seams.point("result.before").await;
         let report = StepReport {
             body: outcome.text.as_bytes().to_vec(),
@@ -257,7 +387,7 @@ impl Course {
             Ok(arguments) => arguments,
             Err(sentence) => return Ok(Outcome::refused(sentence)),
         };
-        let policy = Policy::from_wire(self.assignment.profile.as_ref().and_then(|profile| profile.sandbox.as_ref()));
+        let policy = self.policy();
         // What was begun had been allowed.
         if begun.is_none()
             && let Err(sentence) = self.allowed(call, &arguments, &policy).await?
@@ -280,15 +410,7 @@ impl Course {
         }
         shared.seams.point("effect.before").await;
         self.may_act().await?;
-        let call = ToolCall {
-            turn: self.turn,
-            step: self.step,
-            name: call.name.clone(),
-            arguments,
-            idempotency_key: Some(key.clone()).filter(|key| !key.is_empty()),
-            policy,
-            cancel: CancellationToken::new(),
-        };
+        let call = self.made(call, arguments, key.clone(), policy);
         let span = tracing::info_span!("tool", tool = spec.name, session = self.turn.session_id, turn = self.turn.seq);
         let stopped = self.inbox.ended();
         let ran = async {
@@ -301,7 +423,7 @@ impl Course {
         shared.seams.point("effect.after").await;
         Ok(match ran {
             Ran::Finished(text) => Outcome { text, effect, key, unknown: false },
-            Ran::Dropped if spec.effect == Effect::Pure => Outcome::refused("Error: the call was stopped.".to_owned()),
+            Ran::Dropped if spec.effect == Effect::Pure => Outcome::refused(STOPPED.to_owned()),
             Ran::Dropped => Outcome::unknown(effect, key),
             Ran::Lost(text) => Outcome { text, effect, key, unknown: true },
         })

@@ -11,6 +11,7 @@ mod journal;
 mod link;
 mod offered;
 mod orders;
+mod own;
 mod plane;
 mod process;
 mod sandbox;

@@ -182,7 +182,8 @@ async fn names(stage: &mut Stage, turn: TurnRef, profile: ProfileRevision) -> Ve
 #[tokio::test]
 async fn the_list_is_asked_for_once_on_each_registration_and_again_when_it_fails() {
     let mut stage = Stage::new([]).await;
-    let ours = ["look", "put", "send", "wait", "stubborn", "panics", "long", "terminal"];
+    let ours =
+        ["look", "put", "send", "wait", "stubborn", "panics", "long", "meet", "terminal", "clarify", "delegate_task"];
     // A control plane of before such tools.
     let profile = ProfileRevision { revision: 1, ..ProfileRevision::default() };
     assert_eq!(names(&mut stage, turn(1, 1, 1), profile.clone()).await, ours);
@@ -212,7 +213,10 @@ async fn a_tool_outside_of_the_turns_toolsets_does_not_exist() {
         disabled_toolsets: disabled.iter().map(|name| (*name).to_owned()).collect(),
         ..ProfileRevision::default()
     };
-    assert_eq!(names(&mut stage, turn(1, 1, 1), profile(None, &["drill"])).await, ["memory", "todo"]);
+    assert_eq!(
+        names(&mut stage, turn(1, 1, 1), profile(None, &["drill", "clarify", "delegation"])).await,
+        ["memory", "todo"]
+    );
     assert_eq!(names(&mut stage, turn(2, 1, 1), profile(Some(&["todo", "memory"]), &["memory"])).await, ["todo"]);
     assert!(names(&mut stage, turn(3, 1, 1), profile(Some(&[]), &[])).await.is_empty());
 

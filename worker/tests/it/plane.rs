@@ -27,6 +27,16 @@ pub(crate) struct World {
     pub(crate) held: Notify,
     pub(crate) release: Notify,
     points: Mutex<Vec<String>>,
+    met: Meeting,
+}
+
+/// Where two calls wait for each other.
+struct Meeting(tokio::sync::Barrier);
+
+impl Default for Meeting {
+    fn default() -> Self {
+        Self(tokio::sync::Barrier::new(2))
+    }
 }
 
 impl World {
@@ -93,6 +103,8 @@ fn specs() -> Arc<[ToolSpec]> {
         spec("stubborn", AtMostOnce),
         spec("panics", Pure),
         spec("long", Pure),
+        // Waits until another one of them is there.
+        spec("meet", Pure),
         // Judged by its command.
         spec("terminal", AtMostOnce),
     ]
@@ -114,6 +126,9 @@ impl Toolbox for Tools {
                     () = call.cancel.cancelled() => return Ok("stopped half way".to_owned()),
                     () = self.world.go_on.notified() => {}
                 },
+                "meet" => {
+                    self.world.met.0.wait().await;
+                }
                 "stubborn" => self.world.go_on.notified().await,
                 "panics" => panic!("inside a tool"),
                 "long" => return Ok("x".repeat(2_000)),

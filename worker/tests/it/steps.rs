@@ -440,7 +440,10 @@ async fn the_tools_are_offered_with_their_schemas() {
     stage.assign(turn(1, 1, 1)).await;
     let call = stage.fake.call().await;
     let names: Vec<_> = call.tools.iter().map(|tool| tool.name.as_str()).collect();
-    assert_eq!(names, ["look", "put", "send", "wait", "stubborn", "panics", "long", "terminal"]);
+    assert_eq!(
+        names,
+        ["look", "put", "send", "wait", "stubborn", "panics", "long", "meet", "terminal", "clarify", "delegate_task"]
+    );
     assert_eq!(call.tools[0].parameters, r#"{"type":"object"}"#);
     assert_eq!(call.tools[0].description, "it does look");
     // As shipped there are none.

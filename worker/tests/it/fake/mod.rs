@@ -66,6 +66,7 @@ pub(crate) struct State {
     /// What the model says at each step, when it is to answer by itself; and what it was asked, as it saw it.
     pub(crate) script: Mutex<BTreeMap<u32, Line>>,
     asked: Mutex<Vec<(u32, Vec<String>)>>,
+    told: Mutex<BTreeMap<u32, Vec<String>>>,
     /// What it runs itself.
     pub(crate) offered: Offered,
     pub(crate) approvals: Mutex<Approvals>,
@@ -80,6 +81,11 @@ impl State {
         let entry = documents.entry(path.to_owned()).or_insert((0, None));
         *entry = (entry.0 + 1, body.map(|body| body.as_bytes().to_vec()));
         *home_version
+    }
+
+    /// The tools that the model was last told of at that step.
+    pub(crate) fn tools_told(&self, step: u32) -> Vec<String> {
+        self.told.lock().unwrap().get(&step).cloned().unwrap_or_default()
     }
 
     /// What the model was asked at that step, each time.
@@ -421,6 +427,8 @@ impl ModelService for Service {
         let line = self.state.script.lock().unwrap().get(&call.header.step).cloned();
         if let Some(line) = line {
             self.state.asked.lock().unwrap().push((call.header.step, call.view.clone()));
+            let names = call.tools.iter().map(|tool| tool.name.clone()).collect();
+            self.state.told.lock().unwrap().insert(call.header.step, names);
             if line.calls.is_empty() {
                 call.say(&line.text).await;
                 call.done().await;
