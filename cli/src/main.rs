@@ -53,7 +53,8 @@ fn run(command: args::Command, invocation: &mut Invocation) -> anyhow::Result<Ex
 
 fn environment() -> Environment {
     let path = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    Environment { home: path("HOME"), xdg_data_home: path("XDG_DATA_HOME"), path: std::env::var_os("PATH") }
+    let editor = path("VISUAL").or_else(|| path("EDITOR")).map(PathBuf::into_os_string);
+    Environment { home: path("HOME"), xdg_data_home: path("XDG_DATA_HOME"), path: std::env::var_os("PATH"), editor }
 }
 
 fn stdout() -> Stream {

@@ -111,6 +111,14 @@ impl Printer {
         Ok(())
     }
 
+    /// Prints an answer that is a file's content: for people as it is, on a terminal without its control characters.
+    ///
+    /// # Errors
+    /// When stdout cannot be written.
+    pub(crate) fn show_text(&mut self, view: &impl View, content: &[u8]) -> anyhow::Result<()> {
+        if self.format == Format::Table && !self.out.terminal { self.bytes(content) } else { self.show(view) }
+    }
+
     /// Prints a piece of running text at once; on a terminal without its control characters.
     ///
     /// # Errors

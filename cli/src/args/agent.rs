@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::LimitArgs;
+use super::home::{EditArgs, ExportArgs, FilesArgs, ImportArgs};
 
 /// `agent …`
 #[derive(Debug, Subcommand)]
@@ -52,6 +53,24 @@ pub(crate) enum AgentCommand {
         /// The revision to return to.
         revision: u64,
     },
+    /// List the documents of an agent's home; or show, go back to or remove one.
+    #[command(
+        after_help = "Examples:\n  hermesctl agent files coder\n  hermesctl agent files coder show SOUL.md --version 3\n  hermesctl agent files coder rollback memories/MEMORY.md --to 12"
+    )]
+    Files(FilesArgs),
+    /// Write a document of an agent's home in $VISUAL or $EDITOR; the next turn sees it.
+    #[command(
+        after_help = "Examples:\n  hermesctl agent edit coder SOUL.md\n  hermesctl agent edit coder skills/maps/SKILL.md --from SKILL.md"
+    )]
+    Edit(EditArgs),
+    /// Write an archive of an agent: its specification and the documents of its home; never secrets, sessions or the workspace.
+    #[command(after_help = "Example:\n  hermesctl agent export coder coder.tar.gz")]
+    Export(ExportArgs),
+    /// Put the documents of an archive into an agent's home, all or none; what the archive does not name stays.
+    #[command(
+        after_help = "Examples:\n  hermesctl agent import coder coder.tar.gz --dry-run\n  hermesctl agent import copy coder.tar.gz --create"
+    )]
+    Import(ImportArgs),
 }
 
 /// `agent mcp …`

@@ -6,6 +6,7 @@ mod agent;
 mod approval;
 mod budget;
 mod delivery;
+mod home;
 mod route;
 mod source;
 mod token;
@@ -24,6 +25,7 @@ pub(crate) use self::delivery::{
     DeadCommand, DeadListArgs, DeadTurnsArgs, DeliveryCommand, DeliveryListArgs, DeliveryRedriveArgs,
     State as DeliveryState,
 };
+pub(crate) use self::home::{EditArgs, ExportArgs, FilesArgs, FilesCommand, ImportArgs};
 pub(crate) use self::route::{ExplainArgs, RouteAddArgs, RouteCommand};
 pub(crate) use self::source::{SendArgs, SessionCommand, SessionKeyArgs, SessionListArgs, SourceArgs};
 pub(crate) use self::token::{Role, TokenCommand, TokenCreateArgs};

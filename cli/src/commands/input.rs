@@ -31,17 +31,35 @@ pub(crate) fn text(path: &Path, most: u64) -> anyhow::Result<String> {
     decode(file, &name, most)
 }
 
-fn is_stdin(path: &Path) -> bool {
+/// Reads a file, or stdin for `-`, as it is.
+///
+/// # Errors
+/// When it cannot be read, or is larger than `most` bytes.
+pub(crate) fn bytes(path: &Path, most: u64) -> anyhow::Result<Vec<u8>> {
+    let name = name(path);
+    if is_stdin(path) {
+        return bounded(io::stdin().lock(), &name, most);
+    }
+    let file = std::fs::File::open(path).with_context(|| format!("open {name}"))?;
+    bounded(file, &name, most)
+}
+
+/// Whether the path names stdin, or stdout.
+pub(crate) fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
-fn decode(from: impl Read, name: &str, most: u64) -> anyhow::Result<String> {
+fn bounded(from: impl Read, name: &str, most: u64) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     from.take(most + 1).read_to_end(&mut bytes).with_context(|| format!("read {name}"))?;
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > most {
         bail!("{name} is larger than {most} bytes");
     }
-    match String::from_utf8(bytes) {
+    Ok(bytes)
+}
+
+fn decode(from: impl Read, name: &str, most: u64) -> anyhow::Result<String> {
+    match String::from_utf8(bounded(from, name, most)?) {
         Ok(text) => Ok(text),
         Err(error) => {
             let good = error.utf8_error().valid_up_to();

@@ -43,6 +43,8 @@ pub(crate) struct Environment {
     pub xdg_data_home: Option<PathBuf>,
     /// `PATH`.
     pub path: Option<std::ffi::OsString>,
+    /// `VISUAL`, else `EDITOR`: a command for the shell.
+    pub editor: Option<std::ffi::OsString>,
 }
 
 /// Where to connect and as whom.

@@ -5,6 +5,7 @@
 //! patterns are compiled when the first text is looked at, so whoever never looks pays nothing for them. It deliberately does
 //! not know who edits, nor where the texts lie.
 
+pub mod admission;
 pub mod danger;
 pub mod memory;
 mod path;

@@ -38,6 +38,7 @@ use crate::grpc::agent_api::AgentApi;
 use crate::grpc::approval_api::ApprovalApi;
 use crate::grpc::budget_api::BudgetApi;
 use crate::grpc::delivery_api::DeliveryApi;
+use crate::grpc::home_api::HomeApi;
 use crate::grpc::identity_api::IdentityApi;
 use crate::grpc::layers::{Layers, Limits, Listener, server, worker_tls};
 use crate::grpc::message_api::MessageApi;
@@ -188,6 +189,7 @@ impl Replica {
             .add_service(health_service)
             .add_service(reflection)
             .add_service(AgentApi::server(self.registry.clone(), self.dispatcher.clone()))
+            .add_service(HomeApi::server(self.registry.clone()))
             .add_service(RouteApi::server(self.registry.clone()))
             .add_service(SessionApi::server(self.registry.clone(), self.dispatcher.clone()))
             .add_service(DeliveryApi::server(store.clone(), self.outbox.clone(), self.dispatcher.clone()))

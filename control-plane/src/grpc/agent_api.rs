@@ -88,7 +88,7 @@ fn home_left(id: &AgentId, error: &std::io::Error) -> Status {
     refuse(Reason::Internal, format!("the home of {id} could not be deleted ({error}); purge it again"))
 }
 
-fn unknown(id: &AgentId) -> Status {
+pub(super) fn unknown(id: &AgentId) -> Status {
     refuse(Reason::NotFound, format!("agent {id} is not registered; `hermesctl agent list` shows the registered ones"))
 }
 
@@ -109,7 +109,8 @@ fn soul_text(soul: Option<Vec<u8>>) -> Result<Option<Vec<u8>>, Status> {
     Ok(soul)
 }
 
-fn by<T>(request: &Request<T>) -> String {
+/// Who calls, as it is written down beside a change.
+pub(super) fn by<T>(request: &Request<T>) -> String {
     match principal(request) {
         crate::identity::Principal::Operator { token_id } => format!("operator {token_id}"),
         other => other.kind().to_owned(),

@@ -11,6 +11,7 @@ mod convert;
 pub mod delivery_api;
 mod generation;
 mod history;
+pub mod home_api;
 pub mod identity_api;
 pub mod layers;
 mod mcp;

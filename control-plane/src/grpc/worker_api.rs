@@ -319,7 +319,7 @@ impl WorkerService for WorkerApi {
         let outcome = self
             .registry
             .store()
-            .home_push(agent_no, &header.path, base, &body, header.deleted)
+            .home_push(agent_no, &header.path, base, &body, header.deleted, &format!("worker {}", caller.worker))
             .await
             .map_err(store_status)?;
         self.registry.home_moved(agent_no, outcome.home_version);

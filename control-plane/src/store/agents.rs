@@ -173,27 +173,14 @@ impl Store {
             }
         }
         if let Some((from, to)) = &change.home_copy {
-            tx.execute(
-                "WITH t AS (UPDATE agents SET home_version = home_version + 1 WHERE agent_id = $2 RETURNING agent_no, home_version) \
-                 INSERT INTO home_documents(agent_no, path, version, home_version, sha256, body) \
-                 SELECT t.agent_no, d.path, 1, t.home_version, d.sha256, d.body FROM t, home_documents d JOIN agents f USING (agent_no) \
-                  WHERE f.agent_id = $1 AND NOT d.deleted \
-                 ON CONFLICT (agent_no, path) DO UPDATE SET version = home_documents.version + 1, home_version = excluded.home_version, \
-                    deleted = false, sha256 = excluded.sha256, body = excluded.body, updated_at = now()",
-                &[from, to],
-            )
-            .await?;
+            let sql = "SELECT count(p.*) FROM agents t, home_documents d JOIN agents f USING (agent_no), \
+                       LATERAL put_document(t.agent_no, d.path, NULL, false, d.body, $3) p \
+                       WHERE t.agent_id = $2 AND f.agent_id = $1 AND NOT d.deleted";
+            tx.execute(sql, &[from, to, &change.by]).await?;
         }
+        let sql = "SELECT p.* FROM agents a, put_document(a.agent_no, $2, NULL, false, $3, $4) p WHERE a.agent_id = $1";
         for (agent, path, body) in &change.home_documents {
-            tx.execute(
-                "WITH t AS (UPDATE agents SET home_version = home_version + 1 WHERE agent_id = $1 RETURNING agent_no, home_version) \
-                 INSERT INTO home_documents(agent_no, path, version, home_version, sha256, body) \
-                 SELECT t.agent_no, $2, 1, t.home_version, sha256($3), $3 FROM t \
-                 ON CONFLICT (agent_no, path) DO UPDATE SET version = home_documents.version + 1, home_version = excluded.home_version, \
-                    deleted = false, sha256 = excluded.sha256, body = excluded.body, updated_at = now()",
-                &[agent, path, body],
-            )
-            .await?;
+            tx.execute(sql, &[agent, path, body, &change.by]).await?;
         }
         tx.commit().await?;
         Ok(moved.get(0))
@@ -265,6 +252,7 @@ impl Store {
             "DELETE FROM mcp_pins WHERE agent_no = $1",
             "DELETE FROM agent_chats WHERE agent_no = $1",
             "DELETE FROM asks WHERE agent_no = $1 OR asked_no = $1",
+            "DELETE FROM home_revisions WHERE agent_no = $1",
         ] {
             tx.execute(sql, &[&agent_no]).await?;
         }

@@ -23,6 +23,7 @@ const SOURCES: &[&str] = &[
     include_str!("../../functions/transcript.sql"),
     include_str!("../../functions/budget.sql"),
     include_str!("../../functions/approvals.sql"),
+    include_str!("../../functions/homes.sql"),
 ];
 
 /// One set of transition functions.

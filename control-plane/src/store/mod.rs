@@ -62,7 +62,7 @@ pub use deliveries::{DeliveryOutcome, DueDelivery, LaneKey, SendResult};
 pub use doorbell::{Bell, Rung};
 pub use functions::Functions;
 pub use giving_up::GivenUp;
-pub use homes::{HomeDocument, HomeDocumentInfo, OpenDocument, PushOutcome};
+pub use homes::{HomeDocument, HomeDocumentInfo, HomeRevision, Imported, OpenDocument, PushOutcome};
 pub use identities::LAUNCH_TTL;
 pub use journal::{JOURNAL_BEGIN, JournalCursor, Journaled, StepRecord, StepRow};
 pub use mcp::{McpRow, McpTool, McpTools};

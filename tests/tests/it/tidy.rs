@@ -17,7 +17,7 @@ const OURS: &[(&str, &[&str])] = &[
     ("hermes-platforms", &["hermes-core"]),
     ("hermes-control-plane", &["hermes-proto", "hermes-core", "hermes-home", "hermes-platforms"]),
     ("hermes-worker", &["hermes-proto", "hermes-home"]),
-    ("hermesctl", &["hermes-proto", "hermes-core"]),
+    ("hermesctl", &["hermes-proto", "hermes-core", "hermes-home"]),
     (
         "hermes-tests",
         &["hermes-proto", "hermes-core", "hermes-home", "hermes-platforms", "hermes-control-plane", "hermes-worker"],

@@ -1,6 +1,9 @@
 //! `agent …`: the registry of agents. Every change is one call; the control plane judges ids, models and homes.
 
+mod archive;
+mod files;
 mod mcp;
+mod transfer;
 mod view;
 
 use hermes_core::approvals::Mode;
@@ -29,6 +32,10 @@ pub(crate) async fn run(command: AgentCommand, inv: &mut Invocation) -> anyhow::
         AgentCommand::History { id, limit } => history(id, limit, inv).await,
         AgentCommand::Mcp(command) => mcp::run(command, inv).await,
         AgentCommand::Rollback { id, revision } => rollback(id, revision, inv).await,
+        AgentCommand::Files(args) => files::run(args, inv).await,
+        AgentCommand::Edit(args) => files::edit(args, inv).await,
+        AgentCommand::Export(args) => transfer::export(args, inv).await,
+        AgentCommand::Import(args) => transfer::import(args, inv).await,
     }
 }
 

@@ -11,9 +11,10 @@ use indexmap::IndexMap;
 
 use super::tree::is_odd;
 use super::{
-    AgentSpec, Document, Limits, Provider, Rate, Retention, SecretRef, Streaming, TelegramAccount, WebhookAccount,
-    WebhookReply, approvals, budget, mcp, sandbox, web,
+    AgentSpec, Document, Fault, Limits, Patch, Positions, Provider, Rate, Retention, SecretRef, Streaming,
+    TelegramAccount, WebhookAccount, WebhookReply, approvals, budget, mcp, parse, sandbox, web,
 };
+use crate::AgentId;
 use crate::busy::{Busy, BusyPolicy, BusyRule};
 use crate::command::AccessLists;
 use crate::reset::ResetPolicy;
@@ -37,6 +38,32 @@ pub fn to_yaml(document: &Document) -> String {
         block(&mut out, 0, &entries);
     }
     out
+}
+
+/// One agent alone as a document, for an archive of it. Without its home, which belongs to a machine.
+pub fn agent_to_yaml(id: &AgentId, spec: &AgentSpec) -> String {
+    let spec = AgentSpec { home_dir: None, ..spec.clone() };
+    let mut out = String::new();
+    let agents = Shape::Map(vec![(id.to_string(), agent(&spec))]);
+    block(&mut out, 0, &[("agents".to_owned(), agents)]);
+    out
+}
+
+/// Reads what [`agent_to_yaml`] wrote, strictly: a document of one agent and nothing else.
+///
+/// # Errors
+/// The faults of the text.
+pub fn agent_from_yaml(yaml: &str) -> Result<(AgentId, AgentSpec), Vec<Fault>> {
+    let mut patch = parse(yaml)?;
+    patch.positions = Positions::default();
+    let mut agents = std::mem::take(&mut patch.agents).into_iter();
+    match (agents.next(), agents.next()) {
+        (Some((id, spec)), None) if patch == Patch::default() && spec.home_dir.is_none() => Ok((id, spec)),
+        _ => {
+            let message = "it must name one agent without home_dir, and nothing else".to_owned();
+            Err(vec![Fault { line: 0, path: "agents".to_owned(), message }])
+        }
+    }
 }
 
 /// One line: flow style.

@@ -36,7 +36,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 pub use check::{check, check_compiled, check_spec, load_offline};
-pub use export::to_yaml;
+pub use export::{agent_from_yaml, agent_to_yaml, to_yaml};
 pub use merge::{Change, ChangeKind, diff};
 pub use models::{Endpoint, Model, Resolved, resolve_model, resolve_models, unserved_message, with_own_model};
 pub use patch::{LimitsPatch, Patch, Positions, Reading, parse, read};

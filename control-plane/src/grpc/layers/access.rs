@@ -84,6 +84,13 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::AgentRemoveAgent
         | Rpc::AgentRollbackAgent
         | Rpc::AgentAcceptMcpServer
+        | Rpc::HomeListDocuments
+        | Rpc::HomeListDocumentVersions
+        | Rpc::HomeGetDocument
+        | Rpc::HomePutDocument
+        | Rpc::HomeRollbackDocument
+        | Rpc::HomeExportHome
+        | Rpc::HomeImportHome
         | Rpc::RouteAddRoute
         | Rpc::RouteRemoveRoute
         | Rpc::BudgetRaiseBudget

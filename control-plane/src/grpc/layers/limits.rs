@@ -79,6 +79,9 @@ fn pace(called: Called) -> Pace {
         | Rpc::AgentRollbackAgent
         | Rpc::AgentListMcpServers
         | Rpc::AgentAcceptMcpServer
+        | Rpc::HomeListDocuments
+        | Rpc::HomeListDocumentVersions
+        | Rpc::HomeRollbackDocument
         | Rpc::RouteListRoutes
         | Rpc::RouteAddRoute
         | Rpc::RouteRemoveRoute
@@ -112,12 +115,16 @@ fn pace(called: Called) -> Pace {
         | Rpc::WorkerPinMcpTools
         | Rpc::MessageSubmit => Pace::Quick,
 
-        Rpc::SystemApply | Rpc::SystemDiff | Rpc::WorkerPushDocument => Pace::Upload,
+        Rpc::SystemApply | Rpc::SystemDiff | Rpc::HomePutDocument | Rpc::HomeImportHome | Rpc::WorkerPushDocument => {
+            Pace::Upload
+        }
 
         // GetTurn is here for its `wait`, CallTool for tools that wait; each of these has its own time limit.
         Rpc::MessageGetTurn
         | Rpc::MessageSubmitAndStream
         | Rpc::SystemExport
+        | Rpc::HomeGetDocument
+        | Rpc::HomeExportHome
         | Rpc::WorkerAttach
         | Rpc::WorkerCallTool
         | Rpc::WorkerFetchTranscript

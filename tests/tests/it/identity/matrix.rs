@@ -11,8 +11,10 @@ use tonic::Code;
 
 use super::fixture::{Answer, Fixture, call, identity};
 
-const SERVICES: [&str; 11] =
-    ["Agent", "Route", "Session", "Delivery", "Budget", "Approval", "Message", "Worker", "Model", "Identity", "System"];
+const SERVICES: [&str; 12] = [
+    "Agent", "Home", "Route", "Session", "Delivery", "Budget", "Approval", "Message", "Worker", "Model", "Identity",
+    "System",
+];
 
 /// `AgentAddAgent` is `/hermes.v1.AgentService/AddAgent`.
 fn service_and_method(rpc: Rpc) -> (&'static str, String) {
@@ -35,7 +37,8 @@ fn allowed(rpc: Rpc) -> &'static [&'static str] {
     match (service, method.as_str()) {
         ("Identity", "Join") => &["worker", "anonymous"],
         ("Worker" | "Model", _) | ("Identity", "Renew") => &["worker"],
-        ("Identity", _) => &["operator"],
+        // What an agent remembers of people is not for everybody who may look at its state.
+        ("Identity" | "Home", _) => &["operator"],
         ("Message" | "Approval", _) => &["operator", "api"],
         _ if reads => &["operator", "viewer"],
         _ => &["operator"],

@@ -144,7 +144,7 @@ pub(super) fn changes_of_one_agents_documents_follow_each_other(db: &mut Db) -> 
     same!(answer, "now wrote b 1/3");
     same!(db.look(WRITTEN)?, "3|3|pushedb|ab|2");
     // A document that was removed begins anew, with the next version.
-    same!(db.wait(db.store.home_push(1, PATH, 3, b"", true))?.stored, true);
+    same!(db.wait(db.store.home_push(1, PATH, 3, b"", true, "somebody"))?.stored, true);
     same!(called(db, &step(1, 3, "three"), &append("c"))?, "now wrote c 1/5");
     same!(db.look(WRITTEN)?, "5|5|c|abc|3");
     Ok(())

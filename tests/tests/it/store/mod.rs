@@ -13,6 +13,7 @@ mod calls;
 mod commands;
 mod db;
 mod deliveries;
+mod homes;
 mod journal;
 mod leases;
 mod mcp;
@@ -260,6 +261,12 @@ drills! {
     mcp::{
         what_a_server_is_first_seen_with_is_pinned_until_it_is_configured_anew,
         an_operator_pins_what_was_looked_at_and_nothing_else,
+    }
+    homes::{
+        each_version_is_kept_with_who_wrote_it,
+        the_newest_versions_stay_and_no_more_of_them_than_fit,
+        what_a_build_without_revisions_wrote_is_kept_when_it_goes,
+        an_import_is_whole_and_leaves_what_is_the_same,
     }
     registry::{
         two_writers_of_one_version_are_one_winner,

@@ -24,6 +24,38 @@ const DEDUPE: &str = "b.dedupe_key IS NOT NULL OR row_number() OVER (PARTITION B
 
 const MUTATIONS: &[Mutation] = &[
     Mutation {
+        name: "a version of a document is not kept",
+        edits: &[(
+            "INSERT INTO home_revisions(agent_no, path, version, deleted, sha256, body, written_by)
+  VALUES (p_agent, p_path, v + 1, p_deleted, sha256(p_body), p_body, p_by);",
+            "",
+        )],
+        caught_by: &["each_version_is_kept_with_who_wrote_it"],
+    },
+    Mutation {
+        name: "versions of documents are kept for ever",
+        edits: &[("k.n > 1 AND (k.n > 50 OR k.bytes > 4194304)", "false")],
+        caught_by: &["the_newest_versions_stay_and_no_more_of_them_than_fit"],
+    },
+    Mutation {
+        name: "what a build without revisions wrote is forgotten",
+        edits: &[(
+            "WHERE agent_no = p_agent AND path = p_path\n      ON CONFLICT DO NOTHING",
+            "WHERE false\n      ON CONFLICT DO NOTHING",
+        )],
+        caught_by: &["what_a_build_without_revisions_wrote_is_kept_when_it_goes"],
+    },
+    Mutation {
+        name: "a document is not compared",
+        edits: &[("IF p_base <> v THEN", "IF false THEN")],
+        caught_by: &["two_pushes_from_one_version_are_one_winner", "each_version_is_kept_with_who_wrote_it"],
+    },
+    Mutation {
+        name: "changes of one home do not wait for each other",
+        edits: &[("WHERE agent_no = p_agent FOR NO KEY UPDATE;", "WHERE agent_no = p_agent;")],
+        caught_by: &["two_pushes_from_one_version_are_one_winner"],
+    },
+    Mutation {
         name: "no epoch in the fence",
         edits: &[(FENCE, "LEFT JOIN sessions s ON s.session_id = i.sid AND s.state = 2 AND s.head_seq = i.seq")],
         caught_by: &["an_old_epoch_is_refused_and_the_rest_of_the_batch_stored"],

@@ -49,7 +49,7 @@ pub(super) fn a_route_to_an_agent_that_is_not_registered_refuses_the_whole_chang
 
 pub(super) fn a_removed_agent_is_a_tombstone_and_comes_back_with_its_number(db: &mut Db) -> Result<()> {
     db.ingest(&[msg("a", "x")])?;
-    db.wait(db.store.home_push(1, "SOUL.md", 0, b"me", false))?;
+    db.wait(db.store.home_push(1, "SOUL.md", 0, b"me", false, "somebody"))?;
     let removal = RegistryChange { removed: vec!["a".to_owned()], ..change(0) };
     same!(db.wait(db.store.registry_change(0, &removal))?, 1);
     let first = db.wait(db.store.registry_load())?.agents[0].removed_at;
@@ -69,10 +69,10 @@ pub(super) fn a_removed_agent_is_a_tombstone_and_comes_back_with_its_number(db: 
 
 pub(super) fn copied_and_set_home_documents_move_the_home_version(db: &mut Db) -> Result<()> {
     for (path, body) in [("SOUL.md", b"soul".as_slice()), ("memories/m.md", b"memory"), ("gone", b"gone")] {
-        db.wait(db.store.home_push(1, path, 0, body, false))?;
+        db.wait(db.store.home_push(1, path, 0, body, false, "somebody"))?;
     }
-    db.wait(db.store.home_push(1, "gone", 1, b"", true))?;
-    db.wait(db.store.home_push(2, "SOUL.md", 0, b"old", false))?;
+    db.wait(db.store.home_push(1, "gone", 1, b"", true, "somebody"))?;
+    db.wait(db.store.home_push(2, "SOUL.md", 0, b"old", false, "somebody"))?;
     let copy = RegistryChange {
         home_copy: Some(("a".to_owned(), "b".to_owned())),
         home_documents: vec![("b".to_owned(), "memories/m.md".to_owned(), b"mine".to_vec())],
@@ -81,29 +81,30 @@ pub(super) fn copied_and_set_home_documents_move_the_home_version(db: &mut Db) -
     db.wait(db.store.registry_change(0, &copy))?;
     let (version, manifest) = db.wait(db.store.home_manifest(2))?;
     let shown: Vec<_> = manifest.iter().map(|document| (document.path.as_str(), document.version)).collect();
-    same!((version, shown), (3, vec![("SOUL.md", 2), ("memories/m.md", 2)]));
+    same!((version, shown), (4, vec![("SOUL.md", 2), ("memories/m.md", 2)]));
     same!(db.wait(db.store.home_document(2, "SOUL.md"))?.map(|document| document.body), Some(b"soul".to_vec()));
     same!(db.wait(db.store.home_document(2, "memories/m.md"))?.map(|document| document.body), Some(b"mine".to_vec()));
     Ok(())
 }
 
 pub(super) fn two_pushes_from_one_version_are_one_winner(db: &mut Db) -> Result<()> {
-    let push = |base, body: &'static [u8]| db.wait(db.store.home_push(1, "SOUL.md", base, body, false));
+    let push = |base, body: &'static [u8]| db.wait(db.store.home_push(1, "SOUL.md", base, body, false, "somebody"));
     let made = push(0, b"one")?;
     same!((made.stored, made.version, made.home_version), (true, 1, 1));
     let again = push(0, b"two")?;
     same!((again.stored, again.version, again.home_version), (false, 1, 1));
     let first = "UPDATE agents SET home_version = home_version + 1 WHERE agent_no = 1;
         UPDATE home_documents SET version = 2, home_version = 2, body = 'first' WHERE agent_no = 1";
-    let (second, waited) = db.race(first, |db| Ok(db.wait(db.store.home_push(1, "SOUL.md", 1, b"second", false))?))?;
+    let (second, waited) =
+        db.race(first, |db| Ok(db.wait(db.store.home_push(1, "SOUL.md", 1, b"second", false, "somebody"))?))?;
     ensure!(waited);
     same!((second.stored, second.version, second.home_version), (false, 2, 2));
     same!(db.wait(db.store.home_document(1, "SOUL.md"))?.map(|document| document.body), Some(b"first".to_vec()));
-    let removed = db.wait(db.store.home_push(1, "SOUL.md", 2, b"", true))?;
+    let removed = db.wait(db.store.home_push(1, "SOUL.md", 2, b"", true, "somebody"))?;
     same!((removed.stored, removed.version), (true, 3));
     same!(db.wait(db.store.home_document(1, "SOUL.md"))?.is_none(), true);
     same!(db.wait(db.store.home_manifest(1))?.1[0].deleted, true);
-    ensure!(matches!(db.wait(db.store.home_push(9, "SOUL.md", 0, b"", false)), Err(Error::NotFound(_))));
+    ensure!(matches!(db.wait(db.store.home_push(9, "SOUL.md", 0, b"", false, "somebody")), Err(Error::NotFound(_))));
     Ok(())
 }
 

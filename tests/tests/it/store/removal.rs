@@ -86,7 +86,7 @@ pub(super) fn a_purge_is_refused_while_anything_runs_waits_or_is_undelivered(db:
     conflict(purge(db))?;
     let p = db.positions()?[0];
     same!(db.deliver(1, &[super::db::delivered(9, p, 1)])?, "t");
-    db.wait(db.store.home_push(1, "SOUL.md", 0, b"me", false))?;
+    db.wait(db.store.home_push(1, "SOUL.md", 0, b"me", false, "somebody"))?;
     db.wait(db.store.mcp_seen(1, "notes", b"x", None, "it ended"))?;
     purge(db)?;
     same!(

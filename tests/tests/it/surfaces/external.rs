@@ -99,7 +99,7 @@ impl Plane {
     }
 
     /// The connected workers of the agent, as soon as there are `count`.
-    async fn workers(&self, count: usize) -> Vec<Value> {
+    pub(super) async fn workers(&self, count: usize) -> Vec<Value> {
         let look = async {
             loop {
                 let listed = self.json(&["worker", "list"]);
@@ -137,7 +137,7 @@ fn terminate(process: &Child) {
 }
 
 /// Which worker each turn was given to, from the control plane's own spans.
-fn claims(spans: &[Span]) -> BTreeMap<&str, BTreeSet<&str>> {
+pub(super) fn claims(spans: &[Span]) -> BTreeMap<&str, BTreeSet<&str>> {
     let mut claims = BTreeMap::<_, BTreeSet<_>>::new();
     for span in spans.iter().filter(|span| span.name == "claim") {
         claims.entry(span.attributes["worker"].as_str()).or_default().insert(span.attributes["turn"].as_str());

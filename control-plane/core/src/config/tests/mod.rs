@@ -511,6 +511,15 @@ proptest! {
     }
 
     #[test]
+    fn any_agent_survives_alone(document in any_document()) {
+        for (id, spec) in &document.agents {
+            let alone = agent_to_yaml(id, spec);
+            let read = agent_from_yaml(&alone).map_err(|faults| TestCaseError::fail(format!("{faults:?}\n{alone}")))?;
+            prop_assert_eq!(read, (id.clone(), AgentSpec { home_dir: None, ..spec.clone() }));
+        }
+    }
+
+    #[test]
     fn any_text_is_read_or_refused_but_never_harmful(text in any::<String>()) {
         let _ = parse(&text);
     }
