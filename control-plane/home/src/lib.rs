@@ -6,6 +6,7 @@
 //! not know who edits, nor where the texts lie.
 
 pub mod admission;
+pub mod curator;
 pub mod danger;
 pub mod memory;
 mod path;

@@ -4,6 +4,7 @@
 //! and without duplicates, and a bad one costs a warning, never a turn. It reads below `skills/` only, follows no symlink, and runs
 //! nothing.
 
+pub(crate) mod curator;
 pub mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -9,14 +9,16 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
+use hermes_home::curator::Usage;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde::Serialize;
 
 /// The file, in `skills/`.
 const FILE: &str = ".usage.json";
 /// Held while it is written.
 const LOCK: &str = ".usage.lock";
+/// Held while skills are changed or moved.
+const HOLD: &str = ".skills.lock";
 
 /// What happened to a skill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,51 +33,18 @@ pub enum Event {
     Deleted,
 }
 
-/// What is known of one skill.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Usage {
-    /// Times it was used.
-    pub use_count: u64,
-    /// Times it was read.
-    pub view_count: u64,
-    /// Times it was changed.
-    pub patch_count: u64,
-    /// When it was last used, RFC 3339.
-    pub last_used_at: Option<String>,
-    /// When it was last read.
-    pub last_viewed_at: Option<String>,
-    /// When it was last changed.
-    pub last_patched_at: Option<String>,
-    /// When it was made.
-    pub created_at: Option<String>,
-    /// All else.
-    #[serde(flatten)]
-    pub other: Map<String, Value>,
-}
-
 /// Notes an event of the skill `name` in the folder `skills`, at `now`.
 ///
 /// # Errors
 /// What the system answers; the file is as it was then.
 pub fn note(skills: &Path, name: &str, event: Event, now: Timestamp) -> io::Result<()> {
-    let lock = File::options().create(true).truncate(false).write(true).open(skills.join(LOCK))?;
-    lock.lock()?;
-    let path = skills.join(FILE);
-    let mut all: BTreeMap<String, Usage> = match fs::read(&path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
-        Err(error) => return Err(error),
-    };
-    let now = Some(now.to_string());
-    if event == Event::Deleted {
-        all.remove(name);
-    } else {
-        let usage = all.entry(name.to_owned()).or_insert_with(|| {
-            let state = [("state", Value::from("active")), ("pinned", Value::from(false))];
-            let other = state.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-            Usage { created_at: now.clone(), other, ..Usage::default() }
-        });
+    change(skills, |all| {
+        if event == Event::Deleted {
+            all.remove(name);
+            return;
+        }
+        let usage = all.entry(name.to_owned()).or_insert_with(|| Usage::new(now));
+        let now = Some(now.to_string());
         match event {
             Event::Viewed => {
                 usage.view_count += 1;
@@ -89,14 +58,57 @@ pub fn note(skills: &Path, name: &str, event: Event, now: Timestamp) -> io::Resu
             }
             Event::Created | Event::Deleted => {}
         }
+    })
+}
+
+/// What is known of the skills in the folder `skills`, by name.
+///
+/// # Errors
+/// What the system answers, also when the file is something else.
+pub fn rows(skills: &Path) -> io::Result<BTreeMap<String, Usage>> {
+    match fs::read(skills.join(FILE)) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+        Err(error) => Err(error),
     }
-    let beside = skills.join(format!("{FILE}.{}.new", std::process::id()));
-    fs::write(&beside, serde_json::to_vec_pretty(&all)?)?;
-    fs::rename(beside, path)
+}
+
+/// Changes it.
+///
+/// # Errors
+/// As [`rows`]; the file is as it was then.
+pub fn change(skills: &Path, change: impl FnOnce(&mut BTreeMap<String, Usage>)) -> io::Result<()> {
+    let _lock = locked(skills, LOCK)?;
+    let mut all = rows(skills)?;
+    change(&mut all);
+    replace(skills, FILE, &all)
+}
+
+/// Held by whoever changes or moves skills: one at a time.
+///
+/// # Errors
+/// What the system answers.
+pub fn hold(skills: &Path) -> io::Result<File> {
+    locked(skills, HOLD)
+}
+
+fn locked(skills: &Path, name: &str) -> io::Result<File> {
+    let lock = File::options().create(true).truncate(false).write(true).open(skills.join(name))?;
+    lock.lock()?;
+    Ok(lock)
+}
+
+/// Puts a file of `skills` in the place of the one there.
+pub(super) fn replace(skills: &Path, file: &str, content: &impl Serialize) -> io::Result<()> {
+    let beside = skills.join(format!("{file}.{}.new", std::process::id()));
+    fs::write(&beside, serde_json::to_vec_pretty(content)?)?;
+    fs::rename(beside, skills.join(file))
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     const NOW: Timestamp = Timestamp::UNIX_EPOCH;

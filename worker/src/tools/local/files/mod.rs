@@ -35,6 +35,19 @@ pub enum Request {
     Search(Search),
     /// The tools on skills, with the time of the call.
     Skills(Skills, jiff::Timestamp),
+    /// No tool: what an operator, or an idle worker, asks of the curator.
+    Curate(Box<Curate>),
+}
+
+/// What the curator is asked, and what it cannot see from where it works.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Curate {
+    /// What is asked.
+    pub order: hermes_home::curator::Order,
+    /// The skills that jobs refer to, or why that is not known.
+    pub jobs: Result<std::collections::BTreeSet<String>, String>,
+    /// The time.
+    pub now: jiff::Timestamp,
 }
 
 /// Lines of a text file.
@@ -137,6 +150,11 @@ pub fn run(base: &Path, request: Request) -> Answer {
         Request::Patch(patch) => patch::run(base, &patch),
         Request::Search(search) => search::run(base, &search),
         Request::Skills(request, now) => skills::run(base, request, now),
+        Request::Curate(request) => {
+            let Curate { order, jobs, now } = *request;
+            let report = crate::skills::curator::carry_out(base.parent().unwrap_or(base), &order, &jobs, now)?;
+            serde_json::to_string(&report).map_err(|error| error.to_string())
+        }
     }
 }
 

@@ -111,7 +111,11 @@ pub(super) fn run(base: &Path, request: Request, now: Timestamp) -> Answer {
     match request {
         Request::List(list) => listed(&skills, &list),
         Request::View(view) => viewed(&skills, &view, now),
-        Request::Manage(change) => managed(&skills, &change, now),
+        Request::Manage(change) => {
+            // Nothing moves away under it. Where there is no folder yet, there is nothing that could.
+            let _alone = usage::hold(&skills).ok();
+            managed(&skills, &change, now)
+        }
     }
 }
 
