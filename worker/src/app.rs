@@ -195,6 +195,7 @@ async fn attend(
         plane_tools: PlaneTools::default(),
         mcp,
         today: || jiff::Zoned::now().date(),
+        now: jiff::Timestamp::now,
         toolbox,
         boundary,
         seams,

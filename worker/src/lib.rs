@@ -10,6 +10,7 @@ pub mod beneath;
 pub mod config;
 pub mod connection;
 pub mod context;
+pub mod curator;
 pub mod doctor;
 pub mod documents;
 pub mod failpoint;

@@ -25,6 +25,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use crate::connection::{Connection, Outgoing, STEPS_SINCE};
+use crate::curator::Curator;
 use crate::identity::{self, Identity};
 use crate::sandbox::{self, Policy};
 use crate::turns::{Shared, Started, Turns};
@@ -86,6 +87,7 @@ pub struct Link {
     published: watch::Sender<Connection>,
     shared: Arc<Shared>,
     turns: Turns,
+    curator: Curator,
     /// Renewals and the syncs after registrations.
     background: JoinSet<()>,
     stop: CancellationToken,
@@ -113,6 +115,7 @@ impl Link {
             published,
             shared,
             turns,
+            curator: Curator::default(),
             background: JoinSet::new(),
             stop,
             grace: None,
@@ -206,6 +209,7 @@ impl Link {
             pid: i64::from(std::process::id()),
             home: self.registration.home.clone(),
             build: env!("CARGO_PKG_VERSION").to_owned(),
+            curates: self.shared.boundary.is_some(),
         });
         if outbound.try_send(Outgoing::new(register)).is_err() {
             return lost("the outbound queue closed");
@@ -224,6 +228,7 @@ impl Link {
         tracing::info!(agent = welcome.agent, worker = welcome.worker_id, "registered");
         self.failures = 0;
         self.sync_documents(channel.clone());
+        self.curator.attached(channel.clone(), Policy::from_wire(welcome.sandbox.as_ref()));
         self.shared.plane_tools.forget();
         let mut stream = Stream::new(outbound, &welcome);
         stream.waiting.extend(self.turns.unanswered(stream.takes_steps));
@@ -248,6 +253,8 @@ impl Link {
             if self.grace.is_some() && self.turns.is_idle() && stream.waiting.is_empty() {
                 break;
             }
+            self.curator.note(self.turns.is_idle() && self.grace.is_none());
+            let look_at = self.curator.look_at().filter(|_| self.shared.boundary.is_some());
             // The clone ends with this round, so that closing finds the only sender in `stream`.
             let outbound = stream.outbound.clone();
             let expires = identity.expires_at();
@@ -271,6 +278,8 @@ impl Link {
                     None => {}
                 },
                 _ = beats.tick() => stream.beat(),
+                curated = self.curator.next() => stream.waiting.push_back(worker_message::Message::Curated(curated)),
+                () = sleep_until(look_at), if look_at.is_some() => self.curator.look(&self.shared),
                 () = sleep_until(answer_due) => return lost("a heartbeat was not answered in time"),
                 () = self.stop.cancelled(), if self.grace.is_none() => {
                     self.drain(&mut stream, self.registration.drain_grace, "asked to stop");
@@ -309,6 +318,10 @@ impl Link {
                 self.turns.cancel(cancel);
             }
             Some(Message::Steer(steer)) => self.turns.steer(steer),
+            Some(Message::Curate(curate)) => {
+                let refused = self.curator.order(&self.shared, curate);
+                stream.waiting.extend(refused.map(worker_message::Message::Curated));
+            }
             Some(Message::StepAck(ack)) => self.turns.step_acknowledged(&ack),
             Some(Message::CompletedAck(ack)) => {
                 if let Some(turn) = ack.turn {

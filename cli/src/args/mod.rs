@@ -5,6 +5,7 @@
 mod agent;
 mod approval;
 mod budget;
+mod curator;
 mod delivery;
 mod home;
 mod route;
@@ -21,6 +22,7 @@ use clap_complete::Shell;
 pub(crate) use self::agent::{AgentAddArgs, AgentCommand, AgentMcpCommand, AgentRemoveArgs, AgentUpdateArgs, SpecArgs};
 pub(crate) use self::approval::{ApprovalCommand, ApprovalListArgs, Reach};
 pub(crate) use self::budget::{BudgetCommand, BudgetRaiseArgs, BudgetShowArgs};
+pub(crate) use self::curator::{CuratorCommand, OneSkill};
 pub(crate) use self::delivery::{
     DeadCommand, DeadListArgs, DeadTurnsArgs, DeliveryCommand, DeliveryListArgs, DeliveryRedriveArgs,
     State as DeliveryState,
@@ -174,6 +176,9 @@ pub(crate) enum Command {
     /// Look at calls that wait for somebody to allow them, and answer.
     #[command(subcommand, after_help = "Example:\n  hermesctl approval list")]
     Approval(ApprovalCommand),
+    /// Look after the skills that agents made: which are used, which go into the archive and come back.
+    #[command(subcommand, after_help = "Example:\n  hermesctl curator status coder")]
+    Curator(CuratorCommand),
     /// Look at the connected workers.
     #[command(subcommand, after_help = "Example:\n  hermesctl worker list")]
     Worker(WorkerCommand),

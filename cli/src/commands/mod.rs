@@ -8,6 +8,7 @@ mod approval;
 mod budget;
 mod chat;
 mod completion;
+mod curator;
 mod dead;
 mod delivery;
 mod document;
@@ -89,6 +90,7 @@ pub(crate) async fn run(command: Command, inv: &mut Invocation) -> anyhow::Resul
         Command::Dead(command) => dead::run(command, inv).await,
         Command::Approval(command) => approval::run(command, inv).await,
         Command::Budget(command) => budget::run(command, inv).await,
+        Command::Curator(command) => curator::run(command, inv).await,
         Command::Worker(WorkerCommand::List(limit)) => worker::list(limit, inv).await,
         Command::Worker(WorkerCommand::Drain(args)) => worker::drain(args, inv).await,
         Command::Token(command) => token::run(command, inv).await,

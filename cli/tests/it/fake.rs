@@ -202,6 +202,11 @@ impl AgentService for Service {
         Ok(Response::new(v1::AcceptMcpServerResponse { server: Some(state) }))
     }
 
+    async fn curate_skills(&self, request: Request<v1::CurateSkillsRequest>) -> Answer<v1::CurateSkillsResponse> {
+        self.seen(&request);
+        Ok(Response::new(v1::CurateSkillsResponse::default()))
+    }
+
     async fn rollback_agent(&self, request: Request<v1::RollbackAgentRequest>) -> Answer<v1::RollbackAgentResponse> {
         let agent = agent(&request.into_inner().id);
         Ok(Response::new(v1::RollbackAgentResponse { agent: Some(agent), warnings: vec![] }))

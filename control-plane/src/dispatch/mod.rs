@@ -8,6 +8,7 @@
 
 mod approvals;
 mod completer;
+mod curation;
 mod deadlines;
 mod fleet;
 mod journal;
@@ -31,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use approvals::{DangerousCall, Permission};
+pub use curation::Curated;
 pub use fleet::{CancelKind, Connected, Fleet, Overrun, Replies, Running, ToWorker, Told, WorkerView};
 pub use journal::{ReplyAnswer, StepAnswer};
 pub use live::{Live, Question, TurnEvent};
@@ -134,6 +136,8 @@ pub struct Arrival {
     pub slots: u32,
     /// The worker protocol that it speaks.
     pub protocol: u32,
+    /// Whether it does what operators ask of the curator of its skills.
+    pub curates: bool,
 }
 
 /// A registered worker's end of the link.
@@ -173,6 +177,7 @@ struct Inner {
     /// Somebody answered whether a call may be made.
     approvals: Notify,
     pressure: Pressure,
+    curations: curation::Curations,
     /// A worker's stream has ended.
     detached: Notify,
     launcher: OnceLock<LauncherEnd>,
@@ -224,6 +229,7 @@ impl Dispatcher {
             signals: Notify::new(),
             approvals: Notify::new(),
             pressure: Pressure::default(),
+            curations: curation::Curations::default(),
             detached: Notify::new(),
             launcher: OnceLock::new(),
             metrics,
@@ -370,6 +376,7 @@ impl Dispatcher {
             home: arrival.home,
             build: arrival.build,
             protocol: arrival.protocol,
+            curates: arrival.curates,
             connected_at: self.inner.clock.now(),
             outgoing,
             hang_up: hang_up.clone(),
@@ -394,6 +401,7 @@ impl Dispatcher {
     /// One that left in order crashed nothing: it has handed back what it still had, or means to.
     pub async fn detach(&self, worker: i64, left_in_order: bool) {
         let held = self.inner.fleet.leave(worker);
+        self.inner.curations.left(worker);
         self.inner.detached.notify_waiters();
         tracing::info!(worker, turns = held.len(), left_in_order, "worker disconnected");
         for running in &held {

@@ -7,6 +7,7 @@ use hermes_proto::v1::agent_service_server::{AgentService, AgentServiceServer};
 use tonic::{Request, Response, Status};
 
 use super::convert::{self, agent_id, edit_status, spec_from, store_status, unsigned};
+use super::curator;
 use super::layers::principal;
 use super::mcp;
 use super::status::{Reason, invalid, refuse};
@@ -312,6 +313,18 @@ impl AgentService for AgentApi {
         let servers = self.mcp_servers(&id).await?;
         let server = servers.into_iter().find(|server| server.name == request.server);
         Ok(Response::new(v1::AcceptMcpServerResponse { server }))
+    }
+
+    async fn curate_skills(
+        &self,
+        request: Request<v1::CurateSkillsRequest>,
+    ) -> Result<Response<v1::CurateSkillsResponse>, Status> {
+        let request = request.into_inner();
+        let id = agent_id("id", &request.id)?;
+        let order = curator::order_from(&request)?;
+        let no = self.registry.current().agent(&id).ok_or_else(|| unknown(&id))?.no;
+        let curated = self.dispatcher.curate(no, order).await;
+        Ok(Response::new(curator::answer(id.as_str(), curated)?))
     }
 
     async fn rollback_agent(

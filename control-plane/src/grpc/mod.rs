@@ -8,6 +8,7 @@ pub mod agent_api;
 pub mod approval_api;
 pub mod budget_api;
 mod convert;
+mod curator;
 pub mod delivery_api;
 mod generation;
 mod history;

@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
 use super::convert::{self, signed, store_status, unsigned};
+use super::curator;
 use super::history;
 use super::layers::principal;
 use super::mcp;
@@ -131,6 +132,7 @@ impl WorkerService for WorkerApi {
             build: shown(&register.build),
             slots: register.slots,
             protocol: register.protocol_version,
+            curates: register.curates,
         };
         let attached = match self.dispatcher.attach(arrival).await {
             Ok(attached) => attached,
@@ -436,6 +438,9 @@ impl Link {
                 self.dispatcher.fleet().progressed(self.identity, row.turn, row.epoch);
                 recording.push(&self.dispatcher, self.worker_id, row);
             }
+            Some(FromWire::Curated(curated)) => {
+                self.dispatcher.curated(self.worker_id, curated.id, curator::curated_from(&curated));
+            }
             Some(FromWire::Register(_)) => return Err(invalid("message", "Register comes once")),
             None => return Err(invalid("message", "it is empty or of a kind this build does not know")),
         }
@@ -511,6 +516,7 @@ fn message_to(message: ToWorker) -> ToWire {
         ToWorker::Steer { turn, epoch, seq, input } => {
             ToWire::Steer(v1::Steer { turn: turn_to(turn, epoch), seq: unsigned(seq), input })
         }
+        ToWorker::Curate { id, order } => ToWire::Curate(curator::order_to(id, &order)),
         ToWorker::Drain(grace) => {
             // Zero would leave it to the worker.
             ToWire::Drain(v1::Drain { grace_ms: u32::try_from(grace.as_millis()).unwrap_or(u32::MAX).max(1) })
@@ -582,6 +588,6 @@ fn check_path(path: &str) -> Result<(), Status> {
 }
 
 /// What a worker says of itself is shown to people: shortened, one line.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(1024).collect()
 }

@@ -164,6 +164,11 @@ impl Documents {
         synced
     }
 
+    /// Files are known to have changed: the next refresh looks at them, however soon it comes.
+    pub fn look_again(&self) {
+        self.view().looked = None;
+    }
+
     fn is_fresh(&self, wanted: u64) -> bool {
         let view = self.view();
         view.home_version >= wanted && view.looked.is_some_and(|looked| looked.elapsed() < LOOK_EVERY)

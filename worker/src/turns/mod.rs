@@ -62,6 +62,8 @@ pub struct Shared {
     pub mcp: Option<McpServers>,
     /// Today's date in the worker's time zone.
     pub today: fn() -> jiff::civil::Date,
+    /// The time.
+    pub now: fn() -> jiff::Timestamp,
     /// The tools that run here.
     pub toolbox: Arc<dyn Toolbox>,
     /// What they run behind; none where the tools were injected.

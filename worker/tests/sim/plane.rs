@@ -82,7 +82,7 @@ impl Replica {
                 self.store.locked().leaves(number);
                 return true;
             }
-            Message::Accepted(_) | Message::Progress(_) => return true,
+            Message::Accepted(_) | Message::Progress(_) | Message::Curated(_) => return true,
             Message::Register(_) => return false,
         };
         to.send(Ok(ControlMessage { message: Some(answer) })).await.is_ok()

@@ -131,7 +131,7 @@ impl Usage {
 
     /// When it was last used, read or changed; that it was made does not count.
     pub fn last_activity(&self) -> Option<Timestamp> {
-        [&self.last_used_at, &self.last_viewed_at, &self.last_patched_at].into_iter().filter_map(|at| time(at)).max()
+        [&self.last_used_at, &self.last_viewed_at, &self.last_patched_at].into_iter().filter_map(time).max()
     }
 
     /// How the curator wants an unprotected skill that is not in the archive to stand at `now`. One whose age cannot be told stays.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use hermes_core::AgentId;
 use hermes_core::step::Phase;
 use hermes_core::turn::Usage;
+use hermes_home::curator::Order;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -73,6 +74,13 @@ pub enum ToWorker {
         seq: i64,
         /// JSON of `TurnInput`.
         input: Vec<u8>,
+    },
+    /// Do this to the agent's skills, and say what came of it.
+    Curate {
+        /// Comes back with the answer.
+        id: u64,
+        /// What is asked.
+        order: Order,
     },
     /// Take nothing new; what runs may end by itself for this long, then hand it back; leave.
     Drain(Duration),
@@ -358,6 +366,8 @@ pub struct Connected {
     pub build: String,
     /// The worker protocol that it speaks.
     pub protocol: u32,
+    /// Whether it does what operators ask of the curator of its skills.
+    pub curates: bool,
     /// Since when.
     pub connected_at: Timestamp,
     /// To its stream.

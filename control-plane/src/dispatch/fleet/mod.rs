@@ -485,6 +485,17 @@ impl Fleet {
         self.state().members.values().filter(|m| which(&m.about)).map(|m| m.about.worker_id).collect()
     }
 
+    /// The worker that has kept the skills of an agent for longest, of those that can and stay.
+    pub fn curator_of(&self, agent_no: i32) -> Option<i64> {
+        let state = self.state();
+        let here = state.by_agent.get(&agent_no).into_iter().flatten().filter(|worker| {
+            state.members.get(worker).is_some_and(|member| {
+                member.about.curates && member.draining.is_none() && !member.about.hang_up.is_cancelled()
+            })
+        });
+        here.min().copied()
+    }
+
     /// Turns that have run for at least `age` and have a lane, for typing signals.
     pub fn long_running(&self, age: Duration) -> Vec<i64> {
         let state = self.state();

@@ -84,6 +84,7 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::AgentRemoveAgent
         | Rpc::AgentRollbackAgent
         | Rpc::AgentAcceptMcpServer
+        | Rpc::AgentCurateSkills
         | Rpc::HomeListDocuments
         | Rpc::HomeListDocumentVersions
         | Rpc::HomeGetDocument

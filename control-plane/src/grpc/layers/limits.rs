@@ -79,6 +79,7 @@ fn pace(called: Called) -> Pace {
         | Rpc::AgentRollbackAgent
         | Rpc::AgentListMcpServers
         | Rpc::AgentAcceptMcpServer
+        | Rpc::AgentCurateSkills
         | Rpc::HomeListDocuments
         | Rpc::HomeListDocumentVersions
         | Rpc::HomeRollbackDocument

@@ -192,6 +192,7 @@ impl Worker {
             pid: 1,
             home: "/nowhere".to_owned(),
             build: "scripted".to_owned(),
+            curates: false,
         };
         says.send(message(Says::Register(register))).await.unwrap();
         let told = WorkerServiceClient::new(channel.clone()).attach(ReceiverStream::new(messages)).await;

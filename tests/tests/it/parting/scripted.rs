@@ -65,8 +65,14 @@ impl Joined {
     pub(super) async fn register(&self, protocol_version: u32, pid: i64) -> (Scripted, FromPlane) {
         let channel = dial(&self.server, &self.authority, Some(self.identity.clone())).await;
         let (outgoing, messages) = mpsc::channel(64);
-        let register =
-            v1::Register { protocol_version, slots: 1, pid, home: "/nowhere".into(), build: "by hand".into() };
+        let register = v1::Register {
+            protocol_version,
+            slots: 1,
+            pid,
+            home: "/nowhere".into(),
+            build: "by hand".into(),
+            curates: false,
+        };
         let register = v1::WorkerMessage { message: Some(ToPlane::Register(register)) };
         outgoing.send(register).await.unwrap();
         let mut client = WorkerServiceClient::new(channel);

@@ -3,6 +3,7 @@
 mod agents;
 mod answers;
 mod bad_input;
+mod curator;
 mod documents;
 mod homes;
 mod lifecycle;

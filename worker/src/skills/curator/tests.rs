@@ -1,3 +1,5 @@
+//! The curator in homes of a few skills.
+
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
@@ -87,7 +89,7 @@ fn a_run_moves_and_marks_the_agents_own_skills_and_no_other() {
     assert_eq!(said(&report), done);
     assert_eq!((report.runs, report.last_summary.as_deref()), (1, Some("2 archived, 1 stale, 1 active again")));
     assert_eq!(report.last_run_at.as_deref(), Some(NOW));
-    assert!(home.holds(".archive/old", "web/old") && !home.at("web/old").exists());
+    assert!(home.holds(".archive/old", "web/old") && !home.at("web/old").is_dir());
     assert!(skills[1..].iter().all(|skill| home.holds(skill, skill)));
     let rows = home.rows();
     assert_eq!((&rows["old"]["state"], &rows["old"]["x"][0]), (&"archived".into(), &1.into()));

@@ -51,16 +51,21 @@ impl LocalTools {
     }
 
     async fn files(&self, policy: &Policy, request: Request) -> ToolResult {
-        let mut running = self.boundary.start(policy, Task::Files(request), false).await.map_err(|e| e.to_string())?;
-        let mut captured = Captured::new(MAX_FILES_ANSWER);
-        let read = output::read_all(&mut running, &mut captured).await;
-        let code = read.map_err(|error| format!("the answer was lost: {error}"))?;
-        let text = captured.text();
-        match serde_json::from_str::<files::Answer>(&text) {
-            Ok(answer) => answer,
-            Err(_) if code == 0 => Err("the answer cannot be read".to_owned()),
-            Err(_) => Err(format!("this could not be done within the sandbox (exit code {code}): {}", text.trim())),
-        }
+        on_files(&self.boundary, policy, request).await
+    }
+}
+
+/// Work on files, done behind the boundary.
+pub(crate) async fn on_files(boundary: &Boundary, policy: &Policy, request: Request) -> files::Answer {
+    let mut running = boundary.start(policy, Task::Files(request), false).await.map_err(|e| e.to_string())?;
+    let mut captured = Captured::new(MAX_FILES_ANSWER);
+    let read = output::read_all(&mut running, &mut captured).await;
+    let code = read.map_err(|error| format!("the answer was lost: {error}"))?;
+    let text = captured.text();
+    match serde_json::from_str::<files::Answer>(&text) {
+        Ok(answer) => answer,
+        Err(_) if code == 0 => Err("the answer cannot be read".to_owned()),
+        Err(_) => Err(format!("this could not be done within the sandbox (exit code {code}): {}", text.trim())),
     }
 }
 

@@ -1,0 +1,96 @@
+//! What operators ask of the curator of an agent's skills: handed to a worker of the agent over its link, and answered by it.
+//!
+//! Called by the operators' service with an order, and by the worker links with what came of it. It owns the questions that wait.
+//! Always true: an answer counts only from the registration that was asked; a question ends when its worker leaves or its time is
+//! over. Nothing of it is stored: skills and what is known of them lie in the worker's home, which only it touches.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hermes_home::curator::{Order, Report};
+use tokio::sync::oneshot;
+
+use super::{Dispatcher, ToWorker};
+
+/// How long a worker may take.
+const PATIENCE: Duration = Duration::from_secs(25);
+
+/// What came of an order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Curated {
+    /// It was done.
+    Done(Box<Report>),
+    /// The worker says why not.
+    Refused(String),
+    /// No worker of the agent that can do it is connected to this replica.
+    NoWorker,
+    /// The worker left meanwhile: nobody knows.
+    Left,
+    /// The worker has not answered in time: nobody knows.
+    Late,
+}
+
+type Answer = Result<Box<Report>, String>;
+
+/// The questions that wait for their workers.
+#[derive(Debug, Default)]
+pub(super) struct Curations {
+    waiting: Mutex<HashMap<u64, (i64, oneshot::Sender<Answer>)>>,
+}
+
+impl Curations {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, (i64, oneshot::Sender<Answer>)>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A worker has left: it answers no more.
+    pub(super) fn left(&self, worker: i64) {
+        self.waiting().retain(|_, (asked, _)| *asked != worker);
+    }
+}
+
+/// Takes the question back when nobody waits for its answer any more.
+struct Asked<'a> {
+    curations: &'a Curations,
+    id: u64,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.curations.waiting().remove(&self.id);
+    }
+}
+
+impl Dispatcher {
+    /// Has a worker of the agent do it.
+    pub async fn curate(&self, agent_no: i32, order: Order) -> Curated {
+        let Some(worker) = self.inner.fleet.curator_of(agent_no) else { return Curated::NoWorker };
+        let curations = &self.inner.curations;
+        // Another replica's question must not be taken for this one when the worker comes from there.
+        let id = rand::random();
+        let (answer, answered) = oneshot::channel();
+        curations.waiting().insert(id, (worker, answer));
+        let _asked = Asked { curations, id };
+        if !self.inner.fleet.send(worker, ToWorker::Curate { id, order }) {
+            return Curated::NoWorker;
+        }
+        match tokio::time::timeout(PATIENCE, answered).await {
+            Ok(Ok(Ok(report))) => Curated::Done(report),
+            Ok(Ok(Err(problem))) => Curated::Refused(problem),
+            Ok(Err(_)) => Curated::Left,
+            Err(_) => Curated::Late,
+        }
+    }
+
+    /// What a worker says of the order `id`; one that it was not given, or that nobody waits for any more, is no concern.
+    pub fn curated(&self, worker: i64, id: u64, answer: Result<Box<Report>, String>) {
+        let mut waiting = self.inner.curations.waiting();
+        if waiting.get(&id).is_some_and(|(asked, _)| *asked == worker)
+            && let Some((_, to)) = waiting.remove(&id)
+        {
+            // Whoever asked may have gone.
+            let _ = to.send(answer);
+        }
+    }
+}
