@@ -44,6 +44,24 @@ impl Curations {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits for an answer of this worker to `id`.
+    fn ask(&self, worker: i64, id: u64) -> (Asked<'_>, oneshot::Receiver<Answer>) {
+        let (answer, answered) = oneshot::channel();
+        self.waiting().insert(id, (worker, answer));
+        (Asked { curations: self, id }, answered)
+    }
+
+    /// A worker answers. What it was not asked, or nobody waits for any more, is no concern.
+    fn answered(&self, worker: i64, id: u64, answer: Answer) {
+        let mut waiting = self.waiting();
+        if waiting.get(&id).is_some_and(|(asked, _)| *asked == worker)
+            && let Some((_, to)) = waiting.remove(&id)
+        {
+            // Whoever asked may have gone.
+            let _ = to.send(answer);
+        }
+    }
+
     /// A worker has left: it answers no more.
     pub(super) fn left(&self, worker: i64) {
         self.waiting().retain(|_, (asked, _)| *asked != worker);
@@ -66,12 +84,9 @@ impl Dispatcher {
     /// Has a worker of the agent do it.
     pub async fn curate(&self, agent_no: i32, order: Order) -> Curated {
         let Some(worker) = self.inner.fleet.curator_of(agent_no) else { return Curated::NoWorker };
-        let curations = &self.inner.curations;
         // Another replica's question must not be taken for this one when the worker comes from there.
         let id = rand::random();
-        let (answer, answered) = oneshot::channel();
-        curations.waiting().insert(id, (worker, answer));
-        let _asked = Asked { curations, id };
+        let (_asked, answered) = self.inner.curations.ask(worker, id);
         if !self.inner.fleet.send(worker, ToWorker::Curate { id, order }) {
             return Curated::NoWorker;
         }
@@ -85,12 +100,30 @@ impl Dispatcher {
 
     /// What a worker says of the order `id`; one that it was not given, or that nobody waits for any more, is no concern.
     pub fn curated(&self, worker: i64, id: u64, answer: Result<Box<Report>, String>) {
-        let mut waiting = self.inner.curations.waiting();
-        if waiting.get(&id).is_some_and(|(asked, _)| *asked == worker)
-            && let Some((_, to)) = waiting.remove(&id)
-        {
-            // Whoever asked may have gone.
-            let _ = to.send(answer);
-        }
+        self.inner.curations.answered(worker, id, answer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_who_was_asked_answers_and_who_leaves_answers_nothing() {
+        let curations = Curations::default();
+        let (asked, mut answered) = curations.ask(7, 1);
+        let (_other, left) = curations.ask(8, 2);
+        curations.answered(8, 1, Err("not mine".to_owned()));
+        curations.answered(7, 3, Err("never asked".to_owned()));
+        assert!(answered.try_recv().is_err());
+        curations.left(8);
+        assert!(left.await.is_err());
+        curations.answered(7, 1, Err("mine".to_owned()));
+        assert_eq!(answered.await, Ok(Err("mine".to_owned())));
+        drop(asked);
+        let (asked, _) = curations.ask(7, 4);
+        drop(asked);
+        curations.left(8);
+        assert_eq!(curations.waiting().len(), 0, "nothing is left of what is over");
     }
 }

@@ -188,3 +188,33 @@ fn every_agent_has_a_part_in_every_claim() {
     agents.sort_unstable();
     assert_eq!(agents, [1, 2, 3]);
 }
+
+#[test]
+fn skills_are_kept_by_the_oldest_worker_that_can_and_stays() {
+    let fleet = Fleet::default();
+    let mut ends = Vec::new();
+    for (worker_id, agent_no, curates) in [(1, 1, false), (2, 1, true), (3, 1, true), (4, 2, true)] {
+        let (outgoing, incoming) = mpsc::channel(4);
+        ends.push(incoming);
+        let about = Connected {
+            worker_id,
+            agent_no,
+            agent: AgentId::main(),
+            identity: Uuid::from_u128(u128::from(worker_id.unsigned_abs())),
+            pid: 1,
+            home: String::new(),
+            build: String::new(),
+            protocol: 2,
+            curates,
+            connected_at: Timestamp::UNIX_EPOCH,
+            outgoing,
+            hang_up: CancellationToken::new(),
+        };
+        fleet.join(about, 1, Vec::new());
+    }
+    assert_eq!((fleet.curator_of(1), fleet.curator_of(2), fleet.curator_of(3)), (Some(2), Some(4), None));
+    fleet.drain(|worker| worker.worker_id == 2, Duration::from_secs(1));
+    assert_eq!(fleet.curator_of(1), Some(3));
+    fleet.leave(3);
+    assert_eq!(fleet.curator_of(1), None, "one that cannot is not asked");
+}
