@@ -8,6 +8,7 @@ mod budget;
 mod curator;
 mod delivery;
 mod home;
+mod pairing;
 mod route;
 mod source;
 mod token;
@@ -28,6 +29,7 @@ pub(crate) use self::delivery::{
     State as DeliveryState,
 };
 pub(crate) use self::home::{EditArgs, ExportArgs, FilesArgs, FilesCommand, ImportArgs};
+pub(crate) use self::pairing::{PairingApproveArgs, PairingCommand, PairingRevokeArgs};
 pub(crate) use self::route::{ExplainArgs, RouteAddArgs, RouteCommand};
 pub(crate) use self::source::{SendArgs, SessionCommand, SessionKeyArgs, SessionListArgs, SourceArgs};
 pub(crate) use self::token::{Role, TokenCommand, TokenCreateArgs};
@@ -179,6 +181,9 @@ pub(crate) enum Command {
     /// Look after the skills that agents made: which are used, which go into the archive and come back.
     #[command(subcommand, after_help = "Example:\n  hermesctl curator status coder")]
     Curator(CuratorCommand),
+    /// Look at strangers who wait to be heard by an account, approve and revoke.
+    #[command(subcommand, after_help = "Example:\n  hermesctl pairing list")]
+    Pairing(PairingCommand),
     /// Look at the connected workers.
     #[command(subcommand, after_help = "Example:\n  hermesctl worker list")]
     Worker(WorkerCommand),

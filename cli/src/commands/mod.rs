@@ -14,6 +14,7 @@ mod delivery;
 mod document;
 mod explain;
 mod input;
+mod pairing;
 mod route;
 mod send;
 mod session;
@@ -89,6 +90,7 @@ pub(crate) async fn run(command: Command, inv: &mut Invocation) -> anyhow::Resul
         Command::Delivery(command) => delivery::run(command, inv).await,
         Command::Dead(command) => dead::run(command, inv).await,
         Command::Approval(command) => approval::run(command, inv).await,
+        Command::Pairing(command) => pairing::run(command, inv).await,
         Command::Budget(command) => budget::run(command, inv).await,
         Command::Curator(command) => curator::run(command, inv).await,
         Command::Worker(WorkerCommand::List(limit)) => worker::list(limit, inv).await,

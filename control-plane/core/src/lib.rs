@@ -13,6 +13,7 @@ pub mod config;
 pub mod egress;
 pub mod id;
 pub mod mcp;
+pub mod pairing;
 pub mod reset;
 pub mod routing;
 pub mod sandbox;

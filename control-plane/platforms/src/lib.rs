@@ -52,11 +52,13 @@ pub struct ReplyTarget {
     pub chat: ChatRef,
 }
 
-/// One authorised message from a platform.
+/// One message from a platform.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InboundMessage {
     /// Where it came from.
     pub source: Source,
+    /// No rule of the account names its sender or chat. It is nobody's message unless its sender has paired; the account pairs.
+    pub stranger: bool,
     /// Its text; U+0000 has become U+FFFD.
     pub text: String,
     /// Semantic id of the event from authenticated bytes (reliability a.6), for example `tg:{bot_id}:{update_id}`.

@@ -108,6 +108,7 @@ fn build(id: &str, wanted: &Wanted) -> Result<Arc<dyn Adapter>, String> {
                 allow_users: account.allow_users.clone(),
                 allow_chats: account.allow_chats.clone(),
                 allow_all: account.allow_all,
+                pairs: account.pairs(),
                 rate: account.rate,
                 streaming: account.streaming,
             };

@@ -43,6 +43,7 @@ use crate::grpc::identity_api::IdentityApi;
 use crate::grpc::layers::{Layers, Limits, Listener, server, worker_tls};
 use crate::grpc::message_api::MessageApi;
 use crate::grpc::model_api::ModelApi;
+use crate::grpc::pairing_api::PairingApi;
 use crate::grpc::route_api::RouteApi;
 use crate::grpc::session_api::SessionApi;
 use crate::grpc::system_api::{Addresses, SystemApi};
@@ -195,6 +196,7 @@ impl Replica {
             .add_service(DeliveryApi::server(store.clone(), self.outbox.clone(), self.dispatcher.clone()))
             .add_service(BudgetApi::server(self.registry.clone(), budgets.clone()))
             .add_service(ApprovalApi::server(self.dispatcher.clone()))
+            .add_service(PairingApi::server(self.registry.clone(), store.clone()))
             .add_service(MessageApi::server(intake.clone(), adapters.clone(), store))
             .add_service(identity.clone().into_server())
             .add_service(SystemApi::server(

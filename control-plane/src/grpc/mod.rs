@@ -18,6 +18,7 @@ pub mod layers;
 mod mcp;
 pub mod message_api;
 pub mod model_api;
+pub mod pairing_api;
 pub mod route_api;
 pub mod session_api;
 pub mod status;

@@ -3,7 +3,8 @@
 //! Called by platform adapters (through [`Sink`]), the gRPC `MessageService` and the HTTP API. It owns the batch of messages
 //! on their way into one commit. Always true: nothing is acknowledged before the commit; messages that one caller hands over
 //! in order are committed in order; the decision (agent, session key, expiry) is made by `hermes-core` on one snapshot; a slash
-//! command is carried out in its commit, once. It does not authorise messages: accounts and tokens have done that before; who may
+//! command is carried out in its commit, once. It does not authorise messages: accounts and tokens have done that before,
+//! but for strangers of an account that pairs (`pairing`); who may
 //! give which command it does (`commands`).
 
 mod answers;
@@ -11,6 +12,7 @@ mod batch;
 mod commands;
 mod notices;
 mod pace;
+mod pairing;
 mod sink;
 
 use std::fmt::Write as _;

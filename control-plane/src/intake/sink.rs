@@ -48,13 +48,24 @@ impl InboundSink for Sink {
             let (taken, after) = self.taken(&messages);
             let late = messages.len() - taken;
             for message in messages.into_iter().take(taken) {
+                let heard = if message.stranger { self.intake.stranger(&message, &group).await } else { Ok(true) };
                 let (message, chat) = message_of(message);
-                offered.push((chat, self.intake.offer(message, &group).await));
+                let offer = match heard {
+                    Ok(true) => self.intake.offer(message, &group).await.map(Some),
+                    Ok(false) => Ok(None),
+                    Err(error) => Err(error),
+                };
+                offered.push((chat, offer));
             }
             let mut receipts = Vec::with_capacity(offered.len());
             for (chat, offer) in offered {
                 let result = match offer {
-                    Ok(offer) => self.intake.settle(offer).await,
+                    // Done with: its sender is not heard.
+                    Ok(None) => {
+                        receipts.push(Receipt::Accepted { duplicate: false });
+                        continue;
+                    }
+                    Ok(Some(offer)) => self.intake.settle(offer).await,
                     Err(error) => Err(error),
                 };
                 receipts.push(match result {
@@ -80,7 +91,7 @@ impl InboundSink for Sink {
 
 /// The message, and the chat that is told when it is refused.
 fn message_of(message: InboundMessage) -> (Message, LaneKey) {
-    let InboundMessage { source, text, dedupe_key, event_time, reply_to } = message;
+    let InboundMessage { source, stranger: _, text, dedupe_key, event_time, reply_to } = message;
     let reply_to = match reply_to {
         Some(target) => LaneKey {
             platform: target.platform,

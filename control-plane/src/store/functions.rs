@@ -24,6 +24,7 @@ const SOURCES: &[&str] = &[
     include_str!("../../functions/budget.sql"),
     include_str!("../../functions/approvals.sql"),
     include_str!("../../functions/homes.sql"),
+    include_str!("../../functions/pairing.sql"),
 ];
 
 /// One set of transition functions.

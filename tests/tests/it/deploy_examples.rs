@@ -183,6 +183,7 @@ fn the_example_sets_every_key() {
         allow_users: _,
         allow_chats: _,
         allow_all: _,
+        unauthorized_dm: _,
         rate: _,
         streaming: _,
         access:
@@ -192,6 +193,7 @@ fn the_example_sets_every_key() {
     assert!(lists.iter().all(|list| !list.is_empty()));
     assert!(bot(|bot| bot.streaming == Streaming::Off) && bot(|bot| bot.streaming == Streaming::Edit));
     assert!(bot(|bot| matches!(bot.token, SecretRef::Env(_))) && bot(|bot| matches!(bot.token, SecretRef::File(_))));
+    assert!(bot(|bot| bot.unauthorized_dm.is_some()));
     assert!(bot(|bot| bot.api_base.is_some()) && bot(|bot| bot.allow_all));
     assert!(bot(|bot| !bot.allow_users.is_empty()) && bot(|bot| !bot.allow_chats.is_empty()));
     assert!(bot(|bot| bot.rate == Rate::Off) && bot(|bot| matches!(bot.rate, Rate::Limited { .. })));

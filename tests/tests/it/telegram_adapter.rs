@@ -147,6 +147,7 @@ fn settings(base: &str) -> Settings {
         allow_users: vec!["1".to_owned()],
         allow_chats: vec!["-100".to_owned()],
         allow_all: false,
+        pairs: false,
         rate: Rate::Off,
         streaming: Streaming::Off,
     }

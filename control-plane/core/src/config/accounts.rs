@@ -7,11 +7,21 @@
 use super::fields::{self, Faults, Path, Section, boolean, judged, list, rate_number, text, texts};
 use super::patch::Patch;
 use super::tree::{Content, Node};
-use super::{Rate, SecretRef, Streaming, TelegramAccount, WebhookAccount, WebhookReply, values};
+use super::{Rate, SecretRef, Streaming, TelegramAccount, UnauthorizedDm, WebhookAccount, WebhookReply, values};
 use crate::command::{AccessLists, listed};
 
-const TELEGRAM_KEYS: [&str; 9] =
-    ["id", "token_env", "token_file", "api_base", "allow_users", "allow_chats", "allow_all", "rate", "streaming"];
+const TELEGRAM_KEYS: [&str; 10] = [
+    "id",
+    "token_env",
+    "token_file",
+    "api_base",
+    "allow_users",
+    "allow_chats",
+    "allow_all",
+    "unauthorized_dm",
+    "rate",
+    "streaming",
+];
 const WEBHOOK_KEYS: [&str; 5] = ["id", "secret_env", "secret_file", "callback_url", "deliver"];
 /// Of every account, beside its platform's own.
 const ACCESS_KEYS: [&str; 4] =
@@ -121,9 +131,15 @@ fn telegram(account: &Section<'_, '_>, path: Path<'_>, faults: &mut Faults) -> O
     let allow_all = account.optional("allow_all", faults, boolean).unwrap_or_default();
     let named =
         |key: &str| account.get(key).is_some_and(|node| !matches!(&node.content, Content::List(l) if l.is_empty()));
-    if !allow_all && !named("allow_users") && !named("allow_chats") {
-        let message = "nobody may talk to this account; set allow_users or allow_chats, or say allow_all: true";
+    let unauthorized_dm = account.optional("unauthorized_dm", faults, unauthorized);
+    let nobody = !allow_all && !named("allow_users") && !named("allow_chats");
+    if nobody && unauthorized_dm == Some(UnauthorizedDm::Ignore) {
+        let message = "nobody may talk to this account; set allow_users or allow_chats, or say allow_all: true or unauthorized_dm: pair";
         faults.add(account.line(), path, message);
+    }
+    if allow_all && unauthorized_dm == Some(UnauthorizedDm::Pair) {
+        let message = "everybody may talk to this account, so nobody pairs; drop allow_all or unauthorized_dm";
+        faults.add(account.get("unauthorized_dm").map_or(0, |node| node.line), path.key("unauthorized_dm"), message);
     }
     let rate = account.optional("rate", faults, rate);
     if rate == Some(Rate::Off) && account.get("api_base").is_none() {
@@ -137,6 +153,7 @@ fn telegram(account: &Section<'_, '_>, path: Path<'_>, faults: &mut Faults) -> O
         allow_users,
         allow_chats,
         allow_all,
+        unauthorized_dm,
         rate: rate.unwrap_or_default(),
         streaming: streaming.unwrap_or_default(),
         access: access(account, faults),
@@ -162,6 +179,17 @@ fn access(account: &Section<'_, '_>, faults: &mut Faults) -> AccessLists {
         user_allowed_commands: entries("user_allowed_commands"),
         group_allow_admin_from: entries("group_allow_admin_from"),
         group_user_allowed_commands: entries("group_user_allowed_commands"),
+    }
+}
+
+fn unauthorized(node: &Node, path: Path<'_>, faults: &mut Faults) -> Option<UnauthorizedDm> {
+    match &node.content {
+        Content::Text(word) if word == "pair" => Some(UnauthorizedDm::Pair),
+        Content::Text(word) if word == "ignore" => Some(UnauthorizedDm::Ignore),
+        _ => {
+            faults.add(node.line, path, "write pair, so that strangers get a code to be approved, or ignore");
+            None
+        }
     }
 }
 

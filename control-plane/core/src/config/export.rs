@@ -12,7 +12,7 @@ use indexmap::IndexMap;
 use super::tree::is_odd;
 use super::{
     AgentSpec, Document, Fault, Limits, Patch, Positions, Provider, Rate, Retention, SecretRef, Streaming,
-    TelegramAccount, WebhookAccount, WebhookReply, approvals, budget, mcp, parse, sandbox, web,
+    TelegramAccount, UnauthorizedDm, WebhookAccount, WebhookReply, approvals, budget, mcp, parse, sandbox, web,
 };
 use crate::AgentId;
 use crate::busy::{Busy, BusyPolicy, BusyRule};
@@ -362,6 +362,16 @@ fn telegram(entries: Entries, account: &TelegramAccount) -> Entries {
         .put_texts("allow_users", listed(&account.allow_users).as_ref())
         .put_texts("allow_chats", listed(&account.allow_chats).as_ref())
         .put("allow_all", literal(account.allow_all))
+        .put_text(
+            "unauthorized_dm",
+            account
+                .unauthorized_dm
+                .map(|does| match does {
+                    UnauthorizedDm::Pair => "pair".to_owned(),
+                    UnauthorizedDm::Ignore => "ignore".to_owned(),
+                })
+                .as_ref(),
+        )
         .put("rate", rate)
         .put(
             "streaming",

@@ -376,6 +376,9 @@ pub struct TelegramAccount {
     pub allow_chats: Vec<String>,
     /// Everybody may; must be said.
     pub allow_all: bool,
+    /// What becomes of a direct message of somebody who may not; `None`: [`TelegramAccount::pairs`] says.
+    #[serde(default)]
+    pub unauthorized_dm: Option<UnauthorizedDm>,
     /// Pacing of sends.
     pub rate: Rate,
     /// Whether chats see an answer while it is written.
@@ -384,6 +387,26 @@ pub struct TelegramAccount {
     /// Who may give which commands.
     #[serde(flatten)]
     pub access: AccessLists,
+}
+
+impl TelegramAccount {
+    /// Whether a stranger who writes a direct message gets a pairing code, and those who were approved are heard. What is said holds; an
+    /// account that names nobody pairs, one with a list does not, and where everybody may talk there are no strangers.
+    pub fn pairs(&self) -> bool {
+        let named = !self.allow_users.is_empty() || !self.allow_chats.is_empty();
+        let default = if named { UnauthorizedDm::Ignore } else { UnauthorizedDm::Pair };
+        !self.allow_all && self.unauthorized_dm.unwrap_or(default) == UnauthorizedDm::Pair
+    }
+}
+
+/// What becomes of a direct message of somebody who may not talk to the account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnauthorizedDm {
+    /// They get a code that an operator can approve.
+    Pair,
+    /// Nothing.
+    Ignore,
 }
 
 /// Whether the chats of an account see an answer while it is written.

@@ -1,6 +1,7 @@
 //! A Telegram update as an [`InboundMessage`], and who may talk to the account.
 //!
-//! Pure. Called by the poll loop for each update. Always true: what the allow rule does not name is never converted; no
+//! Pure. Called by the poll loop for each update. Always true: what the allow rule does not name is never converted, or marked as a
+//! stranger's where strangers pair; no
 //! text leaves here with U+0000 in it. Non-text messages without a caption are ignored for now.
 //!
 //! Chat types follow the reference: a private chat is `dm`, groups and supergroups are `group`, a supergroup with topics is
@@ -23,12 +24,14 @@ pub(super) struct AllowRule {
     pub(super) users: HashSet<String>,
     pub(super) chats: HashSet<String>,
     pub(super) all: bool,
+    /// Whoever is not named may have paired, or does so.
+    pub(super) pairs: bool,
 }
 
 impl AllowRule {
     /// Whether it lets anybody in at all.
     pub(super) fn is_empty(&self) -> bool {
-        !self.all && self.users.is_empty() && self.chats.is_empty()
+        !self.all && !self.pairs && self.users.is_empty() && self.chats.is_empty()
     }
 
     fn permits(&self, source: &Source) -> bool {
@@ -65,12 +68,14 @@ pub(super) fn inbound(
         return Err(Ignored::Bot);
     }
     let source = source(&message, account);
-    if !allow.permits(&source) {
+    let stranger = !allow.permits(&source);
+    if stranger && !(allow.pairs && source.user_id.is_some()) {
         return Err(Ignored::Unauthorised);
     }
     let text = message.text.or(message.caption).filter(|text| !text.is_empty()).ok_or(Ignored::NoText)?;
     Ok(InboundMessage {
         source,
+        stranger,
         text: without_nul(&text),
         dedupe_key: format!("tg:{bot_id}:{}", update.update_id),
         event_time: None,
@@ -216,6 +221,18 @@ mod tests {
         let stranger = json!({"from": {"id": 43, "first_name": "42"}});
         assert_eq!(convert(message(group, stranger), &users), Err(Ignored::Unauthorised));
         assert!(AllowRule::default().is_empty());
+    }
+
+    #[test]
+    fn where_strangers_pair_they_are_let_in_as_strangers() {
+        let pairs = AllowRule { users: ["42".to_owned()].into(), pairs: true, ..AllowRule::default() };
+        let chat = json!({"id": 42, "type": "private"});
+        assert!(!convert(message(chat.clone(), json!({})), &pairs).unwrap().stranger);
+        let eve = json!({"from": {"id": 43, "first_name": "Eve"}});
+        assert!(convert(message(chat, eve), &pairs).unwrap().stranger);
+        let channel = json!({"id": -4, "type": "channel"});
+        assert_eq!(convert(message(channel, json!({"from": null})), &pairs), Err(Ignored::Unauthorised));
+        assert!(!AllowRule { pairs: true, ..AllowRule::default() }.is_empty());
     }
 
     #[test]

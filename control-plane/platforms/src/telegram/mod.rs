@@ -42,6 +42,8 @@ pub struct Settings {
     pub allow_chats: Vec<String>,
     /// Everybody may.
     pub allow_all: bool,
+    /// Messages of those who may not are handed on as strangers', for pairing.
+    pub pairs: bool,
     /// Pacing of sends; [`Rate::Off`] only with `api_base`.
     pub rate: Rate,
     /// Whether chats see an answer while it is written.
@@ -76,9 +78,13 @@ impl Telegram {
             users: settings.allow_users.iter().cloned().collect(),
             chats: settings.allow_chats.iter().cloned().collect(),
             all: settings.allow_all,
+            pairs: settings.pairs,
         };
         if allow.is_empty() {
-            return Err(refuse("nobody may talk to it; set allow_users, allow_chats or allow_all: true".to_owned()));
+            return Err(refuse(
+                "nobody may talk to it; set allow_users, allow_chats, allow_all: true or unauthorized_dm: pair"
+                    .to_owned(),
+            ));
         }
         match settings.rate {
             Rate::Off if settings.api_base.is_none() => {

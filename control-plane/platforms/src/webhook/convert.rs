@@ -53,6 +53,7 @@ pub(super) fn inbound(
         None => (format!("wh:{account}:sha256:{}", signed.digest), Some(signed.at)),
     };
     Ok(InboundMessage {
+        stranger: false,
         source: Source {
             platform: PLATFORM.to_owned(),
             account: Some(account.to_owned()),

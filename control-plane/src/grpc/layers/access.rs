@@ -105,7 +105,10 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::SystemDrainWorkers
         | Rpc::IdentityCreateToken
         | Rpc::IdentityListTokens
-        | Rpc::IdentityRevokeToken => Requirement::Operator,
+        | Rpc::IdentityRevokeToken
+        | Rpc::PairingListPairings
+        | Rpc::PairingApprovePairing
+        | Rpc::PairingRevokePairing => Requirement::Operator,
 
         Rpc::MessageSubmit
         | Rpc::MessageSubmitAndStream

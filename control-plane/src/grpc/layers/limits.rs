@@ -113,6 +113,9 @@ fn pace(called: Called) -> Pace {
         | Rpc::WorkerPutSummary
         | Rpc::ApprovalListApprovals
         | Rpc::ApprovalAnswerApproval
+        | Rpc::PairingListPairings
+        | Rpc::PairingApprovePairing
+        | Rpc::PairingRevokePairing
         | Rpc::WorkerPinMcpTools
         | Rpc::MessageSubmit => Pace::Quick,
 

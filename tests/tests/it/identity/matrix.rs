@@ -11,9 +11,9 @@ use tonic::Code;
 
 use super::fixture::{Answer, Fixture, call, identity};
 
-const SERVICES: [&str; 12] = [
-    "Agent", "Home", "Route", "Session", "Delivery", "Budget", "Approval", "Message", "Worker", "Model", "Identity",
-    "System",
+const SERVICES: [&str; 13] = [
+    "Agent", "Home", "Route", "Session", "Delivery", "Budget", "Approval", "Pairing", "Message", "Worker", "Model",
+    "Identity", "System",
 ];
 
 /// `AgentAddAgent` is `/hermes.v1.AgentService/AddAgent`.
@@ -38,7 +38,7 @@ fn allowed(rpc: Rpc) -> &'static [&'static str] {
         ("Identity", "Join") => &["worker", "anonymous"],
         ("Worker" | "Model", _) | ("Identity", "Renew") => &["worker"],
         // What an agent remembers of people is not for everybody who may look at its state.
-        ("Identity" | "Home", _) => &["operator"],
+        ("Identity" | "Home" | "Pairing", _) => &["operator"],
         ("Message" | "Approval", _) => &["operator", "api"],
         _ if reads => &["operator", "viewer"],
         _ => &["operator"],

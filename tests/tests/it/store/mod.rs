@@ -20,6 +20,7 @@ mod mcp;
 mod migrations;
 mod mutations;
 mod outbox;
+mod pairing;
 mod parting;
 mod races;
 mod reach;
@@ -51,6 +52,12 @@ macro_rules! drills {
 }
 
 drills! {
+    pairing::{
+        a_stranger_gets_one_code_for_one_request,
+        few_strangers_wait_at_a_time,
+        a_code_is_approved_once_in_time_and_revoked_at_once,
+        who_guesses_is_locked_out,
+    }
     approvals::{
         a_call_is_asked_about_once_whoever_asks,
         an_answer_is_for_one_call_of_one_turn,

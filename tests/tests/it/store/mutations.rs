@@ -767,6 +767,66 @@ const MUTATIONS: &[Mutation] = &[
         edits: &[("PERFORM 1 FROM sessions s WHERE s.session_id = sid FOR NO KEY UPDATE;", "")],
         caught_by: &["an_answer_beside_the_end_of_its_turn_is_one_or_the_other"],
     },
+    Mutation {
+        name: "a repeated event asks again",
+        edits: &[("r.event = p_event OR ", "")],
+        caught_by: &["a_stranger_gets_one_code_for_one_request"],
+    },
+    Mutation {
+        name: "a stranger gets codes as often as they write",
+        edits: &[("r.asked_at > t - p_quiet_ms * interval '1 millisecond'", "false")],
+        caught_by: &["a_stranger_gets_one_code_for_one_request"],
+    },
+    Mutation {
+        name: "any number of strangers wait",
+        edits: &[("q.expires_at > t) >= p_most", "q.expires_at > t) >= 99")],
+        caught_by: &["few_strangers_wait_at_a_time"],
+    },
+    Mutation {
+        name: "requests at the same time do not see each other",
+        edits: &[("FROM pairing_accounts a WHERE a.platform = p_platform AND a.account = p_account FOR UPDATE", "FROM pairing_accounts a WHERE a.platform = p_platform AND a.account = p_account")],
+        caught_by: &["few_strangers_wait_at_a_time"],
+    },
+    Mutation {
+        name: "a code is good for ever",
+        edits: &[("WHERE q.expires_at > t AND q.hash", "WHERE q.hash")],
+        caught_by: &["a_code_is_approved_once_in_time_and_revoked_at_once"],
+    },
+    Mutation {
+        name: "a code is good on every account",
+        edits: &[("JOIN pairing_requests q ON q.platform = i.p AND q.account = i.a", "JOIN pairing_requests q ON q.platform = i.p")],
+        caught_by: &["a_code_is_approved_once_in_time_and_revoked_at_once"],
+    },
+    Mutation {
+        name: "a code is good more than once",
+        edits: &[("    DELETE FROM pairing_requests q WHERE q.platform = r.platform AND q.account = r.account AND q.user_id = r.user_id;\n", "")],
+        caught_by: &["a_code_is_approved_once_in_time_and_revoked_at_once"],
+    },
+    Mutation {
+        name: "any code is right",
+        edits: &[("AND q.hash = sha256(q.salt || convert_to(p_code, 'UTF8'))", "")],
+        caught_by: &["who_guesses_is_locked_out"],
+    },
+    Mutation {
+        name: "wrong codes are not counted",
+        edits: &[("SET wrong = k.wrong + 1, locked_until", "SET wrong = k.wrong, locked_until")],
+        caught_by: &["who_guesses_is_locked_out"],
+    },
+    Mutation {
+        name: "a locked account approves",
+        edits: &[("AND k.account = i.a AND k.locked_until IS NULL\n    JOIN pairing_requests", "AND k.account = i.a\n    JOIN pairing_requests")],
+        caught_by: &["who_guesses_is_locked_out"],
+    },
+    Mutation {
+        name: "a locked account gives codes",
+        edits: &[("IF k.locked_until > t OR", "IF")],
+        caught_by: &["who_guesses_is_locked_out"],
+    },
+    Mutation {
+        name: "a lock-out does not end",
+        edits: &[("k.account = i.a AND k.locked_until <= t;", "false;")],
+        caught_by: &["who_guesses_is_locked_out"],
+    },
 ];
 
 /// The tables and the functions of this build as one text. V2 made the first functions and V3 dropped them.

@@ -10,6 +10,7 @@ mod external;
 mod memories;
 mod messaging;
 mod models;
+mod pairing;
 mod sdk;
 mod telegram;
 mod telegram_faults;

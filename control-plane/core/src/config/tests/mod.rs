@@ -65,6 +65,7 @@ platforms:
         token_env: BOT1
         allow_users: [1, "2"]
         allow_chats: [-1001234]
+        unauthorized_dm: pair
         allow_admin_from: 1
         user_allowed_commands: "/Status , new"
         group_allow_admin_from: [9, "10"]

@@ -279,9 +279,11 @@ fn an_account_needs_an_id_one_secret_and_somebody_who_may_talk_to_it() {
         ("token_env: T, allow_all: true", ".id", "id is missing"),
         ("id: b, allow_all: true", "", "set token_env (a variable) or token_file"),
         ("id: b, token_env: T, token_file: /t, allow_all: true", ".token_file", "keep one"),
-        ("id: b, token_env: T", "", "nobody may talk"),
-        ("id: b, token_env: T, allow_all: false", "", "nobody may talk"),
-        ("id: b, token_env: T, allow_users: []", "", "nobody may talk"),
+        ("id: b, token_env: T, unauthorized_dm: ignore", "", "nobody may talk"),
+        ("id: b, token_env: T, unauthorized_dm: deny", ".unauthorized_dm", "write pair"),
+        ("id: b, token_env: T, allow_all: true, unauthorized_dm: pair", ".unauthorized_dm", "nobody pairs"),
+        ("id: b, token_env: T, allow_all: false, unauthorized_dm: ignore", "", "nobody may talk"),
+        ("id: b, token_env: T, allow_users: [], unauthorized_dm: ignore", "", "nobody may talk"),
         ("id: b, token_env: T, allow_users: ['@ada']", ".allow_users[0]", "write the number"),
         ("id: b, token_env: T, allow_chats: [1.5]", ".allow_chats[0]", "quote it"),
         ("id: b, token_env: T, allow_all: true, rate: off", ".rate", "set api_base"),
@@ -294,6 +296,17 @@ fn an_account_needs_an_id_one_secret_and_somebody_who_may_talk_to_it() {
         ("id: B, token_env: T, allow_all: true", ".id", "not an account id"),
     ] {
         refused(&telegram(fields), &[(1, &format!("{at}{path}"), part)]);
+    }
+    for (fields, pairs) in [
+        ("allow_users: []", true),
+        ("allow_users: [1]", false),
+        ("allow_chats: [-1]", false),
+        ("allow_users: [1], unauthorized_dm: pair", true),
+        ("unauthorized_dm: pair", true),
+        ("allow_all: true", false),
+    ] {
+        let account = &load(&telegram(&format!("id: b, token_env: T, {fields}"))).platforms.telegram["b"];
+        assert_eq!(account.pairs(), pairs, "{fields}");
     }
     for off in ["off", "'off'", "false", "Off"] {
         let fields = format!("id: b, token_env: T, allow_all: true, api_base: 'http://h', rate: {off}");
