@@ -106,6 +106,7 @@ const LONGEST: usize = 600;
 const LONGER: &[(&str, &str)] = &[
     ("Cargo.lock", "written by cargo"),
     ("tests/mcp/package-lock.json", "written by npm"),
+    ("tests/tests/it/store/snapshots/it__store__migrations__the_schema.snap", "written by its test"),
     ("tests/tests/it/store/mutations.rs", "one table, an entry for each defect"),
 ];
 
