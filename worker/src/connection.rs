@@ -48,13 +48,15 @@ pub struct Connection {
     /// After this the control plane may have given the running turns away.
     pub lease_end: Instant,
     pub(crate) outbound: Option<mpsc::Sender<Outgoing>>,
+    /// Counts registrations. Within one nothing is given away that this process is not told of.
+    pub(crate) registration: u64,
 }
 
 impl Connection {
     /// Before the first registration.
     pub fn none() -> Self {
         let now = Instant::now();
-        Self { channel: None, protocol: 0, fence: now, lease_end: now, outbound: None }
+        Self { channel: None, protocol: 0, fence: now, lease_end: now, outbound: None, registration: 0 }
     }
 
     /// Offers a progress message; answers whether it was taken. Never waits. `in_flight` is set until it is on the wire.

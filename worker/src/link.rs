@@ -239,6 +239,7 @@ impl Link {
             connection.channel = Some(channel.clone());
             connection.protocol = stream.protocol;
             connection.outbound = Some(stream.outbound.clone());
+            connection.registration += 1;
         });
         self.hold(registered, stream.lease);
         self.serve(stream, inbound).await

@@ -21,10 +21,10 @@ use super::reports::{Reported, Reports};
 use super::{End, Ended, Said, Shared};
 use crate::connection::{Connection, STEPS_SINCE, is_broken, ready};
 use crate::documents;
-use crate::model::Message;
+use crate::model::{self, Message};
 use crate::prompt::Basis;
 use crate::telemetry;
-use crate::tools::{McpOffered, Offer};
+use crate::tools::{McpOffered, Offer, PlaneError};
 use crate::transcript::History;
 
 /// Broken attempts at one call, at most.
@@ -46,6 +46,36 @@ impl From<tonic::Status> for Failure {
             _ => {
                 tracing::error!(code = ?status.code(), message = status.message(), "the control plane refused a call of a turn");
                 Self::Halt(Halt::Failed("I could not load this conversation. Please try again.".to_owned()))
+            }
+        }
+    }
+}
+
+impl From<PlaneError> for Failure {
+    fn from(error: PlaneError) -> Self {
+        match error {
+            PlaneError::Gone => Self::Halt(Halt::Gone),
+            PlaneError::Broken(status) => Self::Broken(status),
+            PlaneError::Refused(status) => {
+                tracing::error!(code = ?status.code(), message = status.message(), "the control plane refused a tool call");
+                Self::Halt(Halt::Failed("I could not use one of my tools. Please try again later.".to_owned()))
+            }
+        }
+    }
+}
+
+impl From<model::Error> for Failure {
+    fn from(error: model::Error) -> Self {
+        match error {
+            model::Error::NotOurs => Self::Halt(Halt::Gone),
+            model::Error::Broken(status) => Self::Broken(status),
+            model::Error::Failed { sentence, reason } => {
+                tracing::info!(reason, "the model call failed");
+                Self::Halt(Halt::Failed(sentence))
+            }
+            model::Error::Refused(status) => {
+                tracing::error!(code = ?status.code(), message = status.message(), "the control plane refused the model call");
+                Self::Halt(Halt::Failed("I could not ask my model. Please try again later.".to_owned()))
             }
         }
     }

@@ -20,7 +20,7 @@ use super::past::{CallBody, PastCall, SteeringBody, Unclear};
 use crate::model::{self, Message};
 use crate::sandbox::Policy;
 use crate::telemetry;
-use crate::tools::{Effect, PlaneError, Ran, Ruling, ToolCall, ToolSpec, ask_plane, call_plane, rule, run};
+use crate::tools::{Effect, Ran, Ruling, ToolCall, ToolSpec, ask_plane, call_plane, rule, run};
 
 /// Model calls of one turn, at most.
 const MAX_MODEL_CALLS: u32 = 90;
@@ -401,15 +401,27 @@ impl Course {
             (_, Effect::Pure | Effect::AtMostOnce | Effect::Journaled) => String::new(),
         };
         let shared = Arc::clone(&self.shared);
-        if begun.is_none() && spec.effect != Effect::Pure && !shared.seams.without.intent_row {
-            shared.seams.point("intent.before").await;
-            let body = serde_json::to_vec(&CallBody::from(call.clone())).unwrap_or_default();
-            let report = StepReport { body, idempotency_key: key.clone(), ..self.report(StepPhase::Intent, effect) };
-            self.store(report).await?;
-            shared.seams.point("intent.after").await;
+        let keeps_intents = spec.effect != Effect::Pure && !shared.seams.without.intent_row;
+        let mut is_stored = begun.is_some();
+        let mut before = self.connection.borrow().registration;
+        loop {
+            if keeps_intents && !is_stored {
+                shared.seams.point("intent.before").await;
+                let body = serde_json::to_vec(&CallBody::from(call.clone())).unwrap_or_default();
+                let report =
+                    StepReport { body, idempotency_key: key.clone(), ..self.report(StepPhase::Intent, effect) };
+                self.store(report).await?;
+                before = self.connection.borrow().registration;
+                shared.seams.point("intent.after").await;
+            }
+            shared.seams.point("effect.before").await;
+            self.may_act().await?;
+            // Registered anew meanwhile, the turn may be somebody else's: the same intent asks.
+            if !keeps_intents || self.connection.borrow().registration == before {
+                break;
+            }
+            is_stored = false;
         }
-        shared.seams.point("effect.before").await;
-        self.may_act().await?;
         let call = self.made(call, arguments, key.clone(), policy);
         let span = tracing::info_span!("tool", tool = spec.name, session = self.turn.session_id, turn = self.turn.seq);
         let stopped = self.inbox.ended();
@@ -530,36 +542,6 @@ impl Course {
         }
         let stored = self.reports.send(report);
         self.inbox.unless_ended(stored).await?
-    }
-}
-
-impl From<PlaneError> for Failure {
-    fn from(error: PlaneError) -> Self {
-        match error {
-            PlaneError::Gone => Self::Halt(Halt::Gone),
-            PlaneError::Broken(status) => Self::Broken(status),
-            PlaneError::Refused(status) => {
-                tracing::error!(code = ?status.code(), message = status.message(), "the control plane refused a tool call");
-                Self::Halt(Halt::Failed("I could not use one of my tools. Please try again later.".to_owned()))
-            }
-        }
-    }
-}
-
-impl From<model::Error> for Failure {
-    fn from(error: model::Error) -> Self {
-        match error {
-            model::Error::NotOurs => Self::Halt(Halt::Gone),
-            model::Error::Broken(status) => Self::Broken(status),
-            model::Error::Failed { sentence, reason } => {
-                tracing::info!(reason, "the model call failed");
-                Self::Halt(Halt::Failed(sentence))
-            }
-            model::Error::Refused(status) => {
-                tracing::error!(code = ?status.code(), message = status.message(), "the control plane refused the model call");
-                Self::Halt(Halt::Failed("I could not ask my model. Please try again later.".to_owned()))
-            }
-        }
     }
 }
 

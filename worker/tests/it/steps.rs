@@ -431,7 +431,7 @@ async fn a_turn_with_tools_that_comes_to_a_control_plane_of_before_steps_ends_ho
         let reply = String::from_utf8(completed.reply).unwrap();
         assert!(reply.starts_with("I was interrupted in the middle of something"), "{reply}");
     }
-    assert_eq!(world.effects(), ["send"], "its intent was stored");
+    assert!(world.effects().is_empty(), "what cannot be noted any more is not done");
 }
 
 #[tokio::test]
