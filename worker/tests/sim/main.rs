@@ -46,8 +46,8 @@ const TICK: Duration = Duration::from_millis(20);
 const FAULTS_END: Duration = Duration::from_secs(15);
 /// Everything must have ended by then: three leases and a few tries to reconnect after the last fault.
 const END: Duration = Duration::from_secs(75);
-/// Most seeds of a run without a mechanism; it ends with the first that sees it, mostly one of the first two hundred.
-const MUTANT_SEEDS: u64 = 4_000;
+/// Most seeds of a run without a mechanism; it ends with the first that sees it, for the rarest about one in a thousand.
+const MUTANT_SEEDS: u64 = 12_000;
 /// Seeds of an ordinary run.
 const SEEDS: u64 = 60;
 
