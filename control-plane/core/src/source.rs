@@ -5,6 +5,42 @@
 
 use serde::{Deserialize, Serialize};
 
+/// The platforms that the reference knows, its own (spec a.1) and those of its bundled plugins. A source may name another one.
+pub const PLATFORMS: &[&str] = &[
+    "local",
+    "telegram",
+    "discord",
+    "whatsapp",
+    "whatsapp_cloud",
+    "slack",
+    "signal",
+    "mattermost",
+    "matrix",
+    "homeassistant",
+    "email",
+    "sms",
+    "dingtalk",
+    "api_server",
+    "webhook",
+    "msgraph_webhook",
+    "feishu",
+    "wecom",
+    "wecom_callback",
+    "weixin",
+    "bluebubbles",
+    "qqbot",
+    "yuanbao",
+    "relay",
+    "google_chat",
+    "irc",
+    "line",
+    "ntfy",
+    "photon",
+    "raft",
+    "simplex",
+    "teams",
+];
+
 /// The origin of one message.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]

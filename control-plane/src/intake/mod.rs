@@ -24,6 +24,7 @@ use hermes_core::busy::BusyPolicy;
 use hermes_core::command::{self, Given};
 use hermes_core::routing::resolve;
 use hermes_core::session_key::{Isolation, namespace, no_aliases, sender_prefix, session_key, shared_multi_user};
+use hermes_core::source::PLATFORMS;
 use hermes_core::turn::{HistoryMessage, TurnInput};
 use hermes_core::{AgentId, Source};
 use sha2::{Digest as _, Sha256};
@@ -507,34 +508,5 @@ pub(crate) fn dedupe_bytes(dedupe: Dedupe) -> (Vec<u8>, Option<Vec<u8>>) {
 
 /// Metric labels come from a closed set.
 fn known_platform(platform: &str) -> &'static str {
-    const KNOWN: [&str; 27] = [
-        "local",
-        "telegram",
-        "discord",
-        "whatsapp",
-        "whatsapp_cloud",
-        "slack",
-        "signal",
-        "mattermost",
-        "matrix",
-        "homeassistant",
-        "email",
-        "sms",
-        "dingtalk",
-        "api_server",
-        "webhook",
-        "msgraph_webhook",
-        "feishu",
-        "wecom",
-        "wecom_callback",
-        "weixin",
-        "bluebubbles",
-        "qqbot",
-        "yuanbao",
-        "relay",
-        "teams",
-        "irc",
-        "google_chat",
-    ];
-    KNOWN.into_iter().find(|known| *known == platform).unwrap_or("other")
+    PLATFORMS.iter().find(|known| **known == platform).copied().unwrap_or("other")
 }

@@ -247,12 +247,19 @@ impl Store {
         // A stored input carries more than its text, so one page may not hold enough.
         let page = i64::try_from(bytes.saturating_mul(2).max(MIN_PAGE_BYTES)).unwrap_or(i64::MAX);
         let mut turns: VecDeque<Exchange> = VecDeque::new();
+        // Read already, but not yet the turn that took it in.
+        let mut taken_in: Vec<Past> = Vec::new();
         let mut left = bytes;
-        loop {
-            let exchanges = exchanges(&self.query(sql, &[&id.0, &after, &before, &page]).await?);
-            let Some((_, oldest)) = exchanges.first() else { return Ok(turns.into()) };
-            before = oldest.seq;
-            for (is_dialogue, exchange) in exchanges.into_iter().rev() {
+        while before > after + 1 {
+            let rows = self.query(sql, &[&id.0, &after, &before, &page]).await?;
+            let Some(oldest) = rows.first() else { break };
+            before = oldest.get(0);
+            let mut read: Vec<Past> = rows.iter().map(past).collect();
+            read.append(&mut taken_in);
+            let first = read.iter().position(|turn| turn.absorbed_by.is_none()).unwrap_or(read.len());
+            let whole = read.split_off(first);
+            taken_in = read;
+            for (is_dialogue, exchange) in exchanges(whole).into_iter().rev() {
                 if !is_dialogue {
                     continue;
                 }
@@ -261,6 +268,7 @@ impl Store {
                 turns.push_front(exchange);
             }
         }
+        Ok(turns.into())
     }
 
     /// What the turns `from` to `to` of a session did, by turn, in the order of their steps; of a turn that did much, the newest.
@@ -332,17 +340,32 @@ impl Store {
     }
 }
 
+/// A row of a session's past.
+struct Past {
+    seq: i64,
+    input: TurnInput,
+    reply: Vec<u8>,
+    absorbed_by: Option<i64>,
+}
+
+fn past(row: &Row) -> Past {
+    Past {
+        seq: row.get(0),
+        input: serde_json::from_slice(row.get(1)).unwrap_or_default(),
+        reply: row.get::<_, Option<_>>(2).unwrap_or_default(),
+        absorbed_by: row.get(3),
+    }
+}
+
 /// Answered turns, oldest first, with what they took in, and whether each is part of the dialogue. One that was taken in follows the turn that
 /// did; without that one it is left out.
-fn exchanges(rows: &[Row]) -> Vec<(bool, Exchange)> {
+fn exchanges(past: Vec<Past>) -> Vec<(bool, Exchange)> {
     let mut turns: Vec<(bool, Exchange)> = Vec::new();
-    for row in rows {
-        let input: TurnInput = serde_json::from_slice(row.get(1)).unwrap_or_default();
-        match (row.get::<_, Option<i64>>(3), turns.last_mut()) {
+    for Past { seq, input, reply, absorbed_by } in past {
+        match (absorbed_by, turns.last_mut()) {
             (None, _) => {
-                let reply = row.get::<_, Option<_>>(2).unwrap_or_default();
                 let is_dialogue = input.compress.is_none();
-                turns.push((is_dialogue, Exchange { seq: row.get(0), said: vec![input.text], reply }));
+                turns.push((is_dialogue, Exchange { seq, said: vec![input.text], reply }));
             }
             (Some(by), Some((_, turn))) if turn.seq == by => turn.said.push(input.text),
             (Some(_), _) => {}

@@ -308,6 +308,7 @@ fn folders(folder: &Folder, budget: &mut usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::home::tests::with_files;
 
     fn skill(head: &str) -> Result<Skill, Error> {
         parse(&format!("---\n{head}---\nBody\n"), "linux", &Available::default())
@@ -356,20 +357,16 @@ mod tests {
 
     #[test]
     fn the_index_is_sorted_by_category_and_name() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let write = |path: &str, text: &str| {
-            let path = dir.path().join("skills").join(path);
-            fs::create_dir_all(path.parent().expect("parent")).expect("mkdir");
-            fs::write(path, text).expect("write");
-        };
         let skill = |name: &str| format!("---\nname: {name}\ndescription: about {name}\n---\nText\n");
-        write("web/zeta/SKILL.md", &skill("zeta"));
-        write("web/alpha/SKILL.md", &skill("alpha"));
-        write("web/again/SKILL.md", &skill("alpha"));
-        write("web/DESCRIPTION.md", "---\ndescription: The web\n---\n");
-        write("alone/SKILL.md", &skill("alone"));
-        write(".archive/old/SKILL.md", &skill("old"));
-        write("bad/broken/SKILL.md", "nothing");
+        let dir = with_files(&[
+            ("skills/web/zeta/SKILL.md", &skill("zeta")),
+            ("skills/web/alpha/SKILL.md", &skill("alpha")),
+            ("skills/web/again/SKILL.md", &skill("alpha")),
+            ("skills/web/DESCRIPTION.md", "---\ndescription: The web\n---\n"),
+            ("skills/alone/SKILL.md", &skill("alone")),
+            ("skills/.archive/old/SKILL.md", &skill("old")),
+            ("skills/bad/broken/SKILL.md", "nothing"),
+        ]);
         std::os::unix::fs::symlink("/etc", dir.path().join("skills/web/link")).expect("symlink");
         let expected = "## Skills\n\n<available_skills>\n  general:\n    - alone: about alone\n  web: The web\n    - alpha: about alpha\n    - zeta: about zeta\n</available_skills>";
         assert_eq!(Index::read(dir.path(), &Available::default()).render().expect("skills"), expected);

@@ -94,7 +94,7 @@ struct ClarifyArguments {
 }
 
 /// What the user is asked; else what is wrong with the call, for the model.
-pub(super) fn question(arguments: &str) -> Result<String, String> {
+fn question(arguments: &str) -> Result<String, String> {
     let ClarifyArguments { question, choices } = read(arguments)?;
     let question = question.trim();
     if question.is_empty() || question.chars().count() > MAX_QUESTION_CHARS {
@@ -124,6 +124,17 @@ fn read<'a, T: Deserialize<'a>>(arguments: &'a str) -> Result<T, String> {
 }
 
 impl Course {
+    /// Puts the question that ends the turn; the text for the model.
+    pub(super) fn clarified(&mut self, call: &Asked) -> String {
+        match question(&call.arguments) {
+            Ok(question) => {
+                self.question = Some(question);
+                "The user was asked; the next message answers.".to_owned()
+            }
+            Err(sentence) => sentence,
+        }
+    }
+
     /// Works on a delegated task to its end; the text for the model. What an earlier attempt came to is read as the steps of the turn are.
     pub(super) async fn delegated(&mut self, call: &Asked) -> Result<String, Halt> {
         let Task { goal, context } = match read(&call.arguments) {

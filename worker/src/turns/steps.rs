@@ -15,7 +15,7 @@ use tracing::Instrument as _;
 
 use super::flow::{Course, Failure, Tries, bytes};
 use super::orders::Halt;
-use super::own::{self, Own};
+use super::own::Own;
 use super::past::{CallBody, PastCall, SteeringBody, Unclear};
 use crate::model::{self, Message};
 use crate::sandbox::Policy;
@@ -52,6 +52,13 @@ impl From<Unclear> for Halt {
 #[derive(Deserialize)]
 struct Steered {
     text: String,
+}
+
+/// A call that only looks, as it will be made.
+struct Look<'a> {
+    asked: &'a Asked,
+    spec: ToolSpec,
+    call: ToolCall,
 }
 
 /// What a tool call's step comes to.
@@ -108,13 +115,10 @@ impl Course {
             }
             let mut rest = asked.as_ref();
             while let Some((call, later)) = rest.split_first() {
-                let together = self.together(rest);
-                if let [first @ .., _] = rest.get(..together).unwrap_or_default()
-                    && !first.is_empty()
-                {
-                    let (calls, later) = rest.split_at(together);
-                    self.look_together(calls).await?;
-                    rest = later;
+                let looks = self.looks(rest);
+                if looks.len() > 1 {
+                    rest = rest.get(looks.len()..).unwrap_or_default();
+                    self.look_together(looks).await?;
                     continue;
                 }
                 let text = self.tool_step(call).await?;
@@ -142,20 +146,23 @@ impl Course {
         self.messages.push(Message { tool_call_id: call.id.as_str().into(), ..answer });
     }
 
-    /// How many of these calls, from the first on, only look, here, and so may be made at the same time.
-    fn together(&self, calls: &[Asked]) -> usize {
-        let looks = |call: &&Asked| self.looking(call).is_some();
-        calls.iter().take_while(looks).count().min(MAX_TOGETHER)
+    /// Those of these calls, from the first on, that only look, here, and so may be made at the same time.
+    fn looks<'a>(&self, calls: &'a [Asked]) -> Vec<Look<'a>> {
+        let steps = self.step..;
+        steps.zip(calls).take(MAX_TOGETHER).map_while(|(step, asked)| self.looking(step, asked)).collect()
     }
 
-    /// The call, where it only looks, here, and nobody has to allow it.
-    fn looking(&self, call: &Asked) -> Option<(ToolSpec, ToolCall)> {
-        let spec = self.tools.find(&call.name)?;
-        let arguments = arguments(&call.arguments).ok()?;
+    /// The call of that step, where it only looks, here, and nobody has to allow it.
+    fn looking<'a>(&self, step: u32, asked: &'a Asked) -> Option<Look<'a>> {
+        let spec = self.tools.find(&asked.name)?;
+        let arguments = arguments(&asked.arguments).ok()?;
         let policy = self.policy();
-        let is_allowed = rule(&call.name, &arguments, &policy, self.assignment.profile.as_ref()) == Ruling::Allowed;
+        let is_allowed = rule(&asked.name, &arguments, &policy, self.assignment.profile.as_ref()) == Ruling::Allowed;
         let looks = spec.effect == Effect::Pure && Own::named(&spec.name).is_none() && !self.mcp.has(spec);
-        (looks && is_allowed).then(|| (spec.clone(), self.made(call, arguments, String::new(), policy)))
+        (looks && is_allowed).then(|| {
+            let call = ToolCall { step, ..self.made(asked, arguments, String::new(), policy) };
+            Look { asked, spec: spec.clone(), call }
+        })
     }
 
     fn policy(&self) -> Policy {
@@ -176,15 +183,15 @@ impl Course {
     }
 
     /// Makes calls that only look at the same time, those that no earlier attempt made, and stores their results in their order.
-    async fn look_together(&mut self, calls: &[Asked]) -> Result<(), Halt> {
-        let mut rest = calls;
-        while let Some((call, later)) = rest.split_first()
-            && let PastCall::Ended(text) = self.past.tool_call(self.step, call)?
+    async fn look_together(&mut self, looks: Vec<Look<'_>>) -> Result<(), Halt> {
+        let mut looks = looks.into_iter().peekable();
+        while let Some(Look { asked, .. }) = looks.peek()
+            && let PastCall::Ended(text) = self.past.tool_call(self.step, asked)?
         {
-            self.answered(call, text);
-            rest = later;
+            self.answered(asked, text);
+            looks.next();
         }
-        if rest.is_empty() {
+        if looks.peek().is_none() {
             return Ok(());
         }
         if let Some(halt) = self.inbox.halt() {
@@ -193,23 +200,21 @@ impl Course {
         let shared = Arc::clone(&self.shared);
         shared.seams.point("effect.before").await;
         self.may_act().await?;
-        let looks: Vec<_> = rest.iter().filter_map(|call| self.looking(call)).collect();
-        let looks = (0..).zip(looks).map(|(number, (spec, call))| {
+        let seen = looks.map(|Look { asked, spec, call }| {
             let (shared, stopped) = (Arc::clone(&shared), self.inbox.ended());
             let span =
                 tracing::info_span!("tool", tool = spec.name, session = self.turn.session_id, turn = self.turn.seq);
-            let call = ToolCall { step: self.step + number, ..call };
-            async move { run(shared.toolbox.as_ref(), &spec, call, stopped).await }.instrument(span)
+            async move { (asked, run(shared.toolbox.as_ref(), &spec, call, stopped).await) }.instrument(span)
         });
-        let seen = futures_util::future::join_all(looks).await;
+        let seen = futures_util::future::join_all(seen).await;
         shared.seams.point("effect.after").await;
-        for (call, ran) in rest.iter().zip(seen) {
+        for (asked, ran) in seen {
             let text = match ran {
                 Ran::Finished(text) | Ran::Lost(text) => text,
                 Ran::Dropped => STOPPED.to_owned(),
             };
             self.store_result(Outcome::refused(text.clone())).await?;
-            self.answered(call, text);
+            self.answered(asked, text);
         }
         Ok(())
     }
@@ -294,27 +299,20 @@ impl Course {
     async fn tool_step(&mut self, call: &Asked) -> Result<String, Halt> {
         let spec = self.tools.find(&call.name).cloned();
         let own = spec.as_ref().and_then(|spec| Own::named(&spec.name));
-        // Its steps come before its result.
-        let delegated = match own {
+        let done = match own {
+            // Its steps come before its result.
             Some(Own::Delegate) => Some(self.delegated(call).await?),
-            Some(Own::Clarify) | None => None,
+            Some(Own::Clarify) => Some(self.clarified(call)),
+            None => None,
         };
         let past = self.past.tool_call(self.step, call)?;
-        if own == Some(Own::Clarify) {
-            self.question = own::question(&call.arguments).ok();
-        }
         if let PastCall::Ended(text) = past {
             return Ok(text);
         }
         if let Some(halt) = self.inbox.halt() {
             return Err(halt);
         }
-        if let Some(own) = own {
-            let text = match own {
-                Own::Clarify => own::question(&call.arguments)
-                    .map_or_else(|sentence| sentence, |_| "The user was asked; the next message answers.".to_owned()),
-                Own::Delegate => delegated.unwrap_or_default(),
-            };
+        if let Some(text) = done {
             return self.store_result(Outcome::refused(text)).await;
         }
         let is_theirs = spec.as_ref().is_some_and(|spec| spec.effect == Effect::Journaled);

@@ -8,15 +8,12 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::store::{SessionId, Signal};
 
-fn fleet_of(slots: u32) -> (Fleet, mpsc::Receiver<ToWorker>, CancellationToken) {
-    let fleet = Fleet::default();
-    let (outgoing, incoming) = mpsc::channel(64);
-    let hang_up = CancellationToken::new();
-    let about = Connected {
-        worker_id: 7,
-        agent_no: 1,
+fn connected(worker_id: i64, agent_no: i32, outgoing: mpsc::Sender<ToWorker>) -> Connected {
+    Connected {
+        worker_id,
+        agent_no,
         agent: AgentId::main(),
-        identity: Uuid::nil(),
+        identity: Uuid::from_u128(u128::from(worker_id.unsigned_abs())),
         pid: 1,
         home: String::new(),
         build: String::new(),
@@ -24,9 +21,15 @@ fn fleet_of(slots: u32) -> (Fleet, mpsc::Receiver<ToWorker>, CancellationToken) 
         curates: true,
         connected_at: Timestamp::UNIX_EPOCH,
         outgoing,
-        hang_up: hang_up.clone(),
-    };
-    fleet.join(about, slots, Vec::new());
+        hang_up: CancellationToken::new(),
+    }
+}
+
+fn fleet_of(slots: u32) -> (Fleet, mpsc::Receiver<ToWorker>, CancellationToken) {
+    let fleet = Fleet::default();
+    let (outgoing, incoming) = mpsc::channel(64);
+    let hang_up = CancellationToken::new();
+    fleet.join(Connected { hang_up: hang_up.clone(), ..connected(7, 1, outgoing) }, slots, Vec::new());
     (fleet, incoming, hang_up)
 }
 
@@ -160,21 +163,7 @@ fn every_agent_has_a_part_in_every_claim() {
     for (worker_id, agent_no, slots) in [(1, 1, 400), (2, 1, 400), (3, 2, 3), (4, 3, 1)] {
         let (outgoing, incoming) = mpsc::channel(1);
         ends.push(incoming);
-        let about = Connected {
-            worker_id,
-            agent_no,
-            agent: AgentId::main(),
-            identity: Uuid::from_u128(u128::from(worker_id.unsigned_abs())),
-            pid: 1,
-            home: String::new(),
-            build: String::new(),
-            protocol: 2,
-            curates: true,
-            connected_at: Timestamp::UNIX_EPOCH,
-            outgoing,
-            hang_up: CancellationToken::new(),
-        };
-        fleet.join(about, slots, Vec::new());
+        fleet.join(connected(worker_id, agent_no, outgoing), slots, Vec::new());
     }
     let taken = fleet.reserve_all(&[1, 2, 3], 256);
     let of = |workers: &[i64]| taken.iter().filter(|(worker, _)| workers.contains(worker)).count();
@@ -196,21 +185,7 @@ fn skills_are_kept_by_the_oldest_worker_that_can_and_stays() {
     for (worker_id, agent_no, curates) in [(1, 1, false), (2, 1, true), (3, 1, true), (4, 2, true)] {
         let (outgoing, incoming) = mpsc::channel(4);
         ends.push(incoming);
-        let about = Connected {
-            worker_id,
-            agent_no,
-            agent: AgentId::main(),
-            identity: Uuid::from_u128(u128::from(worker_id.unsigned_abs())),
-            pid: 1,
-            home: String::new(),
-            build: String::new(),
-            protocol: 2,
-            curates,
-            connected_at: Timestamp::UNIX_EPOCH,
-            outgoing,
-            hang_up: CancellationToken::new(),
-        };
-        fleet.join(about, 1, Vec::new());
+        fleet.join(Connected { curates, ..connected(worker_id, agent_no, outgoing) }, 1, Vec::new());
     }
     assert_eq!((fleet.curator_of(1), fleet.curator_of(2), fleet.curator_of(3)), (Some(2), Some(4), None));
     fleet.drain(|worker| worker.worker_id == 2, Duration::from_secs(1));

@@ -1,11 +1,8 @@
 //! What an agent asks another one, with workers and the control plane ending around it: asked once, answered once.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use hermes_tests::drill::Mechanism;
 use hermes_tests::mock_model::{Behaviour, Call, MockModel};
-use hermes_tests::system::until;
 use serde_json::{Value, json};
 
 use super::Scene;
@@ -43,10 +40,7 @@ async fn killed_at(without: Without, point: &str, control_plane: bool) -> Result
     };
     let mut scene = Scene::start_with(without, &format!("{point}=kill:DIR/killed"), change).await;
     scene.say(1, "ask it");
-    until(Duration::from_secs(30), "the end of a process", || scene.happened("killed").then_some(()));
-    if control_plane {
-        scene.restart_after_its_end();
-    }
+    scene.ends(control_plane);
     let heard = scene.heard(1).await?;
     ensure!(heard == ["heard it"], "{heard:?}");
     let asked = scene.up.json(["session", "list", "--agent", "other"]);

@@ -36,9 +36,9 @@ async fn model() -> MockModel {
 /// The worker is killed once at `point` while it runs a message that asks for `tool`; answers the effects, and what was said.
 async fn killed_at(without: Without, point: &str, tool: &str) -> Result<(Vec<String>, Vec<String>, Value)> {
     let model = model().await;
-    let scene = Scene::with_model(without, &format!("{point}=kill:DIR/killed"), &model).await;
+    let mut scene = Scene::with_model(without, &format!("{point}=kill:DIR/killed"), &model).await;
     scene.say(1, &format!("{tool} thing"));
-    until(Duration::from_secs(30), "the worker's end", || scene.happened("killed").then_some(()));
+    scene.ends(false);
     let heard = scene.heard(1).await?;
     Ok((scene.effects(), heard, model.last().json()))
 }

@@ -22,7 +22,7 @@ use futures_util::future::BoxFuture;
 use hermes_tests::drill::{EFFECTS, LOG, Mechanism, POINTS, WITHOUT};
 use hermes_tests::fake_telegram::{Bot, FakeTelegram};
 use hermes_tests::mock_model::MockModel;
-use hermes_tests::system::{Options, Up};
+use hermes_tests::system::{Options, Up, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -162,6 +162,14 @@ impl Scene {
         self.up.until_it_ends();
         let env = variables(self.without, "", None);
         self.up.restart_with(Options { env, ..self.options.clone() });
+    }
+
+    /// Waits until a process ended by the rule that leaves `killed`, and starts the control plane again, where it was that one.
+    fn ends(&mut self, control_plane: bool) {
+        until(Duration::from_secs(30), "the end of a process", || self.happened("killed").then_some(()));
+        if control_plane {
+            self.restart_after_its_end();
+        }
     }
 
     /// How often a point was reached until now.

@@ -39,10 +39,7 @@ async fn killed_at(without: Without, point: &str, control_plane: bool) -> Result
     let model = model().await;
     let mut scene = Scene::with_model(without, &format!("{point}=kill:DIR/killed"), &model).await;
     scene.say(1, "note it");
-    until(Duration::from_secs(30), "the end of a process", || scene.happened("killed").then_some(()));
-    if control_plane {
-        scene.restart_after_its_end();
-    }
+    scene.ends(control_plane);
     let heard = scene.heard(1).await?;
     ensure!(heard == [NOTED], "{heard:?}");
     // The transcript says so once: the call, its result, and the answer of the turn.

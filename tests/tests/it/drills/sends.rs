@@ -1,11 +1,8 @@
 //! What an agent sends beside its answer, with its worker or the control plane ending around it: once, before the answer.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use hermes_tests::drill::Mechanism;
 use hermes_tests::mock_model::{Behaviour, Call, MockModel};
-use hermes_tests::system::until;
 use serde_json::json;
 
 use super::Scene;
@@ -34,10 +31,7 @@ async fn killed_at(without: Without, point: &str, control_plane: bool) -> Result
     let model = model().await;
     let mut scene = Scene::with_model(without, &format!("{point}=kill:DIR/killed"), &model).await;
     scene.say(1, "send it");
-    until(Duration::from_secs(30), "the end of a process", || scene.happened("killed").then_some(()));
-    if control_plane {
-        scene.restart_after_its_end();
-    }
+    scene.ends(control_plane);
     let heard = scene.heard(1).await?;
     ensure!(heard == ["wait a moment", "sent"], "{heard:?}");
     Ok(())

@@ -267,6 +267,27 @@ pub(super) fn what_was_taken_in_leaves_the_queue_with_the_turn_that_took_it(db: 
     Ok(())
 }
 
+pub(super) fn a_page_of_what_was_taken_in_is_not_the_end_of_the_past(db: &mut Db) -> Result<()> {
+    let w = db.worker(1)?;
+    db.ingest(&[msg("a", "x").says("before").on(w, 1)])?;
+    db.complete(&[end_keep(1, 1, 1)])?;
+    let big = |key: &str| {
+        let mut message = msg(key, "x");
+        message.0.payload = format!(r#"{{"text":"{key}","other":"{}"}}"#, "s".repeat(40_000)).into_bytes();
+        message
+    };
+    db.ingest(&[msg("b", "x").says("one").on(w, 1)])?;
+    db.ingest(&[big("two"), big("three"), big("four")])?;
+    for (step, message) in [(1, 3), (2, 4), (3, 5)] {
+        same!(db.absorb((1, 2, 2), step, message)?, Absorbed::Stored);
+    }
+    db.complete(&[end_keep(1, 2, 2)])?;
+    let dialogue = db.wait(db.store.transcript("s1".parse()?, 0, 9, 1000))?;
+    let shown: Vec<_> = dialogue.iter().map(|row| (row.seq, row.said.join(" "))).collect();
+    same!(shown, [(1, "before".to_owned()), (2, "one two three four".to_owned())]);
+    Ok(())
+}
+
 pub(super) fn a_message_that_is_not_taken_in_runs_by_itself(db: &mut Db) -> Result<()> {
     let w = db.worker(1)?;
     db.ingest(&[msg("a", "x").on(w, 1)])?;

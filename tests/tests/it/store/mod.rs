@@ -92,6 +92,7 @@ drills! {
         a_steering_message_is_offered_and_taken_in_once,
         what_was_taken_in_leaves_the_queue_with_the_turn_that_took_it,
         a_message_that_is_not_taken_in_runs_by_itself,
+        a_page_of_what_was_taken_in_is_not_the_end_of_the_past,
         what_was_taken_in_survives_a_crash_and_dies_with_its_turn,
         a_turn_that_is_to_end_takes_nothing_in,
         taking_in_beside_a_stop_is_one_or_the_other,

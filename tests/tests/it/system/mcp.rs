@@ -73,7 +73,8 @@ fn offered(model: &MockModel) -> Vec<String> {
     names.filter(|name| name.starts_with("mcp_")).collect()
 }
 
-fn plant(home: &Path) -> String {
+/// The misbehaving server, where the tools of that home see it.
+pub(super) fn plant(home: &Path) -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("mcp/hostile.py");
     let planted = home.join("scripts/hostile.py");
     fs::create_dir_all(home.join("scripts")).unwrap();

@@ -1,45 +1,10 @@
 //! `delivery_targets.jsonl`: where a message goes that is no reply.
 
+use hermes_core::source::PLATFORMS;
 use hermes_core::target::Target;
 use serde_json::Value;
 
 use super::{each_row, field, same};
-
-/// The platforms that the reference knows: its own and those of its bundled plugins.
-const PLATFORMS: &[&str] = &[
-    "local",
-    "telegram",
-    "discord",
-    "whatsapp",
-    "whatsapp_cloud",
-    "slack",
-    "signal",
-    "mattermost",
-    "matrix",
-    "homeassistant",
-    "email",
-    "sms",
-    "dingtalk",
-    "api_server",
-    "webhook",
-    "msgraph_webhook",
-    "feishu",
-    "wecom",
-    "wecom_callback",
-    "weixin",
-    "bluebubbles",
-    "qqbot",
-    "yuanbao",
-    "relay",
-    "google_chat",
-    "irc",
-    "line",
-    "ntfy",
-    "photon",
-    "raft",
-    "simplex",
-    "teams",
-];
 
 #[test]
 fn targets_are_read_as_the_rows_say() {
