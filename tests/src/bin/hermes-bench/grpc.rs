@@ -45,6 +45,25 @@ impl Caller {
         Ok(Self { connections, bearer })
     }
 
+    /// Says it in chat `number` and waits for the reply.
+    ///
+    /// # Errors
+    /// When it is not accepted, or its turn does not succeed.
+    pub(crate) async fn ask(&self, number: u32, text: String) -> anyhow::Result<String> {
+        let request = SubmitRequest { source: Some(source(number, None)), text, ..SubmitRequest::default() };
+        let mut request = Request::new(request);
+        request.metadata_mut().insert("authorization", self.bearer.clone());
+        let mut events =
+            self.client(number)?.submit_and_stream(request).await.context("submit a message")?.into_inner();
+        while let Some(event) = events.message().await.context("wait for the reply")? {
+            if let Some(Event::Ended(ended)) = event.event {
+                anyhow::ensure!(ended.state == i32::from(TurnState::Succeeded), "the turn failed: {}", ended.reply);
+                return Ok(ended.reply);
+            }
+        }
+        anyhow::bail!("the stream ended without a reply")
+    }
+
     fn client(&self, chat: u32) -> anyhow::Result<MessageServiceClient<Channel>> {
         let index = usize::try_from(chat / CHATS_PER_CONNECTION).context("too many chats")?;
         let channel = self.connections.get(index).context("a chat beyond the connections")?;
@@ -61,7 +80,7 @@ pub(crate) async fn chat(caller: Caller, number: u32, load: Load) -> anyhow::Res
     let mut ledger = Ledger::new(u64::from(number));
     while Instant::now() < load.until {
         let (message, text) = ledger.send();
-        let request = SubmitRequest { source: Some(source(number, message)), text, ..SubmitRequest::default() };
+        let request = SubmitRequest { source: Some(source(number, Some(message))), text, ..SubmitRequest::default() };
         let mut request = Request::new(request);
         request.metadata_mut().insert("authorization", caller.bearer.clone());
         let sent = Instant::now();
@@ -112,13 +131,13 @@ async fn exchange(
     Ok(answered)
 }
 
-fn source(chat: u32, message: u64) -> Source {
+fn source(chat: u32, message: Option<u64>) -> Source {
     Source {
         platform: "bench".into(),
         chat_id: format!("chat-{chat}"),
         chat_type: "dm".into(),
         user_id: Some(format!("user-{chat}")),
-        message_id: Some(format!("{chat}-{message}")),
+        message_id: message.map(|message| format!("{chat}-{message}")),
         ..Source::default()
     }
 }

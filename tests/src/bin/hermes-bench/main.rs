@@ -18,6 +18,7 @@ mod report;
 mod scale;
 mod tally;
 mod telegram;
+mod tools;
 mod usage;
 
 use std::ffi::OsString;
@@ -46,6 +47,7 @@ const EXAMPLE: &str = "Examples:
   target/release/hermes-bench --surface grpc --chats 128 --seconds 10 -o json
   target/release/hermes-bench --surface telegram --chats 32 --seconds 10 --otlp-hung
   target/release/hermes-bench idle --workers 100 --seconds 30
+  target/release/hermes-bench tools
   target/release/hermes-bench scale --sessions 1000000 --turns 5000000
 
 The Telegram account runs without bounds of its own (`rate: off`, `inbound_per_second: 0`), against a
@@ -101,6 +103,8 @@ enum Inside {
     Chaos(chaos::Command),
     /// Measures what a plane with many workers and nothing to do costs: queries a second, CPU.
     Idle(idle::Args),
+    /// Measures what a tool call of an agent costs beside the same command run bare.
+    Tools(tools::Args),
     /// Fills a database with sessions and ended turns.
     Seed(scale::SeedArgs),
     /// Measures the same load before and after a plane has a large history.
@@ -147,6 +151,7 @@ async fn main() -> ExitCode {
     let args = Args::parse();
     let done = match (&args.inside, args.surface) {
         (Some(Inside::Idle(args)), _) => idle(args).await,
+        (Some(Inside::Tools(args)), _) => tools(args).await,
         (Some(Inside::Seed(args)), _) => scale::seed(args).await,
         (Some(Inside::Scale(args)), _) => scale(args).await,
         (Some(Inside::ModelServer), _) => outside::serve_model().await,
@@ -176,6 +181,10 @@ fn interruption() -> anyhow::Result<impl Future<Output = anyhow::Error>> {
 
 async fn idle(args: &idle::Args) -> anyhow::Result<()> {
     idle::run(args, interruption()?).await
+}
+
+async fn tools(args: &tools::Args) -> anyhow::Result<()> {
+    tools::run(args, interruption()?).await
 }
 
 async fn scale(args: &scale::Args) -> anyhow::Result<()> {
