@@ -5,6 +5,7 @@
 mod agent;
 mod approval;
 mod budget;
+mod cron;
 mod curator;
 mod delivery;
 mod home;
@@ -23,6 +24,7 @@ use clap_complete::Shell;
 pub(crate) use self::agent::{AgentAddArgs, AgentCommand, AgentMcpCommand, AgentRemoveArgs, AgentUpdateArgs, SpecArgs};
 pub(crate) use self::approval::{ApprovalCommand, ApprovalListArgs, Reach};
 pub(crate) use self::budget::{BudgetCommand, BudgetRaiseArgs, BudgetShowArgs};
+pub(crate) use self::cron::{CronCommand, CronNextArgs};
 pub(crate) use self::curator::{CuratorCommand, OneSkill};
 pub(crate) use self::delivery::{
     DeadCommand, DeadListArgs, DeadTurnsArgs, DeliveryCommand, DeliveryListArgs, DeliveryRedriveArgs,
@@ -184,6 +186,9 @@ pub(crate) enum Command {
     /// Look at strangers who wait to be heard by an account, approve and revoke.
     #[command(subcommand, after_help = "Example:\n  hermesctl pairing list")]
     Pairing(PairingCommand),
+    /// See when schedules run.
+    #[command(subcommand, after_help = "Example:\n  hermesctl cron next \"0 9 * * mon-fri\" --tz Europe/Berlin")]
+    Cron(CronCommand),
     /// Look at the connected workers.
     #[command(subcommand, after_help = "Example:\n  hermesctl worker list")]
     Worker(WorkerCommand),

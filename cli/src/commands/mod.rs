@@ -8,6 +8,7 @@ mod approval;
 mod budget;
 mod chat;
 mod completion;
+mod cron;
 mod curator;
 mod dead;
 mod delivery;
@@ -91,6 +92,7 @@ pub(crate) async fn run(command: Command, inv: &mut Invocation) -> anyhow::Resul
         Command::Dead(command) => dead::run(command, inv).await,
         Command::Approval(command) => approval::run(command, inv).await,
         Command::Pairing(command) => pairing::run(command, inv).await,
+        Command::Cron(command) => cron::run(command, inv),
         Command::Budget(command) => budget::run(command, inv).await,
         Command::Curator(command) => curator::run(command, inv).await,
         Command::Worker(WorkerCommand::List(limit)) => worker::list(limit, inv).await,

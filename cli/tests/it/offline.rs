@@ -25,6 +25,32 @@ routes:
     agent: coder
 "#;
 
+#[test]
+fn a_schedule_says_when_it_runs_without_a_server() {
+    let args =
+        ["cron", "next", "30 2 * * *", "--tz", "America/New_York", "--now", "2027-03-13T00:00:00-05:00", "-n", "3"];
+    let ran = run(hermesctl(args).args(["-o", "json"]));
+    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""));
+    let said: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(
+        said,
+        serde_json::json!({"next": [
+            {"at": "2027-03-13T07:30:00Z", "local": "2027-03-13T02:30:00-05:00", "moved": null},
+            {"at": "2027-03-14T07:00:00Z", "local": "2027-03-14T03:00:00-04:00", "moved": "gap"},
+            {"at": "2027-03-15T06:30:00Z", "local": "2027-03-15T02:30:00-04:00", "moved": null},
+        ]})
+    );
+    for (wrong, code, why) in [
+        (&["cron", "next", "0 0 30 2 *"][..], 1, "matches no day"),
+        (&["cron", "next", "60 * * * *"], 1, "the minute \"60\" cannot be read"),
+        (&["cron", "next", "@daily", "--tz", "Mars/Base"], 2, "there is no such time zone"),
+    ] {
+        let ran = run(&mut hermesctl(wrong));
+        assert_eq!((ran.code, ran.out.as_str()), (Some(code), ""), "{wrong:?}");
+        assert!(ran.err.contains(why), "{}", ran.err);
+    }
+}
+
 /// An address on which nothing listens: it was free a moment ago.
 fn nobody() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()

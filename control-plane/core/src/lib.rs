@@ -10,6 +10,7 @@ pub mod budget;
 pub mod busy;
 pub mod command;
 pub mod config;
+pub mod cron;
 pub mod egress;
 pub mod id;
 pub mod mcp;

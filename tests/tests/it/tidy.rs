@@ -26,7 +26,7 @@ const OURS: &[(&str, &[&str])] = &[
 
 /// Pure decisions need these and no more; a runtime, a socket or a clock would be a new line here.
 const CORE_MAY_USE: &[&str] =
-    &["indexmap", "jiff", "saphyr-parser", "serde", "serde_json", "strsim", "thiserror", "yaml_serde"];
+    &["croner", "indexmap", "jiff", "saphyr-parser", "serde", "serde_json", "strsim", "thiserror", "yaml_serde"];
 
 /// The rules of a home need less.
 const HOME_MAY_USE: &[&str] = &["jiff", "regex", "serde", "serde_json", "thiserror"];
@@ -77,7 +77,7 @@ const BORDERS: &[(&[&str], &[&str])] = &[
     (
         &["SystemTime::now", "Timestamp::now", "Zoned::now"],
         // Handed on as a parameter; leases are the database clock's alone.
-        &["control-plane/src/app/mod.rs", "worker/src/app.rs"],
+        &["control-plane/src/app/mod.rs", "worker/src/app.rs", "cli/src/commands/cron.rs"],
     ),
     (&["tokio::spawn"], &["control-plane/src/tasks.rs"]),
 ];

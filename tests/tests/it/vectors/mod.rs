@@ -4,6 +4,7 @@
 
 mod agent_ids;
 mod attach_agent;
+mod cron_schedule;
 mod delivery_targets;
 mod memory_ops;
 mod reset_policy;
