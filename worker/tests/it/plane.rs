@@ -190,9 +190,9 @@ impl Plane {
     }
 
     /// Leases the turn to that epoch and assigns it with what is journaled.
-    pub(crate) async fn assign(&mut self, state: &State, turn: TurnRef) {
+    pub(crate) async fn assign(&mut self, state: &State, turn: TurnRef, text: &str) {
         let journal_entries = state.journal.lock().unwrap().lease(&turn);
-        let assignment = Assignment { journal_entries, ..assignment(turn, &says("hi")) };
+        let assignment = Assignment { journal_entries, ..assignment(turn, &says(text)) };
         self.send(control_message::Message::Assignment(assignment)).await;
     }
 
@@ -273,7 +273,11 @@ impl Stage {
     }
 
     pub(crate) async fn assign(&mut self, turn: TurnRef) {
-        self.plane.assign(&self.fake.state, turn).await;
+        self.assign_text(turn, "hi").await;
+    }
+
+    pub(crate) async fn assign_text(&mut self, turn: TurnRef, text: &str) {
+        self.plane.assign(&self.fake.state, turn, text).await;
     }
 
     /// What the model was asked at that step, each time.

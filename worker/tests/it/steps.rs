@@ -246,6 +246,25 @@ async fn what_a_model_gets_wrong_is_told_to_the_model() {
 }
 
 #[tokio::test]
+async fn old_results_of_a_turn_that_has_grown_long_are_left_out() {
+    let ids: Vec<String> = (0..32).map(|number| format!("c{number}")).collect();
+    let calls: Vec<_> = ids.iter().map(|id| (id.as_str(), "long", "{}")).collect();
+    let (first, second) = calls.split_at(24);
+    let mut stage = Stage::new([(0, ask("", first)), (25, ask("", second)), (34, say("Done."))]).await;
+    // With 32 results of a thousand bytes it is more than four times the 100,000 of the history.
+    stage.assign_text(turn(1, 1, 1), &"w".repeat(380_000)).await;
+    assert_eq!(stage.plane.completed().await, (Outcome::Succeeded, "Done.".into()));
+    let left_out = |view: &[String]| view.iter().filter(|line| line.contains("was left out to make room")).count();
+    assert_eq!(left_out(&stage.asked(25).pop().unwrap()), 0);
+    // Those of the last reply never give way.
+    let view = stage.asked(34).pop().unwrap();
+    assert_eq!(left_out(&view), 24);
+    assert!(view.iter().rev().take(8).all(|line| line.contains("xx")), "{view:?}");
+    let journal = stage.journal(&turn(1, 1, 1));
+    assert!(!journal.iter().any(|row| row.contains("left out")), "the journal has them whole");
+}
+
+#[tokio::test]
 async fn an_endless_turn_ends_with_an_honest_sentence() {
     let script = (0..90).map(|call| (call * 2, ask("", &[(format!("c{call}").as_str(), "look", "{}")])));
     let mut stage = Stage::new(script).await;

@@ -417,7 +417,8 @@ impl ModelService for Service {
             }
         }
         assert!(!open, "the last message is unfinished");
-        let (events, stream) = mpsc::channel(16);
+        // As long as the longest answer of a script, which is written before it is read.
+        let (events, stream) = mpsc::channel(64);
         view.remove(0);
         let state = Arc::clone(&self.state);
         if !state.journal.lock().unwrap().runs(header.turn.as_ref()) {
