@@ -7,6 +7,7 @@
 
 pub mod accounts;
 pub mod app;
+pub mod attachments;
 pub mod bodies;
 pub mod budget;
 pub mod dispatch;

@@ -16,6 +16,7 @@ pub mod documents;
 pub mod failpoint;
 pub mod home;
 pub mod identity;
+mod inbox;
 pub mod link;
 pub mod model;
 pub mod prompt;

@@ -62,9 +62,12 @@ pub(crate) struct SendArgs {
     /// The platform's id of this message; the same id sent again is the same message.
     #[arg(long, value_name = "ID", allow_hyphen_values = true, help_heading = "Source")]
     pub message_id: Option<String>,
-    /// The message; `-` reads stdin.
-    #[arg(long, allow_hyphen_values = true)]
-    pub text: String,
+    /// The message; `-` reads stdin. With --attach it may be missing.
+    #[arg(long, allow_hyphen_values = true, required_unless_present = "attach")]
+    pub text: Option<String>,
+    /// A file that goes with it, of at most 20 MiB; up to ten.
+    #[arg(long, value_name = "FILE")]
+    pub attach: Vec<PathBuf>,
     /// The agent that must answer, instead of the one the routes choose.
     #[arg(long, allow_hyphen_values = true)]
     pub agent: Option<String>,

@@ -59,6 +59,7 @@ impl Place {
             dedupe_key: Some(turn::dedupe_key()),
             agent: Some(self.agent.clone()),
             deliver: false,
+            attachments: Vec::new(),
         }
     }
 }

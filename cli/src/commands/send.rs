@@ -9,6 +9,9 @@ use super::{Invocation, input, source};
 use crate::args::SendArgs;
 use crate::error::{ExitStatus, Usage};
 
+/// Largest file, bytes; the control plane's own limit.
+const ATTACHMENT_BYTES: u64 = 20 << 20;
+
 /// Sends it, and with `--wait` waits for the answer.
 ///
 /// # Errors
@@ -18,8 +21,13 @@ pub(crate) async fn run(args: SendArgs, inv: &mut Invocation) -> anyhow::Result<
         return Err(Usage("the chat is missing: give --chat-id ID".into()).into());
     }
     let wait = args.wait;
-    let request = request(args)?;
+    let files = args.attach.iter().map(|path| Ok((file_name(path), input::bytes(path, ATTACHMENT_BYTES)?)));
+    let files = files.collect::<anyhow::Result<Vec<_>>>()?;
+    let mut request = request(args)?;
     let connection = inv.connect().await?;
+    for (name, content) in files {
+        request.attachments.push(turn::upload(&connection, name, &content).await?);
+    }
     if !wait {
         let turn = turn::submit(&connection, &request).await?;
         inv.printer.show(&turn)?;
@@ -42,13 +50,27 @@ pub(crate) async fn run(args: SendArgs, inv: &mut Invocation) -> anyhow::Result<
 }
 
 fn request(args: SendArgs) -> anyhow::Result<SubmitRequest> {
-    let text = if args.text == "-" { from_stdin()? } else { args.text };
+    let text = match args.text {
+        Some(text) if text == "-" => from_stdin()?,
+        text => text.unwrap_or_default(),
+    };
     let dedupe_key = args.message_id.is_none().then(turn::dedupe_key);
     let mut source = source::to_proto(args.source);
     source.user_name = args.user_name;
     source.chat_name = args.chat_name;
     source.message_id = args.message_id;
-    Ok(SubmitRequest { source: Some(source), text, dedupe_key, agent: args.agent, deliver: args.deliver })
+    Ok(SubmitRequest {
+        source: Some(source),
+        text,
+        dedupe_key,
+        agent: args.agent,
+        deliver: args.deliver,
+        attachments: Vec::new(),
+    })
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// All of stdin without the line break that ends it.

@@ -112,6 +112,19 @@ fn state_name(state: i32) -> anyhow::Result<&'static str> {
     })
 }
 
+/// Uploads a file for a message; its id.
+///
+/// # Errors
+/// What the control plane answered.
+pub(crate) async fn upload(connection: &Connection, name: String, content: &[u8]) -> anyhow::Result<String> {
+    use v1::upload_attachment_request::Part;
+    let parts = std::iter::once(Part::Header(v1::UploadHeader { name }))
+        .chain(content.chunks(hermes_proto::CHUNK_BYTES).map(|part| Part::Body(part.to_vec())))
+        .map(|part| v1::UploadAttachmentRequest { part: Some(part) });
+    let parts = futures_util::stream::iter(parts.collect::<Vec<_>>());
+    Ok(connection.answer(client(connection).upload_attachment(parts)).await?.id)
+}
+
 fn client(connection: &Connection) -> MessageServiceClient<Transport> {
     MessageServiceClient::new(connection.transport())
 }

@@ -273,6 +273,14 @@ fn ended(text: &str) -> v1::TurnEnded {
 
 #[tonic::async_trait]
 impl MessageService for Service {
+    async fn upload_attachment(
+        &self,
+        request: Request<Streaming<v1::UploadAttachmentRequest>>,
+    ) -> Answer<v1::UploadAttachmentResponse> {
+        self.seen(&request);
+        Err(Status::unimplemented("no files here"))
+    }
+
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Answer<v1::SubmitResponse> {
         self.seen(&request);
         let request = request.into_inner();

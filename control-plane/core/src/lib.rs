@@ -6,6 +6,7 @@
 //! It deliberately knows neither tokio, tonic, Postgres nor HTTP.
 
 pub mod approvals;
+pub mod attachment;
 pub mod budget;
 pub mod busy;
 pub mod command;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::attachment::Attachment;
+
 /// Who said a message of a history that came with the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -37,6 +39,9 @@ pub struct TurnInput {
     /// The turn shortens its session's history instead of answering; then `text` is the command that asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compress: Option<Compress>,
+    /// Files that came with it; `text` says where they are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attachments: Vec<Attachment>,
     /// Where an agent asks: whose message began it all, and who pays as a user. Not for the agent that is asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub behalf: Option<crate::Source>,
@@ -94,11 +99,12 @@ impl Compress {
 }
 
 impl TurnInput {
-    /// Several inputs as one: the first, with the texts of the others behind its own.
+    /// Several inputs as one: the first, with the texts and files of the others behind its own.
     pub fn joined(all: impl IntoIterator<Item = Self>) -> Option<Self> {
         all.into_iter().reduce(|mut one, next| {
             one.text.push_str("\n\n");
             one.text.push_str(&next.text);
+            one.attachments.extend(next.attachments);
             one
         })
     }

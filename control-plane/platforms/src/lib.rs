@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use hermes_core::Source;
+use hermes_core::attachment::{Attachment, Kind};
 use tokio_util::sync::CancellationToken;
 
 /// Why an account cannot start; names the setting to change, never a secret.
@@ -61,6 +62,8 @@ pub struct InboundMessage {
     pub stranger: bool,
     /// Its text; U+0000 has become U+FFFD.
     pub text: String,
+    /// Files that came with it, kept by [`InboundSink::keep`] before.
+    pub attachments: Vec<Attachment>,
     /// Semantic id of the event from authenticated bytes (reliability a.6), for example `tg:{bot_id}:{update_id}`.
     pub dedupe_key: String,
     /// The event's own authenticated time, Unix seconds, where the platform signs one that redelivery keeps.
@@ -96,11 +99,22 @@ pub enum Receipt {
     Unavailable,
 }
 
+/// Why a file was not kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotKept {
+    /// It never will be: say why in its place.
+    Refused(String),
+    /// Not now: do not acknowledge its message, fetch both again.
+    Unavailable,
+}
+
 /// The way into the control plane.
 pub trait InboundSink: Send + Sync {
     /// Answers in input order, after the commit. Messages of one call that belong to one session keep their order. The
     /// future may be dropped at the stop; what it committed by then is known as a duplicate when offered again.
     fn accept(&self, messages: Vec<InboundMessage>) -> BoxFuture<'_, Vec<Receipt>>;
+    /// Keeps a file of a message that is about to be offered.
+    fn keep<'a>(&'a self, kind: Kind, name: &'a str, content: &'a [u8]) -> BoxFuture<'a, Result<Attachment, NotKept>>;
     /// How the account stands, for people: "polling", "unauthorized: …". Called on every change.
     fn report(&self, platform: &str, account: &str, state: AccountState);
     /// The platform has just answered a poll. A receiver of an account that is polled calls it each time.

@@ -13,7 +13,8 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
-use hermes_platforms::{AccountState, Adapter, InboundMessage, InboundSink, Receipt};
+use hermes_core::attachment::{Attachment, Kind};
+use hermes_platforms::{AccountState, Adapter, InboundMessage, InboundSink, NotKept, Receipt};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -278,6 +279,10 @@ struct Noting<'a> {
 impl InboundSink for Noting<'_> {
     fn accept(&self, messages: Vec<InboundMessage>) -> BoxFuture<'_, Vec<Receipt>> {
         self.sink.accept(messages)
+    }
+
+    fn keep<'a>(&'a self, kind: Kind, name: &'a str, content: &'a [u8]) -> BoxFuture<'a, Result<Attachment, NotKept>> {
+        self.sink.keep(kind, name, content)
     }
 
     fn report(&self, platform: &str, account: &str, state: AccountState) {

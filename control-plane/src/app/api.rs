@@ -4,8 +4,10 @@ use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use hermes_core::AgentId;
+use hermes_core::attachment::Kind;
 use hermes_core::turn::{TurnState, Usage};
 
+use crate::attachments::{self, Attachments};
 use crate::dispatch::{self};
 use crate::http::{Submit, SubmitError, Submitted, TurnEvent, Turns};
 use crate::identity::{Principal, Tokens};
@@ -16,6 +18,7 @@ use crate::store::TurnId;
 /// Joins the HTTP side and intake.
 pub(super) struct Api {
     pub(super) intake: Intake,
+    pub(super) attachments: Attachments,
     pub(super) registry: Registry,
     pub(super) tokens: Tokens,
 }
@@ -27,9 +30,18 @@ impl Turns for Api {
                 Some(key) => Dedupe::Key { key, event_time: None, body_hash: submit.body_hash },
                 None => Dedupe::New,
             };
+            let mut attachments = Vec::with_capacity(submit.files.len());
+            for file in submit.files {
+                let kept = self.attachments.keep(Kind::Document, &file.name, &file.content).await;
+                attachments.push(kept.map_err(|error| match error {
+                    attachments::Error::Refused(why) => SubmitError::Invalid(why),
+                    attachments::Error::Store(error) => SubmitError::Unavailable(error.to_string()),
+                })?);
+            }
             let message = Message {
                 source: submit.source,
                 text: submit.text,
+                attachments,
                 history: submit.history,
                 preset: submit.preset,
                 dedupe,

@@ -31,6 +31,7 @@ pub use options::{Command, Common, Database, Dev, LogFormat, ModelLimits, Option
 pub use process::{Seams, process};
 
 use crate::accounts::DEAF_DETAIL;
+use crate::attachments::Attachments;
 use crate::budget::Budgets;
 use crate::dispatch::Dispatcher;
 use crate::egress::{self, Egress};
@@ -144,7 +145,8 @@ impl Replica {
         let intake =
             Intake::start(registry.clone(), dispatcher.clone(), outbox.clone(), clock, metrics.clone(), &tasks);
         let broker = Broker::new(common.model.settings(), secrets::for_models()).context("set up model calls")?;
-        let sink = Sink::new(intake.clone(), adapters.clone());
+        let attachments = Attachments::new(store.clone());
+        let sink = Sink::new(intake.clone(), adapters.clone(), attachments);
         tasks.spawn("retention", retention::run(registry.clone(), metrics.clone(), tasks.stopping()));
         let doors = tasks.stopping().child_token();
         accounts::start(registry.clone(), adapters, sink.clone(), &tasks, &doors);
@@ -184,6 +186,7 @@ impl Replica {
             .build_v1()
             .context("build reflection")?;
         let adapters = self.outbox.adapters().clone();
+        let attachments = Attachments::new(self.registry.store().clone());
         let store = self.registry.store().clone();
         let operator = server()
             .layer(layers(Listener::Operator))
@@ -197,7 +200,7 @@ impl Replica {
             .add_service(BudgetApi::server(self.registry.clone(), budgets.clone()))
             .add_service(ApprovalApi::server(self.dispatcher.clone()))
             .add_service(PairingApi::server(self.registry.clone(), store.clone()))
-            .add_service(MessageApi::server(intake.clone(), adapters.clone(), store))
+            .add_service(MessageApi::server(intake.clone(), adapters.clone(), store, attachments.clone()))
             .add_service(identity.clone().into_server())
             .add_service(SystemApi::server(
                 self.registry.clone(),
@@ -215,12 +218,19 @@ impl Replica {
             .tls_config(worker_tls(&self.authority, &certificate))
             .context("set up the workers' TLS")?
             .layer(layers(Listener::Worker))
-            .add_service(WorkerApi::server(self.registry.clone(), self.dispatcher.clone(), tools, self.tasks.clone()))
+            .add_service(WorkerApi::server(
+                self.registry.clone(),
+                self.dispatcher.clone(),
+                tools,
+                attachments.clone(),
+                self.tasks.clone(),
+            ))
             .add_service(ModelApi::server(
                 self.registry.clone(),
                 self.dispatcher.clone(),
                 budgets,
                 broker,
+                attachments.clone(),
                 metrics.clone(),
             ))
             .add_service(identity.into_server());
@@ -235,17 +245,22 @@ impl Replica {
             "worker listener",
             ended("worker", workers.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned())),
         );
-        let router = http::router(self.http_parts(intake, sink, telemetry));
+        let router = http::router(self.http_parts(intake, sink, attachments, telemetry));
         let http = axum::serve(sockets.http, router).with_graceful_shutdown(stop.cancelled_owned());
         self.tasks.spawn("http listener", ended("http", http.into_future()));
         Ok(())
     }
 
-    fn http_parts(&self, intake: &Intake, sink: Sink, telemetry: &Telemetry) -> http::Parts {
+    fn http_parts(&self, intake: &Intake, sink: Sink, attachments: Attachments, telemetry: &Telemetry) -> http::Parts {
         let (registry, adapters) = (self.registry.clone(), self.outbox.adapters().clone());
         let deaf = adapters.clone();
         let metrics = telemetry.renderer();
-        let turns = api::Api { intake: intake.clone(), registry: self.registry.clone(), tokens: self.tokens.clone() };
+        let turns = api::Api {
+            intake: intake.clone(),
+            attachments,
+            registry: self.registry.clone(),
+            tokens: self.tokens.clone(),
+        };
         http::Parts {
             turns: Arc::new(turns),
             ready: Arc::new(move || {

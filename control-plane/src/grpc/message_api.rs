@@ -2,16 +2,20 @@
 
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
+use hermes_core::attachment::{Attachment, Kind, MAX_FILES};
 use hermes_core::turn::TurnState;
 use hermes_proto::v1;
 use hermes_proto::v1::message_service_server::{MessageService, MessageServiceServer};
 use hermes_proto::v1::turn_event::Event;
 use sha2::{Digest as _, Sha256};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
+use uuid::Uuid;
 
 use super::convert::{agent_id, end_to, intake_status, source_from, store_status, turn_state_to, unsigned};
+use super::files;
 use super::layers::principal;
 use super::status::{Reason, invalid, refuse};
+use crate::attachments::{self, Attachments};
 use crate::dispatch::TurnEvent;
 use crate::identity::Principal;
 use crate::intake::{Accepted, Dedupe, Intake, Message, Surface};
@@ -24,6 +28,7 @@ pub struct MessageApi {
     intake: Intake,
     adapters: Adapters,
     store: Store,
+    attachments: Attachments,
 }
 
 impl std::fmt::Debug for MessageApi {
@@ -34,9 +39,14 @@ impl std::fmt::Debug for MessageApi {
 
 impl MessageApi {
     /// As a tonic service.
-    pub fn server(intake: Intake, adapters: Adapters, store: Store) -> MessageServiceServer<Self> {
+    pub fn server(
+        intake: Intake,
+        adapters: Adapters,
+        store: Store,
+        attachments: Attachments,
+    ) -> MessageServiceServer<Self> {
         // Larger than a message may be, so that a long one is refused with its limit.
-        MessageServiceServer::new(Self { intake, adapters, store })
+        MessageServiceServer::new(Self { intake, adapters, store, attachments })
             .max_decoding_message_size(8 * hermes_proto::MAX_MESSAGE_BYTES)
             .max_encoding_message_size(hermes_proto::MAX_MESSAGE_BYTES)
     }
@@ -49,13 +59,16 @@ impl MessageApi {
         let source = source_from(request.source)?;
         let preset = request.agent.as_deref().map(|id| agent_id("agent", id)).transpose()?;
         let reply_to = if request.deliver { Some(self.target(&source)?) } else { None };
+        let submitter = caller_of(caller);
+        let attachments = self.uploads(&submitter, &request.attachments).await?;
+        let body_hash = body_hash(&source, &request.text, &attachments);
         let given = request.dedupe_key.filter(|key| !key.is_empty());
         // The key belongs to its caller: two gateways never collide. A message id belongs to its chat.
         let dedupe = match (given, &source.message_id) {
             (Some(key), _) => Dedupe::Key {
                 key: format!("api:{}:{key}", caller_of(caller)),
                 event_time: None,
-                body_hash: Some(body_hash(&source, &request.text)),
+                body_hash: Some(body_hash),
             },
             (None, Some(message)) => Dedupe::Key {
                 key: format!(
@@ -66,14 +79,21 @@ impl MessageApi {
                     source.thread_id.as_deref().unwrap_or_default()
                 ),
                 event_time: None,
-                body_hash: Some(body_hash(&source, &request.text)),
+                body_hash: Some(body_hash),
             },
             (None, None) => Dedupe::New,
         };
-        let submitter = Some(caller_of(caller));
-        let surface = Surface::Gateway;
-        let message =
-            Message { source, text: request.text, history: None, preset, dedupe, submitter, reply_to, surface };
+        let message = Message {
+            source,
+            text: request.text,
+            attachments,
+            history: None,
+            preset,
+            dedupe,
+            submitter: Some(submitter),
+            reply_to,
+            surface: Surface::Gateway,
+        };
         let accepted = self.intake.submit(message).await.map_err(intake_status)?;
         if let Some(said) = accepted.command.clone() {
             let response = self.command_response(&accepted, said).await?;
@@ -96,6 +116,21 @@ impl MessageApi {
             notice: String::new(),
         };
         Ok((accepted, response))
+    }
+
+    /// The files that a caller uploaded before.
+    async fn uploads(&self, submitter: &str, ids: &[String]) -> Result<Vec<Attachment>, Status> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        if ids.len() > MAX_FILES {
+            return Err(invalid("attachments", format!("a message has at most {MAX_FILES} files")));
+        }
+        let ids = ids.iter().map(|id| {
+            id.parse::<Uuid>().map_err(|_| invalid("attachments", "an id is what UploadAttachment answered"))
+        });
+        let ids = ids.collect::<Result<Vec<_>, _>>()?;
+        self.store.uploads(submitter, &ids).await.map_err(store_status)
     }
 
     /// What a command came to.
@@ -158,9 +193,10 @@ fn readable(caller: &Principal, row: TurnRow) -> Result<TurnRow, Status> {
     if allowed { Ok(row) } else { Err(refuse(Reason::NotFound, format!("there is no turn {}", row.id))) }
 }
 
-fn body_hash(source: &hermes_core::Source, text: &str) -> [u8; 32] {
+fn body_hash(source: &hermes_core::Source, text: &str, files: &[Attachment]) -> [u8; 32] {
     let mut hash = Sha256::new();
-    for part in [&source.platform, &source.chat_id, text] as [&str; 3] {
+    let parts: [&str; 3] = [&source.platform, &source.chat_id, text];
+    for part in parts.into_iter().chain(files.iter().map(|file| file.sha256.as_str())) {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part.as_bytes());
     }
@@ -177,6 +213,22 @@ impl MessageService for MessageApi {
         let caller = principal(&request).clone();
         let (_, response) = self.accept(&caller, request.into_inner()).await?;
         Ok(Response::new(response))
+    }
+
+    async fn upload_attachment(
+        &self,
+        request: Request<Streaming<v1::UploadAttachmentRequest>>,
+    ) -> Result<Response<v1::UploadAttachmentResponse>, Status> {
+        let submitter = caller_of(principal(&request));
+        let (name, content) = files::received(request.into_inner()).await?;
+        let kept = self.attachments.keep(Kind::Document, &name, &content).await;
+        let file = kept.map_err(|error| match error {
+            attachments::Error::Refused(why) => invalid("body", why),
+            attachments::Error::Store(error) => store_status(error),
+        })?;
+        let id = self.store.upload_add(&submitter, &file).await.map_err(store_status)?;
+        let Attachment { media_type, bytes, sha256, .. } = file;
+        Ok(Response::new(v1::UploadAttachmentResponse { id: id.to_string(), media_type, bytes, sha256 }))
     }
 
     type SubmitAndStreamStream = BoxStream<'static, Result<v1::TurnEvent, Status>>;

@@ -10,6 +10,7 @@ pub mod budget_api;
 mod convert;
 mod curator;
 pub mod delivery_api;
+mod files;
 mod generation;
 mod history;
 pub mod home_api;

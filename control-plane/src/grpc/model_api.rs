@@ -18,14 +18,17 @@ use super::generation::{self, Asked};
 use super::status::{Reason, invalid, refuse};
 use super::steps::step_number;
 use super::worker_api::{Caller, caller, turn_ref};
+use crate::attachments::Attachments;
 use crate::budget::{Admitted, Budgets, Refusal, Wish};
 use crate::dispatch::Dispatcher;
-use crate::models::{self, Broker, MAX_CALL_ID, Message, ModelEvent, ModelTarget, ProviderTarget, ToolCall};
+use crate::models::{self, Broker, MAX_CALL_ID, Message, ModelEvent, ModelTarget, ProviderTarget, Shown, ToolCall};
 use crate::registry::Registry;
 use crate::telemetry::{self, Metrics, TRACE};
 
 /// Most input of one call, bytes.
 const MAX_INPUT: usize = 32 << 20;
+/// What a picture counts in a budget, as bytes of text: some 2,000 tokens, as the wires charge for large ones.
+const PICTURE_COST: usize = 8 << 10;
 /// What a message or call takes of it beside its content.
 const OVERHEAD: usize = 64;
 /// Most tools of one call.
@@ -40,6 +43,7 @@ pub struct ModelApi {
     dispatcher: Dispatcher,
     budgets: Budgets,
     broker: Broker,
+    attachments: Attachments,
     metrics: Metrics,
 }
 
@@ -56,9 +60,10 @@ impl ModelApi {
         dispatcher: Dispatcher,
         budgets: Budgets,
         broker: Broker,
+        attachments: Attachments,
         metrics: Metrics,
     ) -> ModelServiceServer<Self> {
-        ModelServiceServer::new(Self { registry, dispatcher, budgets, broker, metrics })
+        ModelServiceServer::new(Self { registry, dispatcher, budgets, broker, attachments, metrics })
             .max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES)
             .max_encoding_message_size(hermes_proto::MAX_MESSAGE_BYTES)
     }
@@ -115,6 +120,8 @@ struct Input {
     continued: bool,
     bytes: usize,
     tool_bytes: usize,
+    /// The message that the turn's pictures belong to.
+    pictures_at: Option<usize>,
 }
 
 impl Input {
@@ -167,6 +174,12 @@ impl Input {
             last.thought(message.reasoning);
             return Ok(());
         }
+        if message.with_pictures {
+            if role != v1::ModelRole::User || self.pictures_at.is_some() {
+                return Err(invalid("message.with_pictures", "pictures come with one message of the user"));
+            }
+            self.pictures_at = Some(self.request.messages.len());
+        }
         let text = message.text;
         self.request.messages.push(match role {
             v1::ModelRole::System => Message::Said { role: Role::System, text },
@@ -202,7 +215,7 @@ impl ModelService for ModelApi {
             return Err(refuse(Reason::NotAllowed, "this worker does not run that turn"));
         };
         let step = step_number(header.step)?;
-        let Input { mut request, bytes, tool_bytes, .. } = read(&mut parts).await?;
+        let Input { mut request, mut bytes, tool_bytes, pictures_at, .. } = read(&mut parts).await?;
         let snapshot = self.registry.current();
         let entry = snapshot
             .agent_or_removed(&agent)
@@ -230,6 +243,11 @@ impl ModelService for ModelApi {
             && let Some(journaled) = self.dispatcher.journaled_reply(turn, step).await.map_err(store_status)?
         {
             return Ok(Response::new(generation::replayed(&asked, &journaled)));
+        }
+        if let Some(at) = pictures_at {
+            let pictures = self.attachments.pictures(turn).await.map_err(store_status)?;
+            bytes = bytes.saturating_add(pictures.len().saturating_mul(PICTURE_COST));
+            request.shown = Shown { at, pictures: pictures.into() };
         }
         let input_bytes = u64::try_from(bytes.saturating_add(tool_bytes)).unwrap_or(u64::MAX);
         match self.budgets.admit(&snapshot, entry, models, Wish { turn, epoch, step, input_bytes }).await {

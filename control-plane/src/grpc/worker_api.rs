@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
-use futures_util::stream::{BoxStream, FuturesUnordered};
+use futures_util::stream::{self, BoxStream, FuturesUnordered};
 use hermes_core::AgentId;
 use hermes_home::DocumentPath;
 use hermes_proto::v1::control_message::Message as ToWire;
@@ -21,12 +21,14 @@ use uuid::Uuid;
 
 use super::convert::{self, signed, store_status, unsigned};
 use super::curator;
+use super::files;
 use super::history;
 use super::layers::principal;
 use super::mcp;
 use super::status::{Reason, invalid, refuse};
 use super::steps::{self, Recording};
 use super::tools;
+use crate::attachments::Attachments;
 use crate::dispatch::{
     Arrival, Assignment, CancelKind, DRAIN_GRACE, Dispatcher, HEARTBEAT, LEASE, Permission, Report, Running, ToWorker,
 };
@@ -51,6 +53,7 @@ pub struct WorkerApi {
     registry: Registry,
     dispatcher: Dispatcher,
     tools: Tools,
+    attachments: Attachments,
     tasks: Tasks,
 }
 
@@ -81,8 +84,14 @@ pub(super) fn turn_to(turn: TurnId, epoch: i64) -> Option<v1::TurnRef> {
 
 impl WorkerApi {
     /// As a tonic service.
-    pub fn server(registry: Registry, dispatcher: Dispatcher, tools: Tools, tasks: Tasks) -> WorkerServiceServer<Self> {
-        WorkerServiceServer::new(Self { registry, dispatcher, tools, tasks })
+    pub fn server(
+        registry: Registry,
+        dispatcher: Dispatcher,
+        tools: Tools,
+        attachments: Attachments,
+        tasks: Tasks,
+    ) -> WorkerServiceServer<Self> {
+        WorkerServiceServer::new(Self { registry, dispatcher, tools, attachments, tasks })
             .max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES)
             .max_encoding_message_size(2 * hermes_proto::MAX_MESSAGE_BYTES)
     }
@@ -158,7 +167,7 @@ impl WorkerService for WorkerApi {
         };
         let stop = self.tasks.stopping();
         self.tasks.spawn("worker link", link.run(incoming, attached.hang_up, stop));
-        let first = futures_util::stream::once(async move { Ok(wire(ToWire::Welcome(welcome))) });
+        let first = stream::once(async move { Ok(wire(ToWire::Welcome(welcome))) });
         let rest = ReceiverStream::new(attached.incoming).map(|message| Ok(wire(message_to(message))));
         Ok(Response::new(first.chain(rest).boxed()))
     }
@@ -174,7 +183,7 @@ impl WorkerService for WorkerApi {
         let (id, _) = self.running(&caller, request.turn.as_ref())?;
         let limit = usize::try_from(self.registry.current().document.limits.history_bytes).unwrap_or(usize::MAX);
         let chunks = history::chunks(self.registry.store(), id, &request, limit).await?;
-        Ok(Response::new(futures_util::stream::iter(chunks.into_iter().map(Ok)).boxed()))
+        Ok(Response::new(stream::iter(chunks.into_iter().map(Ok)).boxed()))
     }
 
     async fn put_summary(
@@ -197,6 +206,21 @@ impl WorkerService for WorkerApi {
         let caller = caller(&request)?;
         let (turn, _) = self.running(&caller, request.into_inner().turn.as_ref())?;
         Ok(Response::new(steps::journal(self.registry.store().clone(), turn)))
+    }
+
+    type FetchAttachmentStream = BoxStream<'static, Result<v1::AttachmentChunk, Status>>;
+
+    async fn fetch_attachment(
+        &self,
+        request: Request<v1::FetchAttachmentRequest>,
+    ) -> Result<Response<Self::FetchAttachmentStream>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let (turn, _) = self.running(&caller, request.turn.as_ref())?;
+        let all = self.attachments.of_turn(turn).await.map_err(store_status)?;
+        let file = usize::try_from(request.number).ok().and_then(|number| all.into_iter().nth(number));
+        let file = file.ok_or_else(|| refuse(Reason::NotFound, "the turn has no such file"))?;
+        Ok(Response::new(files::pieces(self.attachments.clone(), file)))
     }
 
     async fn list_tools(
@@ -270,7 +294,7 @@ impl WorkerService for WorkerApi {
             .cloned()
             .collect();
         let manifests = manifest_chunks(home_version, &documents);
-        let bodies = futures_util::stream::iter(wanted).then(move |document| {
+        let bodies = stream::iter(wanted).then(move |document| {
             let store = store.clone();
             async move { store.home_document(agent_no, &document.path).await.map_err(store_status) }
         });
@@ -284,9 +308,9 @@ impl WorkerService for WorkerApi {
                 }
                 Err(status) => vec![Err(status)],
             };
-            futures_util::stream::iter(chunks)
+            stream::iter(chunks)
         });
-        Ok(Response::new(futures_util::stream::iter(manifests.into_iter().map(Ok)).chain(bodies).boxed()))
+        Ok(Response::new(stream::iter(manifests.into_iter().map(Ok)).chain(bodies).boxed()))
     }
 
     async fn push_document(
@@ -489,7 +513,7 @@ fn wire(message: ToWire) -> v1::ControlMessage {
 
 fn refused(reason: String, retry: bool) -> BoxStream<'static, Result<v1::ControlMessage, Status>> {
     tracing::warn!(reason, "a worker was refused");
-    futures_util::stream::once(async move { Ok(wire(ToWire::Refused(v1::Refused { reason, retry }))) }).boxed()
+    stream::once(async move { Ok(wire(ToWire::Refused(v1::Refused { reason, retry }))) }).boxed()
 }
 
 fn message_to(message: ToWorker) -> ToWire {

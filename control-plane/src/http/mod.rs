@@ -57,8 +57,10 @@ pub struct Submit {
     pub principal: String,
     /// Where it comes from; platform `api_server`.
     pub source: Source,
-    /// What the user says; never empty.
+    /// What the user says; empty only with files.
     pub text: String,
+    /// Files that came with it.
+    pub files: Vec<File>,
     /// The whole history of a stateless call; `None` means that the session supplies it.
     pub history: Option<Vec<HistoryMessage>>,
     /// The agent that the caller chose; `None` leaves it to the routes.
@@ -67,6 +69,21 @@ pub struct Submit {
     pub dedupe_key: Option<String>,
     /// Set with `dedupe_key`: the same key with another hash is [`SubmitError::Conflict`].
     pub body_hash: Option<[u8; 32]>,
+}
+
+/// A file that came with a request, whole.
+#[derive(Clone, PartialEq, Eq)]
+pub struct File {
+    /// What the caller calls it.
+    pub name: String,
+    /// Its bytes.
+    pub content: Vec<u8>,
+}
+
+impl std::fmt::Debug for File {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "File({:?}, {} bytes)", self.name, self.content.len())
+    }
 }
 
 /// A committed message.

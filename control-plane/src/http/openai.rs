@@ -70,7 +70,8 @@ pub(super) async fn chat_completions(
     let repeatable = dedupe_key.is_some();
     let Conversation { source, continued, handle } = conversation;
     let history = (!continued).then_some(request.history);
-    let submit = Submit { principal, source, text: request.text, history, preset, dedupe_key, body_hash };
+    let (text, files) = (request.text, request.files);
+    let submit = Submit { principal, source, text, files, history, preset, dedupe_key, body_hash };
     let submitted = parts.turns.submit(submit).await?;
     drop(held);
 

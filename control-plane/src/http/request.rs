@@ -1,10 +1,13 @@
 //! The body of a chat completion request: what is taken, what is ignored, what is refused.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use hermes_core::turn::{HistoryMessage, Role};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
+use super::File;
 use super::error::ApiError;
 
 /// A request, understood.
@@ -14,8 +17,10 @@ pub(super) struct ChatRequest {
     pub(super) model: Option<String>,
     /// All messages before the trailing user messages.
     pub(super) history: Vec<HistoryMessage>,
-    /// The trailing user messages; never blank.
+    /// The trailing user messages; blank only with files.
     pub(super) text: String,
+    /// The files of the trailing user messages.
+    pub(super) files: Vec<File>,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
 }
@@ -61,22 +66,28 @@ pub(super) fn parse(body: &[u8]) -> Result<ChatRequest, ApiError> {
         .map_err(|error| ApiError::not_json(format!("the body is not a chat completion request: {error}")))?;
     refuse_what_is_not_done(&body)?;
     let mut history = Vec::with_capacity(body.messages.len());
+    let mut files = Vec::new();
+    let first_trailing = body.messages.iter().rposition(|message| message.role != "user").map_or(0, |last| last + 1);
     for (index, message) in body.messages.into_iter().enumerate() {
-        history.push(understood(index, message)?);
+        let (message, came) = understood(index, message)?;
+        if index >= first_trailing {
+            files.extend(came);
+        }
+        history.push(message);
     }
-    let first_trailing = history.iter().rposition(|message| message.role != Role::User).map_or(0, |last| last + 1);
     let trailing = history.split_off(first_trailing);
     if trailing.is_empty() {
         return Err(ApiError::invalid("messages", "the last message must be of role user"));
     }
     let text = trailing.into_iter().map(|message| message.text).collect::<Vec<_>>().join("\n\n");
-    if text.trim().is_empty() {
+    if text.trim().is_empty() && files.is_empty() {
         return Err(ApiError::invalid("messages", "the last user message is empty"));
     }
     Ok(ChatRequest {
         model: body.model.filter(|model| !model.is_empty()),
         history,
         text,
+        files,
         stream: body.stream.unwrap_or(false),
         include_usage: body.stream_options.and_then(|options| options.include_usage).unwrap_or(false),
     })
@@ -102,7 +113,8 @@ fn refuse_what_is_not_done(body: &Body) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn understood(index: usize, message: RawMessage) -> Result<HistoryMessage, ApiError> {
+/// A message, and the files of one of the user.
+fn understood(index: usize, message: RawMessage) -> Result<(HistoryMessage, Vec<File>), ApiError> {
     let role = match message.role.as_str() {
         "system" | "developer" => Role::System,
         "user" => Role::User,
@@ -116,34 +128,59 @@ fn understood(index: usize, message: RawMessage) -> Result<HistoryMessage, ApiEr
             return Err(ApiError::invalid(format!("messages[{index}].role"), message));
         }
     };
+    let mut files = Vec::new();
     let text = match message.content {
         Value::String(text) => text,
-        Value::Array(parts) => parts_text(index, parts)?,
+        Value::Array(parts) => parts_text(index, parts, (role == Role::User).then_some(&mut files))?,
         // An assistant that only called tools said nothing.
         Value::Null if role == Role::Assistant => String::new(),
         _ => {
-            let message = "content is a text or an array of text parts";
+            let message = "content is a text or an array of parts";
             return Err(ApiError::invalid(format!("messages[{index}].content"), message));
         }
     };
-    Ok(HistoryMessage { role, text })
+    Ok((HistoryMessage { role, text }, files))
 }
 
-fn parts_text(index: usize, parts: Vec<Value>) -> Result<String, ApiError> {
+/// The texts of a message's parts; its files go to `files`, where there may be some.
+fn parts_text(index: usize, parts: Vec<Value>, mut files: Option<&mut Vec<File>>) -> Result<String, ApiError> {
     let mut texts = Vec::with_capacity(parts.len());
     for (part_index, mut part) in parts.into_iter().enumerate() {
         let kind = part.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
-        match (kind.as_str(), part.get_mut("text").map(Value::take)) {
-            ("text", Some(Value::String(text))) => texts.push(text),
+        let refused = |message: String| ApiError::invalid(format!("messages[{index}].content[{part_index}]"), message);
+        match (kind.as_str(), part.get_mut("text").map(Value::take), &mut files) {
+            ("text", Some(Value::String(text)), _) => texts.push(text),
+            ("image_url" | "input_audio" | "file", _, Some(files)) => files.push(file(&kind, &part).map_err(refused)?),
             _ => {
-                let param = format!("messages[{index}].content[{part_index}]");
                 let shown: String = kind.chars().take(40).flat_map(char::escape_debug).collect();
-                let message = format!("only text parts are supported, this one is of type \"{shown}\"");
-                return Err(ApiError::invalid(param, message));
+                return Err(refused(format!(
+                    "a part is of type text, and in the user's messages image_url, input_audio or file; this one is of type \"{shown}\""
+                )));
             }
         }
     }
     Ok(texts.join("\n"))
+}
+
+/// The file of a part, whose bytes stand in it.
+fn file(kind: &str, part: &Value) -> Result<File, String> {
+    let text = |path: &str| part.pointer(path).and_then(Value::as_str);
+    let (data, name) = match kind {
+        "image_url" => (text("/image_url/url"), "picture".to_owned()),
+        "input_audio" => (text("/input_audio/data"), format!("audio.{}", text("/input_audio/format").unwrap_or("bin"))),
+        _ => (text("/file/file_data"), text("/file/filename").unwrap_or("file").to_owned()),
+    };
+    let data = data.ok_or_else(|| format!("{kind} holds no data"))?;
+    let encoded = match data.split_once(',') {
+        Some((head, encoded)) if head.starts_with("data:") && head.ends_with(";base64") => encoded,
+        None if kind != "image_url" => data,
+        // Fetching what a caller names is not done here.
+        _ => {
+            return Err(format!("{kind} must hold its content, as data:image/png;base64,…; addresses are not fetched"));
+        }
+    };
+    let content = STANDARD.decode(encoded).map_err(|_| format!("{kind} is no base64"))?;
+    Ok(File { name, content })
 }
 
 #[cfg(test)]

@@ -20,7 +20,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hermes_core::approvals::{self, Verdict};
-use hermes_core::busy::BusyPolicy;
+use hermes_core::attachment::{self, Attachment, MAX_FILES};
+use hermes_core::busy::{BusyMode, BusyPolicy};
 use hermes_core::command::{self, Given};
 use hermes_core::routing::resolve;
 use hermes_core::session_key::{Isolation, namespace, no_aliases, sender_prefix, session_key, shared_multi_user};
@@ -70,6 +71,8 @@ pub struct Message {
     pub source: Source,
     /// What was said.
     pub text: String,
+    /// Files that came with it, kept already.
+    pub attachments: Vec<Attachment>,
     /// Messages before it, which replace the session's own history.
     pub history: Option<Vec<HistoryMessage>>,
     /// The agent, when the caller names it.
@@ -425,7 +428,20 @@ impl Intake {
         if compress.is_none() && shared_multi_user(source, isolation) {
             text.insert_str(0, &sender_prefix(source));
         }
-        let input = TurnInput { text, history: message.history, source: Some(message.source), compress, behalf: None };
+        let attachments = if compress.is_some() { Vec::new() } else { message.attachments };
+        // What is taken in by a running turn is its text alone.
+        if !attachments.is_empty() && policy.mode == BusyMode::Steer {
+            policy.mode = BusyMode::Queue;
+        }
+        let text = attachment::told(&text, &attachments);
+        let input = TurnInput {
+            text,
+            history: message.history,
+            source: Some(message.source),
+            compress,
+            attachments,
+            behalf: None,
+        };
         let payload = serde_json::to_vec(&input)
             .map_err(|error| Error::Invalid { field: "text", message: format!("it cannot be stored: {error}") })?;
         let row = Ingest {
@@ -488,7 +504,10 @@ fn check(message: &Message, snapshot: &Snapshot) -> Result<(), Error> {
             return invalid(field, "it holds a control character");
         }
     }
-    if message.text.is_empty() {
+    if message.attachments.len() > MAX_FILES {
+        return invalid("attachments", "a message has at most 10 files; send the others with another one");
+    }
+    if message.text.is_empty() && message.attachments.is_empty() {
         return invalid("text", "the message is empty");
     }
     Ok(())

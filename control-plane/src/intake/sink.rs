@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use hermes_platforms::{AccountState, InboundMessage, InboundSink, Receipt};
+use hermes_core::attachment::{Attachment, Kind};
+use hermes_platforms::{AccountState, InboundMessage, InboundSink, NotKept, Receipt};
 
 use super::batch::Group;
 use super::pace::Pace;
 use super::{Dedupe, Error, Intake, Message, Surface};
+use crate::attachments::{self, Attachments};
 use crate::dispatch::COME_BACK;
 use crate::outbox::Adapters;
 use crate::store::LaneKey;
@@ -19,13 +21,14 @@ use crate::store::LaneKey;
 pub struct Sink {
     intake: Intake,
     adapters: Adapters,
+    attachments: Attachments,
     pace: Arc<Pace>,
 }
 
 impl Sink {
     /// The sink of this replica.
-    pub fn new(intake: Intake, adapters: Adapters) -> Self {
-        Self { intake, adapters, pace: Arc::default() }
+    pub fn new(intake: Intake, adapters: Adapters, attachments: Attachments) -> Self {
+        Self { intake, adapters, attachments, pace: Arc::default() }
     }
 }
 
@@ -84,6 +87,17 @@ impl InboundSink for Sink {
         .boxed()
     }
 
+    fn keep<'a>(&'a self, kind: Kind, name: &'a str, content: &'a [u8]) -> BoxFuture<'a, Result<Attachment, NotKept>> {
+        let kept = self.attachments.keep(kind, name, content);
+        kept.map(|kept| {
+            kept.map_err(|error| match error {
+                attachments::Error::Refused(reason) => NotKept::Refused(reason),
+                attachments::Error::Store(_) => NotKept::Unavailable,
+            })
+        })
+        .boxed()
+    }
+
     fn report(&self, platform: &str, account: &str, state: AccountState) {
         self.adapters.report(platform, account, state);
     }
@@ -91,7 +105,7 @@ impl InboundSink for Sink {
 
 /// The message, and the chat that is told when it is refused.
 fn message_of(message: InboundMessage) -> (Message, LaneKey) {
-    let InboundMessage { source, stranger: _, text, dedupe_key, event_time, reply_to } = message;
+    let InboundMessage { source, stranger: _, text, attachments, dedupe_key, event_time, reply_to } = message;
     let reply_to = match reply_to {
         Some(target) => LaneKey {
             platform: target.platform,
@@ -110,6 +124,7 @@ fn message_of(message: InboundMessage) -> (Message, LaneKey) {
     let message = Message {
         source,
         text,
+        attachments,
         history: None,
         preset: None,
         dedupe: Dedupe::Key { key: dedupe_key, event_time, body_hash: None },

@@ -26,6 +26,7 @@ mod tools;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
 use futures_util::stream::BoxStream;
 use hermes_core::AgentId;
 use hermes_core::budget::Price;
@@ -158,11 +159,51 @@ impl Message {
     }
 }
 
+/// A picture for a model that sees.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Picture {
+    /// `image/png`, `image/jpeg`, `image/webp` or `image/gif`.
+    pub media_type: String,
+    /// Its bytes in base64, as every wire wants them.
+    pub base64: Arc<str>,
+}
+
+impl Picture {
+    /// A picture of this content.
+    pub fn new(media_type: String, content: &[u8]) -> Self {
+        Self { media_type, base64: base64::engine::general_purpose::STANDARD.encode(content).into() }
+    }
+}
+
+impl std::fmt::Debug for Picture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Picture({}, {} characters)", self.media_type, self.base64.len())
+    }
+}
+
+/// Pictures, and the message that they came with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// Its place among the messages; what is said by a user.
+    pub at: usize,
+    /// None of them: nothing is shown.
+    pub pictures: Arc<[Picture]>,
+}
+
+impl Shown {
+    /// Those of the message at this place.
+    fn of(&self, at: usize) -> &[Picture] {
+        if at == self.at { &self.pictures } else { &[] }
+    }
+}
+
 /// The model's input.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Request {
     /// What was said and done until now.
     pub messages: Vec<Message>,
+    /// Pictures that came with one of them. A model that refuses them is asked without.
+    pub shown: Shown,
     /// What the model may ask for.
     pub tools: Vec<Tool>,
     /// Largest answer, tokens; nothing: the provider's own limit.
@@ -236,11 +277,20 @@ impl Default for Settings {
 struct Call {
     agent: AgentId,
     messages: Arc<[Message]>,
+    shown: Shown,
     tools: Arc<[Tool]>,
     /// `None` for the built-in model.
     provider: Option<Arc<ProviderTarget>>,
     max_output_tokens: Option<u64>,
     key: Option<SecretString>,
+}
+
+impl Call {
+    fn new(agent: &AgentId, request: Request) -> Self {
+        let Request { messages, shown, tools, max_output_tokens } = request;
+        let (messages, tools) = (messages.into(), tools.into());
+        Self { agent: agent.clone(), messages, shown, tools, provider: None, max_output_tokens, key: None }
+    }
 }
 
 /// What one attempt yields.
@@ -309,9 +359,7 @@ impl Broker {
         agent: &AgentId,
         request: impl Into<Request>,
     ) -> BoxStream<'static, ModelEvent> {
-        let Request { messages, tools, max_output_tokens } = request.into();
-        let (messages, tools) = (messages.into(), tools.into());
-        self.run(target, Call { agent: agent.clone(), messages, tools, provider: None, max_output_tokens, key: None })
+        self.run(target, Call::new(agent, request.into()))
     }
 
     /// As [`Broker::generate`], of the first of `targets` that can answer: the next one is asked when one fails before its
@@ -322,9 +370,7 @@ impl Broker {
         agent: &AgentId,
         request: Request,
     ) -> BoxStream<'static, ModelEvent> {
-        let Request { messages, tools, max_output_tokens } = request;
-        let (messages, tools) = (messages.into(), tools.into());
-        let call = Call { agent: agent.clone(), messages, tools, provider: None, max_output_tokens, key: None };
+        let call = Call::new(agent, request);
         let broker = self.clone();
         chain::by_first(targets, move |target| broker.run(target, call.clone()))
     }

@@ -25,7 +25,7 @@ use super::failure::{CallError, FailureReason, ModelFailure};
 use super::provider::{base_url, masked, network_error};
 use super::text::Text;
 use super::tools::{Assembly, Fragment};
-use super::{Call, ChatModel, Message, Piece, ProviderTarget, reasoning, retry, tools};
+use super::{Call, ChatModel, Message, Picture, Piece, ProviderTarget, reasoning, retry, tools};
 
 /// A piece of joined tokens is handed over at this size.
 const PIECE_BYTES: usize = 16 << 10;
@@ -162,9 +162,28 @@ struct Offered<'a> {
 }
 
 #[derive(Serialize)]
+#[serde(untagged)]
+enum Content<'a> {
+    Text(&'a str),
+    Parts(Vec<Part<'a>>),
+}
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Part<'a> {
+    Text { text: &'a str },
+    ImageUrl { image_url: ImageUrl },
+}
+
+#[derive(Serialize)]
+struct ImageUrl {
+    url: String,
+}
+
+#[derive(Serialize)]
 struct Sent<'a> {
     role: &'static str,
-    content: &'a str,
+    content: Content<'a>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tool_calls: Vec<SentCall<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -204,7 +223,12 @@ impl<'a> Body<'a> {
             model: &target.model,
             stream: true,
             tools: tools.collect(),
-            messages: call.messages.iter().filter_map(|message| sent(message, back)).collect(),
+            messages: call
+                .messages
+                .iter()
+                .enumerate()
+                .filter_map(|(at, message)| sent(message, call.shown.of(at), back))
+                .collect(),
             stream_options: StreamOptions { include_usage: true },
             max_tokens: call.max_output_tokens.filter(|_| !newest),
             max_completion_tokens: call.max_output_tokens.filter(|_| newest),
@@ -213,13 +237,25 @@ impl<'a> Body<'a> {
 }
 
 /// `back`: a server that wants reasoning back.
-fn sent<'a>(message: &'a Message, back: Option<&ProviderTarget>) -> Option<Sent<'a>> {
-    let plain =
-        |role, content| Sent { role, content, tool_calls: Vec::new(), tool_call_id: None, reasoning_content: None };
+fn sent<'a>(message: &'a Message, pictures: &[Picture], back: Option<&ProviderTarget>) -> Option<Sent<'a>> {
+    let plain = |role, text| Sent {
+        role,
+        content: Content::Text(text),
+        tool_calls: Vec::new(),
+        tool_call_id: None,
+        reasoning_content: None,
+    };
     Some(match message {
         // A turn without an answer leaves an empty message in a history; some providers refuse those.
         Message::Said { text, .. } if text.is_empty() => return None,
         Message::Said { role: Role::System, text } => plain("system", text),
+        Message::Said { role: Role::User, text } if !pictures.is_empty() => {
+            let shown = pictures.iter().map(|picture| Part::ImageUrl {
+                image_url: ImageUrl { url: format!("data:{};base64,{}", picture.media_type, picture.base64) },
+            });
+            let parts = std::iter::once(Part::Text { text }).chain(shown);
+            Sent { content: Content::Parts(parts.collect()), ..plain("user", text) }
+        }
         Message::Said { role: Role::User, text } => plain("user", text),
         Message::Said { role: Role::Assistant, text } => plain("assistant", text),
         Message::Asked { text, calls, reasoning } => {
@@ -410,6 +446,7 @@ fn usage_of(usage: WireUsage, target: &ProviderTarget) -> Usage {
 mod tests {
     use hermes_core::config::ProviderKind;
 
+    use super::super::Shown;
     use super::*;
 
     fn target() -> ProviderTarget {
@@ -504,6 +541,7 @@ mod tests {
         let call = |reasoning: &str| {
             let asked = Message::Asked { text: String::new(), calls: calls.clone(), reasoning: reasoning.to_owned() };
             Call {
+                shown: Shown::default(),
                 agent: hermes_core::AgentId::main(),
                 messages: [asked].into(),
                 tools: [].into(),

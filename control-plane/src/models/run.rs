@@ -9,8 +9,8 @@ use hermes_core::budget::Amount;
 use rand::Rng as _;
 use tokio::time::Instant;
 
-use super::failure::{CallError, ModelFailure};
-use super::{Call, ChatModel, ModelEvent, Piece, Settings, retry, tools};
+use super::failure::{CallError, FailureReason, ModelFailure};
+use super::{Call, ChatModel, ModelEvent, Piece, Settings, Shown, retry, tools};
 
 /// Tokens that are ready together are joined up to this many bytes.
 const JOINED_BYTES: usize = 16 * 1024;
@@ -111,6 +111,16 @@ impl Run {
                     }
                     return Some(self.end(ModelEvent::Done { usage, finish_reason, calls, reasoning }));
                 }
+                Err(error) if self.does_not_see(&error) => {
+                    tracing::info!(
+                        agent = %self.call.agent,
+                        provider = self.call.provider.as_deref().map_or("builtin", |target| target.provider.as_str()),
+                        cause = %error.cause,
+                        "the model does not take pictures, asking without them",
+                    );
+                    self.open = None;
+                    self.call.shown = Shown::default();
+                }
                 Err(error) => match self.pause_for(&error) {
                     Some(pause) => self.wait(pause, &error).await,
                     None => {
@@ -189,6 +199,11 @@ impl Run {
         text
     }
 
+    /// Whether the request was refused, and the pictures in it may be why.
+    fn does_not_see(&self, error: &CallError) -> bool {
+        self.passed == 0 && error.reason == FailureReason::BadRequest && !self.call.shown.pictures.is_empty()
+    }
+
     fn pause_for(&self, error: &CallError) -> Option<Duration> {
         if self.passed > 0 {
             return None;
@@ -223,6 +238,7 @@ mod tests {
     use hermes_core::AgentId;
     use hermes_core::turn::Usage;
 
+    use super::super::Request;
     use super::*;
 
     /// Yields its pieces, all at once.
@@ -235,14 +251,7 @@ mod tests {
     }
 
     async fn events(pieces: fn() -> Vec<Piece>) -> Vec<ModelEvent> {
-        let call = Call {
-            agent: AgentId::main(),
-            messages: Arc::from([]),
-            tools: Arc::from([]),
-            provider: None,
-            max_output_tokens: None,
-            key: None,
-        };
+        let call = Call::new(&AgentId::main(), Request::default());
         Run::new(Arc::new(Says(pieces)), call, Arc::new(Settings::default())).into_stream().collect().await
     }
 

@@ -25,6 +25,7 @@ const SOURCES: &[&str] = &[
     include_str!("../../functions/approvals.sql"),
     include_str!("../../functions/homes.sql"),
     include_str!("../../functions/pairing.sql"),
+    include_str!("../../functions/blobs.sql"),
 ];
 
 /// One set of transition functions.

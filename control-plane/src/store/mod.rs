@@ -11,6 +11,7 @@ mod accounts;
 mod agents;
 mod approvals;
 mod asks;
+mod blobs;
 mod budgets;
 mod busy;
 mod calls;

@@ -172,6 +172,7 @@ impl Question {
             history: None,
             behalf: caller.behalf.or(caller.source),
             source: Some(source),
+            attachments: Vec::new(),
             compress: None,
         };
         let ask = Ask {

@@ -33,7 +33,7 @@ impl Answer {
         Self { status, content_type: "text/html", text }
     }
 
-    fn ok(result: &str) -> Self {
+    pub(super) fn ok(result: &str) -> Self {
         Self { status: 200, content_type: "application/json", text: format!("{{\"ok\":true,\"result\":{result}}}") }
     }
 }
@@ -109,6 +109,7 @@ impl Bot {
                 Some(_) => error(400, "Bad Request: wrong parameter action in request", None),
                 None => error(400, "Bad Request: chat_id is empty", None),
             },
+            "getFile" => self.place_of(&call.get("file_id").unwrap_or_default()),
             "deleteWebhook" | "answerCallbackQuery" => Answer::ok("true"),
             "getWebhookInfo" => {
                 let pending = self.locked().updates.len();

@@ -7,6 +7,7 @@
 //! the test plays them.
 
 mod answer;
+mod files;
 mod server;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -175,6 +176,8 @@ struct State {
     deliveries: Vec<Delivery>,
     by_chat: HashMap<String, Vec<usize>>,
     chat_notify: HashMap<String, Arc<Notify>>,
+    /// What users sent, by the id that messages name.
+    files: HashMap<String, Vec<u8>>,
     faults: Vec<Scripted>,
     calls: HashMap<String, u64>,
     /// Confirmed by the newest poll.

@@ -55,6 +55,9 @@ async fn connection(stream: TcpStream, bots: Bots) {
 
 async fn handle(bots: Bots, request: Request<Incoming>) -> Result<Response<Body>, Cut> {
     let path = request.uri().path();
+    if let Some((token, place)) = path.strip_prefix("/file/bot").and_then(|rest| rest.split_once('/')) {
+        return file(&bots, token, place).await;
+    }
     let Some((token, method)) = path.strip_prefix("/bot").and_then(|rest| rest.split_once('/')) else {
         return Ok(whole(error(404, "Not Found", None)));
     };
@@ -86,6 +89,33 @@ async fn handle(bots: Bots, request: Request<Incoming>) -> Result<Response<Body>
             Ok(whole(answer))
         }
         Some(Fault::Hang) => std::future::pending().await,
+    }
+}
+
+/// A file, whatever strikes the method `file`.
+async fn file(bots: &Bots, token: &str, place: &str) -> Result<Response<Body>, Cut> {
+    let bot = bots.lock().unwrap_or_else(PoisonError::into_inner).get(token).cloned();
+    let Some(bot) = bot else {
+        return Ok(whole(error(401, "Unauthorized", None)));
+    };
+    bot.count("file");
+    let content = bot.file(place);
+    match (bot.take_fault_if("file", |_| true), content) {
+        (None | Some(Fault::Pass), Some(content)) => {
+            let body = Full::new(Bytes::from(content)).map_err(|never: Infallible| match never {}).boxed();
+            Ok(Response::new(body))
+        }
+        (None | Some(Fault::Pass), None) => Ok(whole(error(404, "Not Found", None))),
+        (Some(Fault::Answer { code, description, retry_after }), _) => {
+            Ok(whole(error(code, &description, retry_after)))
+        }
+        (Some(Fault::Proxy(code)), _) => Ok(whole(Answer::html(code))),
+        (Some(Fault::CutMidResponse), Some(content)) => {
+            let half = content.get(..content.len() / 2).map(Bytes::copy_from_slice);
+            Ok(Response::new(StreamBody::new(Torn { half, flushed: false }).boxed()))
+        }
+        (Some(Fault::Hang), _) => std::future::pending().await,
+        (Some(_), _) => Err(Cut),
     }
 }
 

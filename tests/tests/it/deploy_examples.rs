@@ -73,7 +73,8 @@ fn the_example_sets_every_key() {
                 shed_after_seconds: _,
                 inbound_per_second: _,
             },
-        retention: Retention { dedupe_days: _, steps_days: _, deliveries_days: _, dead_days: _, turns_days },
+        retention:
+            Retention { dedupe_days: _, steps_days: _, deliveries_days: _, attachments_days: _, dead_days: _, turns_days },
         approvals: Approvals { mode: _, timeout_seconds: _, allow: _, deny: _ },
         sandbox: Sandbox { level: _, network: _, memory_mb: _, pids: _, cpu_seconds: _, disk_mb: _ },
         mcp_servers,
@@ -117,6 +118,7 @@ fn the_example_sets_every_key() {
         "dedupe_days",
         "steps_days",
         "deliveries_days",
+        "attachments_days",
         "dead_days",
         "level",
         "network",

@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use hermes_core::attachment::{Attachment, Kind};
 use hermes_core::config::{Rate, Streaming};
 use hermes_platforms::telegram::{Settings, Telegram};
 use hermes_platforms::{
-    AccountState, Adapter as _, ChatRef, InboundMessage, InboundSink, OutboundMessage, Receipt, SendError,
+    AccountState, Adapter as _, ChatRef, InboundMessage, InboundSink, NotKept, OutboundMessage, Receipt, SendError,
 };
 use hermes_tests::fake_telegram::{Bot, FakeTelegram, Fault};
 use serde_json::json;
@@ -25,6 +26,8 @@ struct Sink {
     offered: Mutex<Vec<InboundMessage>>,
     scripted: Mutex<VecDeque<Receipt>>,
     states: Mutex<Vec<AccountState>>,
+    /// So many files cannot be kept at the moment.
+    unkept: Mutex<u32>,
     changed: Notify,
 }
 
@@ -73,6 +76,18 @@ impl InboundSink for Sink {
             .collect();
         self.changed.notify_waiters();
         Box::pin(std::future::ready(receipts))
+    }
+
+    fn keep<'a>(&'a self, kind: Kind, name: &'a str, content: &'a [u8]) -> BoxFuture<'a, Result<Attachment, NotKept>> {
+        let mut unkept = self.unkept.lock().unwrap();
+        let kept = match unkept.checked_sub(1) {
+            Some(left) => {
+                *unkept = left;
+                Err(NotKept::Unavailable)
+            }
+            None => Ok(Attachment::new(kind, name, "image/png", content.len() as u64, "ab".repeat(32))),
+        };
+        Box::pin(std::future::ready(kept))
     }
 
     fn report(&self, platform: &str, account: &str, state: AccountState) {
@@ -535,5 +550,36 @@ async fn the_fake_keeps_telegrams_own_rules() {
     }
     let updates: serde_json::Value = client.get(url("getUpdates?offset=2")).send().await.unwrap().json().await.unwrap();
     assert_eq!(updates["result"], json!([]));
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_message_whose_file_cannot_be_kept_comes_again_with_those_behind_it() {
+    let rig = Rig::new().await;
+    *rig.sink.unkept.lock().unwrap() = 2;
+    rig.bot.put_file("photo", vec![1; 5_000]);
+    let photo = |id: &str| json!({"chat": {"id": 1, "type": "private"}, "from": {"id": 1, "first_name": "A"}, "caption": "with", "photo": [{"file_id": id}]});
+    rig.bot.push_text(1, 1, "before");
+    rig.bot.push_message(photo("photo"));
+    rig.bot.push_text(1, 1, "after");
+    rig.receive();
+    rig.sink.wait_until(|sink| sink.texts().len() >= 3).await;
+    assert_eq!(rig.sink.texts(), ["before", "with", "after"]);
+    let sizes: Vec<Vec<u64>> = rig
+        .sink
+        .offered
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|message| message.attachments.iter().map(|file| file.bytes).collect())
+        .collect();
+    assert_eq!(sizes, [vec![], vec![5_000], vec![]]);
+    // One that Telegram does not give stops nobody.
+    rig.bot.push_message(photo("unknown"));
+    rig.bot.push_text(1, 1, "last");
+    rig.sink.wait_until(|sink| sink.texts().len() >= 5).await;
+    let texts = rig.sink.texts();
+    assert_eq!(texts[3], "with\n[The user sent a picture that could not be fetched: Telegram does not give it]");
+    assert_eq!(texts[4], "last");
     rig.end().await;
 }

@@ -21,6 +21,7 @@ use super::reports::{Reported, Reports};
 use super::{End, Ended, Said, Shared};
 use crate::connection::{Connection, STEPS_SINCE, is_broken, ready};
 use crate::documents;
+use crate::inbox;
 use crate::model::{self, Message};
 use crate::prompt::Basis;
 use crate::telemetry;
@@ -269,6 +270,8 @@ impl Course {
                 transcripts.history(channel, self.turn, transcript_version, history_rewinds, budget).await?
             }
         };
+        let home = self.shared.documents.home();
+        inbox::fetch(channel, self.turn, home, &input.attachments).await?;
         let past = match self.assignment.journal_entries {
             0 => Past::default(),
             _ => Past::fetch(channel.clone(), self.turn).await?,
@@ -323,7 +326,8 @@ impl Course {
         let mut messages = Vec::new();
         messages.push(Message::new(ModelRole::System, system));
         messages.extend(history);
-        messages.push(Message::new(ModelRole::User, input.text.as_str()));
+        let said = Message::new(ModelRole::User, input.text.as_str());
+        messages.push(Message { with_pictures: !input.attachments.is_empty(), ..said });
         messages
     }
 }

@@ -3,6 +3,7 @@
 use hermes_proto::v1::ModelRole;
 use serde::Deserialize;
 
+use crate::inbox::Attachment;
 use crate::model::Message;
 use crate::prompt::Source;
 
@@ -13,6 +14,8 @@ pub(super) struct Input {
     /// When present: the whole history, the session's own is not used.
     #[serde(default)]
     pub(super) history: Option<Vec<HistoryMessage>>,
+    #[serde(default)]
+    pub(super) attachments: Vec<Attachment>,
     #[serde(default)]
     pub(super) source: Option<Source>,
     /// When present: the turn sums up its session's history instead of answering.

@@ -220,3 +220,47 @@ async fn sessions_run_side_by_side_up_to_the_slots() {
     calls.pop().unwrap().done().await;
     assert_eq!(link.completed().await.turn, Some(turn(4, 1, 1)));
 }
+
+#[tokio::test]
+async fn the_files_of_a_message_lie_in_the_inbox_before_the_model_is_asked() {
+    let (mut fake, worker, mut link) = attached().await;
+    let inbox = worker.home().join("workspace/inbox");
+    let outside = tempfile::tempdir().unwrap();
+    let content = vec![7_u8; 2_500];
+    *fake.state.files.lock().unwrap() = vec![content.clone(), content.clone(), content.clone(), content.clone()];
+    let file = |bytes: usize, path: &str| format!(r#"{{"bytes":{bytes},"path":{path:?}}}"#);
+    let input = format!(
+        r#"{{"text":"see","attachments":[{},{},{},{},{}]}}"#,
+        file(2_500, "workspace/inbox/aa-good"),
+        file(2_499, "workspace/inbox/bb-longer-than-said"),
+        file(2_500, "workspace/inbox/../../SOUL.md"),
+        file(2_500, "/etc/hermes"),
+        file(9, "workspace/inbox/ee-not-kept-any-more"),
+    );
+    link.assign(assignment(turn(5, 1, 1), &input)).await;
+    let call = fake.call().await;
+    assert_eq!(call.messages.last().unwrap().1, "see");
+    let there = || {
+        let names = std::fs::read_dir(&inbox).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(there(), ["aa-good"]);
+    assert_eq!(std::fs::read(inbox.join("aa-good")).unwrap(), content);
+    call.say("ok").await;
+    call.done().await;
+    let completed = link.completed().await;
+    link.acknowledge(&completed).await;
+    // What is there is not fetched again, and a link in the place of the folder leads nowhere.
+    fake.state.files.lock().unwrap().clear();
+    link.assign(assignment(turn(5, 2, 1), &input)).await;
+    fake.call().await.fail("Not today.").await;
+    let completed = link.completed().await;
+    link.acknowledge(&completed).await;
+    assert_eq!(there(), ["aa-good"]);
+    std::fs::remove_dir_all(&inbox).unwrap();
+    std::os::unix::fs::symlink(outside.path(), &inbox).unwrap();
+    *fake.state.files.lock().unwrap() = vec![content];
+    link.assign(assignment(turn(5, 3, 1), &input)).await;
+    fake.call().await;
+    assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+}

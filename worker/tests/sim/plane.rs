@@ -127,6 +127,15 @@ impl WorkerService for Replica {
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 
+    type FetchAttachmentStream = Out<AttachmentChunk>;
+
+    async fn fetch_attachment(
+        &self,
+        _: Request<FetchAttachmentRequest>,
+    ) -> Result<Response<Self::FetchAttachmentStream>, Status> {
+        Err(Status::unimplemented("no message has files here"))
+    }
+
     async fn list_tools(&self, _: Request<ListToolsRequest>) -> Result<Response<ListToolsResponse>, Status> {
         Err(Status::unimplemented("a control plane of before its own tools"))
     }

@@ -276,6 +276,7 @@ fn retention(retention: &Retention) -> Shape {
         .put("dedupe_days", literal(retention.dedupe_days))
         .put("steps_days", literal(retention.steps_days))
         .put("deliveries_days", literal(retention.deliveries_days))
+        .put("attachments_days", literal(retention.attachments_days))
         .put("dead_days", literal(retention.dead_days));
     match retention.turns_days {
         Some(days) => entries.put("turns_days", literal(days)).map(),

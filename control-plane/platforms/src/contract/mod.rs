@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::future::{BoxFuture, FutureExt as _};
+use hermes_core::attachment::{self, Attachment};
 use hermes_core::config::{Rate, Streaming};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -18,8 +19,8 @@ use self::platform::{Platform, Reaction};
 use crate::telegram::{self, Telegram};
 use crate::webhook::{self, Reply, Webhook};
 use crate::{
-    AccountState, Adapter, ChatRef, Edit, EditError, InboundMessage, InboundSink, OutboundMessage, Receipt, SendError,
-    Sent,
+    AccountState, Adapter, ChatRef, Edit, EditError, InboundMessage, InboundSink, NotKept, OutboundMessage, Receipt,
+    SendError, Sent,
 };
 
 const SECRET: &str = "700:canary-of-the-contract";
@@ -162,6 +163,9 @@ impl InboundSink for Sink {
         })
     }
 
+    fn keep<'a>(&'a self, _: attachment::Kind, _: &'a str, _: &'a [u8]) -> BoxFuture<'a, Result<Attachment, NotKept>> {
+        Box::pin(std::future::ready(Err(NotKept::Unavailable)))
+    }
     fn report(&self, _platform: &str, _account: &str, state: AccountState) {
         assert!(!format!("{state:?}").contains("canary"), "{state:?}");
     }

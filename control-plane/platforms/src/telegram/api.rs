@@ -21,6 +21,9 @@ use crate::call::{self, Fault, Timely};
 const ANSWER_BYTES: usize = 16 * 1024 * 1024;
 const DEFAULT_PAUSE_SECONDS: u64 = 5;
 
+/// Largest file that a bot can fetch, bytes; Telegram's own bound for its public server.
+pub(super) const MAX_FILE: u64 = 20 << 20;
+
 /// Where Telegram itself answers.
 pub(super) const PUBLIC_BASE: &str = "https://api.telegram.org";
 
@@ -44,6 +47,12 @@ pub(super) struct Refusal {
     pub(super) retry_after: Option<Duration>,
     /// The chat lives under this id now.
     pub(super) migrated_to: Option<i64>,
+}
+
+impl Refusal {
+    fn of(code: u16, description: &str) -> Self {
+        Self { code, description: description.to_owned(), retry_after: None, migrated_to: None }
+    }
 }
 
 impl fmt::Display for CallError {
@@ -162,6 +171,23 @@ impl Api {
                 migrated_to: None,
             })),
         }
+    }
+
+    /// The file at the place that `getFile` answered; an error when it is larger than [`MAX_FILE`].
+    pub(super) async fn file(&self, place: &str, limit: Duration) -> Result<Vec<u8>, CallError> {
+        let is_path_safe = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+        if place.contains("..") || !place.chars().all(is_path_safe) {
+            return Err(CallError::Refused(Refusal::of(400, "with a place of a file that is none")));
+        }
+        let url = format!("{}/file/bot{}/{place}", self.base, self.token.expose_secret());
+        let fault = |error| CallError::Fault(self.redacted(Fault::of(error)));
+        let response = self.other.get(url).timeout(limit).send().await.map_err(fault)?;
+        let status = response.status();
+        if !status.is_success() {
+            return Err(CallError::Refused(Refusal::of(status.as_u16(), "to the fetch of a file")));
+        }
+        let most = usize::try_from(MAX_FILE).unwrap_or(usize::MAX);
+        call::body(response, most).await.map_err(|cause| CallError::Fault(Fault::Unknown(self.redact(&cause))))
     }
 
     fn redacted(&self, fault: Fault) -> Fault {

@@ -2,7 +2,8 @@
 //!
 //! Pure. Called by the poll loop for each update. Always true: what the allow rule does not name is never converted, or marked as a
 //! stranger's where strangers pair; no
-//! text leaves here with U+0000 in it. Non-text messages without a caption are ignored for now.
+//! text leaves here with U+0000 in it. A message has its text, or its caption and the file that is to be fetched; a sticker is its emoji; what is
+//! none of these is ignored.
 //!
 //! Chat types follow the reference: a private chat is `dm`, groups and supergroups are `group`, a supergroup with topics is
 //! `forum`, a channel is `channel`. `thread_id` is the topic, set for topic messages alone (Telegram also numbers plain reply
@@ -11,8 +12,10 @@
 use std::collections::HashSet;
 
 use hermes_core::Source;
+use hermes_core::attachment::Kind;
 
-use super::wire::{Chat, Message, Pressed, Update, User};
+use super::api::MAX_FILE;
+use super::wire::{Chat, File, Message, Pressed, Update, User};
 use crate::InboundMessage;
 
 /// Platform name of every Telegram source.
@@ -54,13 +57,23 @@ pub(super) enum Ignored {
     Unauthorised,
 }
 
-/// Converts one update of bot `bot_id` on `account`.
+/// A file of a message that is still to be fetched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) kind: Kind,
+    pub(super) name: String,
+    pub(super) file_id: String,
+    /// Bytes, where Telegram says so.
+    pub(super) size: Option<u64>,
+}
+
+/// Converts one update of bot `bot_id` on `account`; with the file that is to be fetched for it.
 pub(super) fn inbound(
     update: Update,
     account: &str,
     bot_id: i64,
     allow: &AllowRule,
-) -> Result<InboundMessage, Ignored> {
+) -> Result<(InboundMessage, Option<Wanted>), Ignored> {
     let message =
         update.message.or(update.channel_post).or(update.callback_query.and_then(said)).ok_or(Ignored::Kind)?;
     // An anonymous group admin is a bot by name, but speaks for the group (`sender_chat`).
@@ -72,15 +85,42 @@ pub(super) fn inbound(
     if stranger && !(allow.pairs && source.user_id.is_some()) {
         return Err(Ignored::Unauthorised);
     }
-    let text = message.text.or(message.caption).filter(|text| !text.is_empty()).ok_or(Ignored::NoText)?;
-    Ok(InboundMessage {
+    // Of a stranger nothing is fetched.
+    let wanted = wanted(&message).filter(|_| !stranger);
+    let said = message.text.or(message.caption).filter(|text| !text.is_empty());
+    let said = said.or(message.sticker.and_then(|sticker| sticker.emoji));
+    let text = match (said, &wanted) {
+        (Some(text), _) => without_nul(&text),
+        (None, Some(_)) => String::new(),
+        (None, None) => return Err(Ignored::NoText),
+    };
+    let message = InboundMessage {
         source,
         stranger,
-        text: without_nul(&text),
+        text,
+        attachments: Vec::new(),
         dedupe_key: format!("tg:{bot_id}:{}", update.update_id),
         event_time: None,
         reply_to: None,
-    })
+    };
+    Ok((message, wanted))
+}
+
+/// The file of a message. A message has one: an album comes as several.
+fn wanted(message: &Message) -> Option<Wanted> {
+    let largest = message.photo.iter().rev().find(|photo| photo.file_size.is_none_or(|size| size <= MAX_FILE)).cloned();
+    let (kind, name, file) = match message {
+        Message { photo, .. } if !photo.is_empty() => (Kind::Image, "photo.jpg", largest),
+        Message { voice: Some(file), .. } => (Kind::Voice, "voice.ogg", Some(file.clone())),
+        Message { audio: Some(file), .. } => (Kind::Audio, "audio.mp3", Some(file.clone())),
+        Message { video: Some(file), .. } => (Kind::Video, "video.mp4", Some(file.clone())),
+        Message { video_note: Some(file), .. } => (Kind::Video, "video.mp4", Some(file.clone())),
+        Message { document: Some(file), .. } => (Kind::Document, "document", Some(file.clone())),
+        _ => return None,
+    };
+    let File { file_id, file_name, file_size } = file.or_else(|| message.photo.first().cloned())?;
+    let name = file_name.as_deref().map_or_else(|| name.to_owned(), without_nul);
+    Some(Wanted { kind, name, file_id, size: file_size })
 }
 
 /// Pressing a button is saying its words where it stands. Only messages of ours have buttons, so the words are ours.
@@ -145,7 +185,7 @@ mod tests {
 
     fn convert(message: Value, allow: &AllowRule) -> Result<InboundMessage, Ignored> {
         let update = serde_json::from_value(json!({"update_id": 9, "message": message, "novelty": [1]})).unwrap();
-        inbound(update, "main", 77, allow)
+        inbound(update, "main", 77, allow).map(|(message, _)| message)
     }
 
     fn everybody() -> AllowRule {
@@ -241,7 +281,7 @@ mod tests {
             "chat": {"id": 42, "type": "private"}, "text": "Question 3: may I?"});
         let pressed = json!({"update_id": 9, "callback_query": {"id": "q", "from": {"id": 42, "first_name": "Ada"},
             "message": ours, "data": "/approve 3 once"}});
-        let message = inbound(serde_json::from_value(pressed).unwrap(), "main", 7, &everybody()).unwrap();
+        let (message, _) = inbound(serde_json::from_value(pressed).unwrap(), "main", 7, &everybody()).unwrap();
         assert_eq!((message.text.as_str(), message.source.user_id.as_deref()), ("/approve 3 once", Some("42")));
         assert_eq!((message.source.chat_id.as_str(), message.dedupe_key.as_str()), ("42", "tg:7:9"));
         let stranger = json!({"update_id": 9, "callback_query": {"id": "q", "from": {"id": 43, "first_name": "Eve"},
@@ -256,11 +296,42 @@ mod tests {
         let chat = json!({"id": 42, "type": "private"});
         let photo = message(chat.clone(), json!({"text": null, "caption": "look"}));
         assert_eq!(convert(photo, &everybody()).unwrap().text, "look");
-        let sticker = message(chat.clone(), json!({"text": null}));
-        assert_eq!(convert(sticker, &everybody()), Err(Ignored::NoText));
+        let nothing = message(chat.clone(), json!({"text": null}));
+        assert_eq!(convert(nothing, &everybody()), Err(Ignored::NoText));
+        let sticker = message(chat.clone(), json!({"text": null, "sticker": {"file_id": "s", "emoji": "👍"}}));
+        assert_eq!(convert(sticker, &everybody()).unwrap().text, "👍");
         let bot = message(chat, json!({"from": {"id": 1, "is_bot": true, "first_name": "B"}}));
         assert_eq!(convert(bot, &everybody()), Err(Ignored::Bot));
         let edit = serde_json::from_value(json!({"update_id": 1, "edited_message": {}})).unwrap();
         assert_eq!(inbound(edit, "main", 7, &everybody()), Err(Ignored::Kind));
+    }
+
+    #[test]
+    fn a_message_has_the_file_that_is_fetched_for_it() {
+        let chat = json!({"id": 42, "type": "private"});
+        let wants = |more: Value, allow: &AllowRule| {
+            let mut message = message(chat.clone(), json!({"text": null}));
+            message.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let update = serde_json::from_value(json!({"update_id": 9, "message": message})).unwrap();
+            inbound(update, "main", 77, allow).map(|(message, wanted)| {
+                (message.text, wanted.map(|wanted| (wanted.kind, wanted.name, wanted.file_id, wanted.size)))
+            })
+        };
+        let photo = json!({"caption": "look", "photo": [
+            {"file_id": "s", "file_size": 9}, {"file_id": "l", "file_size": 900}, {"file_id": "xl", "file_size": 30_000_000}]});
+        let large = (Kind::Image, "photo.jpg".to_owned(), "l".to_owned(), Some(900));
+        assert_eq!(wants(photo.clone(), &everybody()), Ok(("look".to_owned(), Some(large))));
+        let document = json!({"document": {"file_id": "d", "file_name": "../a\u{0}.pdf", "mime_type": "image/png"}});
+        let wanted = (Kind::Document, "../a\u{fffd}.pdf".to_owned(), "d".to_owned(), None);
+        assert_eq!(wants(document, &everybody()), Ok((String::new(), Some(wanted))));
+        for (name, kind) in
+            [("voice", Kind::Voice), ("audio", Kind::Audio), ("video", Kind::Video), ("video_note", Kind::Video)]
+        {
+            let (text, wanted) = wants(json!({name: {"file_id": "f"}}), &everybody()).unwrap();
+            assert_eq!((text.as_str(), wanted.unwrap().0), ("", kind), "{name}");
+        }
+        // Nothing of a stranger's is fetched.
+        let pairs = AllowRule { pairs: true, ..AllowRule::default() };
+        assert_eq!(wants(photo, &pairs), Ok(("look".to_owned(), None)));
     }
 }

@@ -8,6 +8,7 @@
 mod api;
 mod convert;
 mod edit;
+mod fetch;
 mod pacing;
 mod receive;
 mod send;

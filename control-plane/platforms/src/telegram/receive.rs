@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::Telegram;
 use super::api::{CallError, Refusal};
 use super::convert::{self, Ignored, PLATFORM};
+use super::fetch;
 use super::wire::{Me, Update};
 use crate::backoff::Backoff;
 use crate::{AccountState, ChatRef, InboundMessage, InboundSink, OutboundMessage, Receipt, SendError};
@@ -221,9 +222,10 @@ impl Telegram {
             .iter()
             .filter_map(|update| update.pointer("/callback_query/id")?.as_str().map(str::to_owned))
             .collect();
-        let mut updates: Vec<(i64, Option<InboundMessage>)> =
+        let mut updates: Vec<fetch::Update> =
             updates.into_iter().filter_map(|update| self.read(update, bot_id)).collect();
         updates.sort_by_key(|(id, _)| *id);
+        let (updates, not_kept) = self.with_files(updates, sink).await;
         let messages: Vec<InboundMessage> = updates.iter().filter_map(|(_, message)| message.clone()).collect();
         let receipts = if messages.is_empty() { Vec::new() } else { sink.accept(messages).await };
         join_all(pressed.iter().map(|id| self.stop_waiting(id))).await;
@@ -241,11 +243,14 @@ impl Telegram {
             }
             *offset = (*offset).max(id.saturating_add(1));
         }
+        if not_kept {
+            return Offered::NotKept;
+        }
         Offered::All
     }
 
     /// One update's id and its message, if it has one for us. An update we cannot read must not stop those behind it.
-    fn read(&self, update: Value, bot_id: i64) -> Option<(i64, Option<InboundMessage>)> {
+    fn read(&self, update: Value, bot_id: i64) -> Option<fetch::Update> {
         let account = self.account.as_str();
         let id = update.get("update_id").and_then(Value::as_i64);
         let Some(id) = id else {

@@ -50,6 +50,35 @@ pub(super) struct Message {
     pub(super) chat: Chat,
     pub(super) text: Option<String>,
     pub(super) caption: Option<String>,
+    /// The same picture in several sizes, the smallest first.
+    #[serde(default)]
+    pub(super) photo: Vec<File>,
+    pub(super) document: Option<File>,
+    pub(super) voice: Option<File>,
+    pub(super) audio: Option<File>,
+    pub(super) video: Option<File>,
+    pub(super) video_note: Option<File>,
+    pub(super) sticker: Option<Sticker>,
+}
+
+/// A file that can be fetched, as each kind of message names it.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct File {
+    pub(super) file_id: String,
+    pub(super) file_name: Option<String>,
+    pub(super) file_size: Option<u64>,
+}
+
+/// Shown as its emoji.
+#[derive(Debug, Deserialize)]
+pub(super) struct Sticker {
+    pub(super) emoji: Option<String>,
+}
+
+/// The answer to `getFile`.
+#[derive(Debug, Deserialize)]
+pub(super) struct Place {
+    pub(super) file_path: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -66,6 +66,7 @@ pub(super) fn inbound(
             ..Source::default()
         },
         text: body.text.replace('\0', "\u{fffd}"),
+        attachments: Vec::new(),
         dedupe_key,
         event_time,
         reply_to,

@@ -2,8 +2,10 @@
 
 use std::sync::Mutex;
 
+use hermes_core::attachment::{Attachment, Kind};
+
 use super::*;
-use crate::InboundMessage;
+use crate::{InboundMessage, NotKept};
 
 const NOW: u64 = 1_800_000_000;
 const SECRET: &str = "a secret of the test";
@@ -21,6 +23,9 @@ impl InboundSink for Sink {
         Box::pin(std::future::ready(receipts))
     }
 
+    fn keep<'a>(&'a self, _: Kind, _: &'a str, _: &'a [u8]) -> BoxFuture<'a, Result<Attachment, NotKept>> {
+        Box::pin(std::future::ready(Err(NotKept::Unavailable)))
+    }
     fn report(&self, _platform: &str, _account: &str, _state: AccountState) {}
 }
 

@@ -111,6 +111,7 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::PairingRevokePairing => Requirement::Operator,
 
         Rpc::MessageSubmit
+        | Rpc::MessageUploadAttachment
         | Rpc::MessageSubmitAndStream
         | Rpc::MessageGetTurn
         | Rpc::ApprovalListApprovals
@@ -120,6 +121,7 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::WorkerFetchTranscript
         | Rpc::WorkerFetchJournal
         | Rpc::WorkerFetchHome
+        | Rpc::WorkerFetchAttachment
         | Rpc::WorkerPushDocument
         | Rpc::WorkerListTools
         | Rpc::WorkerCallTool

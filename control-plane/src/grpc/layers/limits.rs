@@ -119,9 +119,12 @@ fn pace(called: Called) -> Pace {
         | Rpc::WorkerPinMcpTools
         | Rpc::MessageSubmit => Pace::Quick,
 
-        Rpc::SystemApply | Rpc::SystemDiff | Rpc::HomePutDocument | Rpc::HomeImportHome | Rpc::WorkerPushDocument => {
-            Pace::Upload
-        }
+        Rpc::SystemApply
+        | Rpc::SystemDiff
+        | Rpc::HomePutDocument
+        | Rpc::HomeImportHome
+        | Rpc::MessageUploadAttachment
+        | Rpc::WorkerPushDocument => Pace::Upload,
 
         // GetTurn is here for its `wait`, CallTool for tools that wait; each of these has its own time limit.
         Rpc::MessageGetTurn
@@ -135,6 +138,7 @@ fn pace(called: Called) -> Pace {
         | Rpc::WorkerFetchJournal
         | Rpc::WorkerAskApproval
         | Rpc::WorkerFetchHome
+        | Rpc::WorkerFetchAttachment
         | Rpc::ModelGenerate => Pace::Stream,
     }
 }

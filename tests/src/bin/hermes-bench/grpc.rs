@@ -148,7 +148,10 @@ mod tests {
 
     use futures_util::stream::{self, BoxStream, StreamExt as _};
     use hermes_proto::v1::message_service_server::{MessageService, MessageServiceServer};
-    use hermes_proto::v1::{GetTurnRequest, GetTurnResponse, SubmitResponse, TurnEnded, TurnEvent};
+    use hermes_proto::v1::{
+        GetTurnRequest, GetTurnResponse, SubmitResponse, TurnEnded, TurnEvent, UploadAttachmentRequest,
+        UploadAttachmentResponse,
+    };
     use tokio::net::TcpListener;
     use tokio::task::JoinSet;
     use tokio_stream::wrappers::TcpListenerStream;
@@ -180,6 +183,13 @@ mod tests {
             let events = (self.0)(&request.text)?;
             let events = events.into_iter().map(|event| Ok(TurnEvent { event: Some(event) }));
             Ok(Response::new(stream::iter(events.collect::<Vec<_>>()).boxed()))
+        }
+
+        async fn upload_attachment(
+            &self,
+            _: Request<tonic::Streaming<UploadAttachmentRequest>>,
+        ) -> Result<Response<UploadAttachmentResponse>, Status> {
+            Err(Status::unimplemented("not used"))
         }
 
         async fn submit(&self, _: Request<SubmitRequest>) -> Result<Response<SubmitResponse>, Status> {

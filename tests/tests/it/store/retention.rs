@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use hermes_control_plane::store::{RETAINED, SendResult};
+use hermes_core::attachment::{Attachment, Kind};
 use hermes_core::config::Retention;
 
 use super::db::{Db, delivered, end, msg, same, sent};
@@ -12,7 +13,14 @@ use super::db::{Db, delivered, end, msg, same, sent};
 const AT_ONCE: Duration = Duration::ZERO;
 
 fn days() -> Retention {
-    Retention { dedupe_days: 8, steps_days: 10, deliveries_days: 10, dead_days: 20, turns_days: Some(60) }
+    Retention {
+        dedupe_days: 8,
+        steps_days: 10,
+        deliveries_days: 10,
+        attachments_days: 10,
+        dead_days: 20,
+        turns_days: Some(60),
+    }
 }
 
 /// A whole pass through one kind; answers what it removed.
@@ -47,6 +55,39 @@ pub(super) fn a_dedupe_key_stays_for_eight_days(db: &mut Db) -> Result<()> {
     same!(db.ingest(&[msg("a", "x")])?, "1/2/f/-");
     same!(db.wait(db.store.retention_runs())?.iter().find(|run| run.what == "inbound").map(|run| run.total), Some(1));
     Ok(())
+}
+
+pub(super) fn a_file_stays_for_its_days_after_it_came_last(db: &mut Db) -> Result<()> {
+    let older = |db: &Db, days: f64| db.run(&format!("UPDATE blobs SET used_at = used_at - interval '1 day' * {days}"));
+    let content = vec![7_u8; 600_000];
+    let sha256 = hex(&db.wait(db.store.blob_put(&content))?);
+    same!(db.look("SELECT count(*), sum(length(body)) FROM blob_chunks")?, "3|600000");
+    older(db, 9.9)?;
+    same!(pass(db, "blobs", &days())?, 0);
+    // The same again is the same file, used again.
+    db.wait(db.store.blob_put(&content))?;
+    same!(db.look("SELECT count(*) FROM blob_chunks")?, "3");
+    older(db, 9.9)?;
+    same!(pass(db, "blobs", &days())?, 0);
+    let file = Attachment::new(Kind::Document, "a", "text/plain", 600_000, sha256.clone());
+    let id = db.wait(db.store.upload_add("ann", &file))?;
+    ensure!(db.wait(db.store.uploads("eve", &[id])).is_err(), "it is nobody else's");
+    same!(db.wait(db.store.uploads("ann", &[id]))?, vec![file]);
+    older(db, 9.9)?;
+    same!(pass(db, "blobs", &days())?, 0);
+    same!(db.wait(db.store.blob(&sha256))?, Some(content.clone()));
+    older(db, 0.2)?;
+    same!(pass(db, "blobs", &days())?, 1);
+    same!(db.look("SELECT (SELECT count(*) FROM blob_chunks), (SELECT count(*) FROM uploads)")?, "0|0");
+    same!(db.wait(db.store.blob(&sha256))?, None);
+    ensure!(db.wait(db.store.uploads("ann", &[id])).is_err());
+    db.wait(db.store.blob_put(&content))?;
+    same!(db.wait(db.store.blob(&sha256))?, Some(content));
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 pub(super) fn steps_of_running_and_waiting_turns_stay(db: &mut Db) -> Result<()> {

@@ -7,6 +7,7 @@ mod busy;
 mod commands;
 mod compression;
 mod external;
+mod files;
 mod memories;
 mod messaging;
 mod models;

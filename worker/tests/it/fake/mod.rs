@@ -62,6 +62,8 @@ pub(crate) struct State {
     pub(crate) summaries: Mutex<Vec<(TurnRef, u64, String)>>,
     pub(crate) transcript_fetches: Mutex<Vec<u64>>,
     pub(crate) home_fetches: Mutex<u32>,
+    /// Those of the turn's message.
+    pub(crate) files: Mutex<Vec<Vec<u8>>>,
     pub(crate) journal: Mutex<Journal>,
     /// What the model says at each step, when it is to answer by itself; and what it was asked, as it saw it.
     pub(crate) script: Mutex<BTreeMap<u32, Line>>,
@@ -449,6 +451,18 @@ impl WorkerService for Service {
     type FetchTranscriptStream = Answers<TranscriptChunk>;
     type FetchHomeStream = Answers<HomeChunk>;
     type FetchJournalStream = Answers<JournalChunk>;
+    type FetchAttachmentStream = Answers<AttachmentChunk>;
+
+    async fn fetch_attachment(
+        &self,
+        request: Request<FetchAttachmentRequest>,
+    ) -> Result<Response<Self::FetchAttachmentStream>, Status> {
+        self.certified(&request)?;
+        let number = usize::try_from(request.into_inner().number).unwrap();
+        let files = self.state.files.lock().unwrap();
+        let file = files.get(number).ok_or_else(|| Status::not_found("it is not kept any more"))?;
+        Ok(answers(file.chunks(1000).map(|body| AttachmentChunk { body: body.to_vec() }).collect()))
+    }
 
     async fn fetch_journal(
         &self,

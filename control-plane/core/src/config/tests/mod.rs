@@ -48,7 +48,7 @@ busy:
     - {platform: slack, mode: queue}
     - {agent: coder, platform: slack, mode: steer, notice: false}
 limits: {message_bytes: 1000, history_bytes: 5000, turn_seconds: 60, stall_seconds: 30, queued_per_agent: 9, queued_per_session: 3, shed_after_seconds: 0, inbound_per_second: 7}
-retention: {dedupe_days: 9, steps_days: 3, deliveries_days: 4, dead_days: 5, turns_days: 6}
+retention: {dedupe_days: 9, steps_days: 3, deliveries_days: 4, attachments_days: 7, dead_days: 5, turns_days: 6}
 budget: {usd_per_day: 2.5, usd_per_month: 40, tokens_per_day: 90000, max_output_tokens: 500, unpriced: allow}
 user_budget: {usd_per_day: 0}
 providers:
@@ -178,7 +178,14 @@ fn every_key_is_read() {
     assert_eq!(busy(&AgentId::main(), "irc"), BusyPolicy { mode: BusyMode::Interrupt, notice: false });
     assert_eq!(busy(&AgentId::main(), "slack"), BusyPolicy { mode: BusyMode::Queue, notice: false });
     assert_eq!(busy(&coder, "slack"), BusyPolicy { mode: BusyMode::Steer, notice: false });
-    let kept = Retention { dedupe_days: 9, steps_days: 3, deliveries_days: 4, dead_days: 5, turns_days: Some(6) };
+    let kept = Retention {
+        dedupe_days: 9,
+        steps_days: 3,
+        deliveries_days: 4,
+        attachments_days: 7,
+        dead_days: 5,
+        turns_days: Some(6),
+    };
     assert_eq!(document.retention, kept);
     assert_eq!(document.providers["anthropic"].kind, ProviderKind::Anthropic);
     assert_eq!(document.platforms.telegram["bot1"].allow_users, ["1", "2"]);

@@ -1,0 +1,48 @@
+//! Files on the wire: what callers upload, and what workers fetch of their turns.
+
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
+use hermes_core::attachment::{Attachment, MAX_BYTES};
+use hermes_proto::v1;
+use hermes_proto::v1::upload_attachment_request::Part;
+use tonic::{Status, Streaming};
+
+use super::convert::store_status;
+use super::status::{Reason, invalid, refuse};
+use crate::attachments::Attachments;
+
+/// A file as it comes in: its name and its content.
+pub(super) async fn received(mut parts: Streaming<v1::UploadAttachmentRequest>) -> Result<(String, Vec<u8>), Status> {
+    let Some(Part::Header(header)) = parts.message().await?.and_then(|part| part.part) else {
+        return Err(invalid("part", "the first message must be the header"));
+    };
+    let mut content = Vec::new();
+    while let Some(part) = parts.message().await? {
+        let Some(Part::Body(body)) = part.part else {
+            return Err(invalid("part", "only the file's bytes follow the header"));
+        };
+        if content.len() + body.len() > MAX_BYTES {
+            return Err(refuse(Reason::TooLarge, format!("a file has at most {MAX_BYTES} bytes")));
+        }
+        content.extend_from_slice(&body);
+    }
+    Ok((header.name, content))
+}
+
+/// A file on its way to a worker.
+pub(super) fn pieces(
+    attachments: Attachments,
+    file: Attachment,
+) -> BoxStream<'static, Result<v1::AttachmentChunk, Status>> {
+    let piece = move |number| {
+        let (attachments, file) = (attachments.clone(), file.clone());
+        async move {
+            let piece = attachments.piece(&file, number).await.map_err(store_status)?;
+            if piece.is_none() && number == 1 {
+                return Err(refuse(Reason::NotFound, format!("{} is not kept any more", file.name)));
+            }
+            Ok(piece.map(|body| (v1::AttachmentChunk { body }, number + 1)))
+        }
+    };
+    stream::try_unfold(1, piece).boxed()
+}

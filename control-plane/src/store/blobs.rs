@@ -1,0 +1,74 @@
+//! Files that came with messages, by the hash of their content.
+//!
+//! Always true: a file is here whole or not at all; the same content is kept once, whoever sent it; it stays for as long as the document says after
+//! it came last. Who may have it is not decided here: a turn's input names its files, and nobody else is given them.
+
+use hermes_core::attachment::Attachment;
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use super::{Error, Result, Store};
+
+/// Size of a piece, bytes.
+const CHUNK_BYTES: usize = 256 << 10;
+
+impl Store {
+    /// Keeps a file; the hash of its content.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: repeat it.
+    pub async fn blob_put(&self, content: &[u8]) -> Result<[u8; 32]> {
+        let sha256: [u8; 32] = Sha256::digest(content).into();
+        let chunks: Vec<&[u8]> = content.chunks(CHUNK_BYTES).collect();
+        let bytes = i64::try_from(content.len()).unwrap_or(i64::MAX);
+        self.query_retrying("SELECT put_blob($1,$2,$3)", &[&sha256.as_slice(), &bytes, &chunks]).await?;
+        Ok(sha256)
+    }
+
+    /// A piece of a file, from 1; nothing behind the last one, and when the file is not kept (any more).
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn blob_chunk(&self, sha256: &str, number: i32) -> Result<Option<Vec<u8>>> {
+        let sql = "SELECT body FROM blob_chunks WHERE sha256 = decode($1, 'hex') AND n = $2";
+        Ok(self.query_opt(sql, &[&sha256, &number]).await?.map(|row| row.get(0)))
+    }
+
+    /// A whole file; nothing when it is not kept (any more).
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn blob(&self, sha256: &str) -> Result<Option<Vec<u8>>> {
+        let sql = "SELECT b.bytes, c.body FROM blobs b LEFT JOIN blob_chunks c USING (sha256) WHERE b.sha256 = decode($1, 'hex') ORDER BY c.n";
+        let rows = self.query(sql, &[&sha256]).await?;
+        let pieces = rows.iter().filter_map(|row| row.get::<_, Option<Vec<u8>>>(1));
+        Ok((!rows.is_empty()).then(|| pieces.flatten().collect()))
+    }
+
+    /// Notes a kept file for a caller, who may send it with a message under the id.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn upload_add(&self, submitter: &str, file: &Attachment) -> Result<Uuid> {
+        let sql = "INSERT INTO uploads(upload_id, submitter, attachment, sha256) VALUES ($1,$2,$3,decode($4, 'hex')) ON CONFLICT DO NOTHING";
+        let (id, body) = (Uuid::new_v4(), serde_json::to_vec(file).unwrap_or_default());
+        self.query_retrying(sql, &[&id, &submitter, &body, &file.sha256]).await?;
+        Ok(id)
+    }
+
+    /// The files that a caller uploaded under these ids, in their order.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] naming the first that is not theirs or not kept any more, [`Error::Unavailable`].
+    pub async fn uploads(&self, submitter: &str, ids: &[Uuid]) -> Result<Vec<Attachment>> {
+        let rows = self.query_retrying("SELECT o_attachment FROM use_uploads($1,$2)", &[&submitter, &ids]).await?;
+        let found = ids.iter().zip(&rows).map(|(id, row)| {
+            let body = row.get::<_, Option<Vec<u8>>>(0);
+            let file = body.and_then(|body| serde_json::from_slice(&body).ok());
+            file.ok_or_else(|| {
+                Error::NotFound(format!("there is no upload {id} of yours (any more); upload the file again"))
+            })
+        });
+        found.collect()
+    }
+}
