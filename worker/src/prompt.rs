@@ -65,15 +65,18 @@ pub struct Prompt {
 impl Prompt {
     /// Reads the home's documents and builds the tiers, for sessions with these tools. Blocking: call it where that is allowed.
     pub fn read(home: &Path, available: &Available, today: Date) -> Self {
-        let document = |path: &str| beneath::text(home, path, MAX_DOCUMENT_BYTES).unwrap_or_default();
-        let notes = |target: Target| block(target, &Notes::parse(&document(target.path())), target.limit());
         let blocks = [
-            notes(Target::Memory),
-            notes(Target::User),
+            notes(home, Target::Memory),
+            notes(home, Target::User),
             Some(today.strftime("Conversation started: %A, %Y-%m-%d").to_string()),
         ];
-        let stable = [Some(soul(&document("SOUL.md"))), Index::read(home, available).render()];
+        let stable = [Some(soul(&document(home, "SOUL.md"))), Index::read(home, available).render()];
         Self { stable: joined(stable), context: context::read(home).unwrap_or_default(), volatile: joined(blocks) }
+    }
+
+    /// Who the agent is and what it remembers, for a program that has a prompt of its own. Blocking: call it where that is allowed.
+    pub fn persona(home: &Path) -> String {
+        joined([Some(soul(&document(home, "SOUL.md"))), notes(home, Target::Memory), notes(home, Target::User)])
     }
 
     /// The whole system prompt of one turn.
@@ -82,6 +85,14 @@ impl Prompt {
         let tiers = [self.stable.as_str(), caller, &self.context, &self.volatile].map(some);
         joined(tiers.into_iter().chain([source.and_then(session_context)]))
     }
+}
+
+fn document(home: &Path, path: &str) -> String {
+    beneath::text(home, path, MAX_DOCUMENT_BYTES).unwrap_or_default()
+}
+
+fn notes(home: &Path, target: Target) -> Option<String> {
+    block(target, &Notes::parse(&document(home, target.path())), target.limit())
 }
 
 fn joined(parts: impl IntoIterator<Item = Option<String>>) -> String {

@@ -129,6 +129,10 @@ pub(crate) struct SpecArgs {
     /// allow and deny.
     #[arg(long, value_name = "KEY=VALUE,…", allow_hyphen_values = true)]
     pub approvals: Option<String>,
+    /// What answers its turns: kind (native or acp); of acp also command, which is split at white space, start_timeout_seconds, env.NAME, and
+    /// secret.NAME=env:VARIABLE or secret.NAME=file:PATH, found by the control plane.
+    #[arg(long, value_name = "KEY=VALUE,…", allow_hyphen_values = true)]
+    pub runtime: Option<String>,
     /// Models asked in this order when its own cannot answer, separated by commas; "" means none.
     #[arg(long, value_name = "A,B")]
     pub fallback_models: Option<String>,

@@ -18,6 +18,7 @@ pub mod mcp;
 pub mod pairing;
 pub mod reset;
 pub mod routing;
+pub mod runtime;
 pub mod sandbox;
 pub mod session_key;
 pub mod source;

@@ -119,7 +119,8 @@ pub fn name_fault(name: &str) -> Option<String> {
     (!plain || !fits).then(|| message.to_owned())
 }
 
-fn text_fault(text: &str) -> Option<String> {
+/// What is wrong with an argument, or the value of a variable.
+pub(crate) fn text_fault(text: &str) -> Option<String> {
     if text.len() > MAX_TEXT {
         return Some(format!("it has {} bytes; at most {MAX_TEXT} are allowed", text.len()));
     }
@@ -128,17 +129,27 @@ fn text_fault(text: &str) -> Option<String> {
 
 /// A variable that cannot be one, or is named as secrets are.
 fn variable_fault(name: &str) -> Option<String> {
+    let secret =
+        || "this names a secret, and secrets never go to workers; a server here has to do without it".to_owned();
+    is_variable(name).err().or_else(|| is_secret(name).then(secret))
+}
+
+/// Whether a variable may be called so.
+///
+/// # Errors
+/// What it may be called.
+pub(crate) fn is_variable(name: &str) -> Result<(), String> {
     let first = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     if !first || name.len() > 200 || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
-        return Some("a variable's name is letters, digits and _, not beginning with a digit".to_owned());
+        return Err("a variable's name is letters, digits and _, not beginning with a digit".to_owned());
     }
-    let upper = name.to_ascii_uppercase();
-    let secret = upper.split('_').any(|word| {
-        let words = ["KEY", "APIKEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "CREDENTIALS"];
-        words.contains(&word)
-    });
-    secret
-        .then(|| "this names a secret, and secrets never go to workers; a server here has to do without it".to_owned())
+    Ok(())
+}
+
+/// Whether a variable is named as secrets are.
+pub(crate) fn is_secret(name: &str) -> bool {
+    let words = ["KEY", "APIKEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "CREDENTIALS"];
+    name.to_ascii_uppercase().split('_').any(|word| words.contains(&word))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use hermes_core::approvals::{self, Mode};
 use hermes_core::sandbox::{Level, Network};
 use hermes_core::turn::TurnInput;
-use hermes_home::danger::{Guard, Judgement, judge};
+use hermes_home::danger::{FOREIGN, Guard, Judgement, judge};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
@@ -135,7 +135,10 @@ impl Dispatcher {
         let source = input.source.unwrap_or_default();
         let says: Vec<&str> = patterns.iter().map(|pattern| pattern.says).collect();
         let keys: Vec<String> = patterns.iter().map(|pattern| pattern.key.to_owned()).collect();
-        let shown = shown(argument("command").or_else(|| argument("data")).unwrap_or(&call.arguments));
+        let shown = match call.name.as_str() {
+            FOREIGN => shown(&foreign(&arguments)),
+            _ => shown(argument("command").or_else(|| argument("data")).unwrap_or(&call.arguments)),
+        };
         let timeout = Duration::from_secs(approvals.timeout_seconds);
         let text = question(&call.name, &shown, &says, timeout);
         Ok(Some(Some(ApprovalAsk {
@@ -162,6 +165,18 @@ fn digest(call: &DangerousCall) -> [u8; 32] {
         hash.update(part);
     }
     hash.finalize().into()
+}
+
+/// What a program that answers turns asks for: what it calls it, then all that it says of it.
+fn foreign(arguments: &serde_json::Value) -> String {
+    let title = arguments.get("title").and_then(serde_json::Value::as_str).unwrap_or_default();
+    let kind = arguments.get("kind").and_then(serde_json::Value::as_str).unwrap_or_default();
+    let mut text = format!("{title} ({kind})");
+    let said = ["paths", "input", "content"].iter().filter_map(|key| arguments.get(key));
+    for value in said.filter(|value| !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty())) {
+        let _ = write!(text, "\n{value}");
+    }
+    text
 }
 
 /// A call without what would show as something else than it is.
@@ -214,6 +229,9 @@ mod tests {
     fn a_question_shows_what_would_be_done_and_hides_nothing() {
         assert_eq!(shown("rm\u{202e} -rf\u{0} \u{1b}[8mx\ny"), "rm\u{fffd} -rf\u{fffd} \u{fffd}[8mx\ny");
         assert!(shown(&"é".repeat(MAX_SHOWN + 7)).ends_with("é\n[7 more characters are not shown]"));
+        let call =
+            serde_json::json!({"title": "Tidy", "kind": "edit", "command": "ls", "paths": ["/a"], "input": {"b": 1}});
+        assert_eq!(foreign(&call), "Tidy (edit)\n[\"/a\"]\n{\"b\":1}");
         let (before, behind) = question("terminal", "rm -rf x", &["it deletes x"], Duration::from_secs(300));
         let text = format!("{before}17{behind}");
         assert!(

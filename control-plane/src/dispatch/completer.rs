@@ -48,7 +48,12 @@ pub(super) async fn complete(dispatcher: &Dispatcher, worker: i64, agent: &Agent
         Some((slot, running)) => {
             let Some(agent_no) = inner.fleet.agent_of(worker) else { return false };
             // What the broker counted is the truth, not what the worker says.
-            report.usage = running.usage.unwrap_or_default();
+            let snapshot = inner.registry.current();
+            // Of a program with models of its own nobody else counts.
+            let foreign = snapshot.by_no(agent_no).is_some_and(|agent| agent.spec.acp().is_some());
+            if !foreign {
+                report.usage = running.usage.unwrap_or_default();
+            }
             // Nobody stopped it: its chat is told why it ended.
             if let (Some((why, _)), Ended::Cancelled) = (running.overrun, report.ended) {
                 report.ended = Ended::Failed;

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use hermes_core::AgentId;
 use hermes_core::approvals::Approvals;
 use hermes_core::mcp::McpServers;
+use hermes_core::runtime::Runtime;
 use hermes_core::sandbox::Sandbox;
 use hermes_core::turn::Usage;
 use jiff::Timestamp;
@@ -94,6 +95,8 @@ pub struct Assignment {
     pub approvals: Approvals,
     /// Its MCP servers, those that are on.
     pub mcp_servers: McpServers,
+    /// What answers it; nothing: the worker's own loop.
+    pub runtime: Option<Runtime>,
     /// Most history for the model, bytes.
     pub history_bytes: u64,
     /// How often turns were left out of the session's history.
@@ -533,6 +536,7 @@ fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running
         sandbox: snapshot.document.sandbox_of(&agent.spec),
         approvals: snapshot.document.approvals_of(&agent.spec).clone(),
         mcp_servers: on(snapshot.document.mcp_servers_of(&agent.spec)),
+        runtime: agent.spec.runtime.clone(),
         // A worker of the build before knows nothing of rewinds, but fetches again what it has for a smaller budget.
         history_bytes: snapshot.document.limits.history_bytes.saturating_add(next.rewinds.into()),
         history_rewinds: next.rewinds,

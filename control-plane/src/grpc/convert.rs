@@ -13,6 +13,7 @@ use hermes_proto::v1;
 use tonic::Status;
 
 use super::mcp;
+use super::runtime;
 use super::status::{Reason, invalid, refuse};
 use crate::registry::{EditError, Registry, Snapshot};
 use crate::store::{self, TurnEnd};
@@ -66,6 +67,7 @@ pub(super) fn spec_from(spec: v1::AgentSpec) -> AgentSpec {
         fallback_models: spec.fallback_models.map(|list| list.values),
         budget: spec.budget.map(budget_from),
         may_ask: spec.may_ask.map(|list| list.values),
+        runtime: spec.runtime.map(runtime::from),
     }
 }
 
@@ -176,6 +178,7 @@ pub(super) fn spec_to(spec: &AgentSpec) -> v1::AgentSpec {
         fallback_models: list(&spec.fallback_models),
         budget: spec.budget.as_ref().map(budget_to),
         may_ask: list(&spec.may_ask),
+        runtime: spec.runtime.as_ref().map(runtime::to),
     }
 }
 
@@ -195,6 +198,7 @@ pub(super) fn spec_over(base: AgentSpec, over: AgentSpec) -> AgentSpec {
         fallback_models: over.fallback_models.or(base.fallback_models),
         budget: over.budget.or(base.budget),
         may_ask: over.may_ask.or(base.may_ask),
+        runtime: over.runtime.or(base.runtime),
     }
 }
 
@@ -215,6 +219,7 @@ pub(super) fn spec_cleared(mut spec: AgentSpec, fields: &[String]) -> Result<Age
             "fallback_models" => spec.fallback_models = None,
             "budget" => spec.budget = None,
             "may_ask" => spec.may_ask = None,
+            "runtime" => spec.runtime = None,
             _ => return Err(invalid("clear", format!("{field:?} is not a field of an agent"))),
         }
     }
@@ -271,7 +276,7 @@ pub(super) fn agent_to(
     let home = registry.home_of(&entry.id, entry.spec.home_dir.as_deref());
     let [memory_path, skills_path, sessions_path] = registry::paths_under(&home);
     let warnings = match hermes_core::config::resolve_model(&snapshot.models, &entry.spec) {
-        hermes_core::config::Resolved::Unserved => {
+        hermes_core::config::Resolved::Unserved if entry.spec.acp().is_none() => {
             vec![hermes_core::config::unserved_message(snapshot.model_of(&entry.spec))]
         }
         _ => Vec::new(),

@@ -34,13 +34,18 @@ pub(super) fn server_from(server: v1::McpServer) -> (String, McpServer) {
     (server.name, domain)
 }
 
-pub(super) fn servers_to(servers: &McpServers) -> Vec<v1::McpServer> {
+/// Variables of a program.
+pub(super) fn variables_to(env: &BTreeMap<String, String>) -> Vec<v1::mcp_server::Variable> {
     let variable =
         |(name, value): (&String, &String)| v1::mcp_server::Variable { name: name.clone(), value: value.clone() };
+    env.iter().map(variable).collect()
+}
+
+pub(super) fn servers_to(servers: &McpServers) -> Vec<v1::McpServer> {
     let server = |(name, server): (&String, &McpServer)| v1::McpServer {
         name: name.clone(),
         command: server.command.clone(),
-        env: server.env.iter().map(variable).collect(),
+        env: variables_to(&server.env),
         include: server.include.clone().map(|values| v1::StringList { values }),
         exclude: server.exclude.clone(),
         timeout_seconds: u32::try_from(server.timeout_seconds).unwrap_or(u32::MAX),

@@ -6,6 +6,7 @@
 
 pub mod agent_api;
 pub mod approval_api;
+mod assignment;
 pub mod budget_api;
 mod convert;
 mod curator;
@@ -21,6 +22,7 @@ pub mod message_api;
 pub mod model_api;
 pub mod pairing_api;
 pub mod route_api;
+mod runtime;
 pub mod session_api;
 pub mod status;
 mod steps;

@@ -220,6 +220,12 @@ impl ModelService for ModelApi {
         let entry = snapshot
             .agent_or_removed(&agent)
             .ok_or_else(|| refuse(Reason::NotFound, "the agent is not registered (any more)"))?;
+        if entry.revision == running.revision && entry.spec.acp().is_some() {
+            // A worker of before other runtimes would answer in the program's place.
+            let message =
+                "the runtime of this agent is acp, and its worker does not know that; bring its workers up to date";
+            return Err(refuse(Reason::Conflict, message));
+        }
         let spec = with_own_model(&snapshot.models, &entry.spec, running.model.as_deref());
         let models = resolve_models(&snapshot.models, &spec);
         let kind = models.first().map_or("none", |model| kind_of(&model.resolved));

@@ -19,21 +19,23 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
+use super::assignment;
 use super::convert::{self, signed, store_status, unsigned};
 use super::curator;
 use super::files;
 use super::history;
 use super::layers::principal;
 use super::mcp;
+use super::runtime;
 use super::status::{Reason, invalid, refuse};
 use super::steps::{self, Recording};
 use super::tools;
 use crate::attachments::Attachments;
 use crate::dispatch::{
-    Arrival, Assignment, CancelKind, DRAIN_GRACE, Dispatcher, HEARTBEAT, LEASE, Permission, Report, Running, ToWorker,
+    Arrival, CancelKind, DRAIN_GRACE, Dispatcher, HEARTBEAT, LEASE, Permission, Report, Running, ToWorker,
 };
 use crate::identity::Principal;
-use crate::registry::Registry;
+use crate::registry::{AgentEntry, Registry, Snapshot};
 use crate::store::{Ended, HomeDocumentInfo, SessionId, TurnId};
 use crate::tasks::Tasks;
 use crate::tools::Tools;
@@ -71,6 +73,11 @@ pub(super) fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     }
 }
 
+fn registered<'a>(snapshot: &'a Snapshot, caller: &Caller) -> Result<&'a AgentEntry, Status> {
+    let entry = snapshot.agent_or_removed(&caller.agent);
+    entry.map(AsRef::as_ref).ok_or_else(|| refuse(Reason::NotFound, "the agent is not registered (any more)"))
+}
+
 pub(super) fn turn_ref(turn: Option<&v1::TurnRef>) -> Result<(TurnId, i64), Status> {
     let turn = turn.ok_or_else(|| invalid("turn", "it is missing"))?;
     let id =
@@ -106,9 +113,7 @@ impl WorkerApi {
     }
 
     fn agent_no(&self, caller: &Caller) -> Result<i32, Status> {
-        let snapshot = self.registry.current();
-        let entry = snapshot.agent_or_removed(&caller.agent);
-        entry.map(|entry| entry.no).ok_or_else(|| refuse(Reason::NotFound, "the agent is not registered (any more)"))
+        registered(&self.registry.current(), caller).map(|entry| entry.no)
     }
 }
 
@@ -266,10 +271,20 @@ impl WorkerService for WorkerApi {
     ) -> Result<Response<v1::PinMcpToolsResponse>, Status> {
         let caller = caller(&request)?;
         let snapshot = self.registry.current();
-        let agent = snapshot.agent_or_removed(&caller.agent);
-        let agent = agent.ok_or_else(|| refuse(Reason::NotFound, "the agent is not registered (any more)"))?;
+        let agent = registered(&snapshot, &caller)?;
         let servers = snapshot.document.mcp_servers_of(&agent.spec);
         Ok(Response::new(mcp::pin(self.registry.store(), agent.no, servers, request.into_inner()).await?))
+    }
+
+    async fn fetch_runtime_secrets(
+        &self,
+        request: Request<v1::FetchRuntimeSecretsRequest>,
+    ) -> Result<Response<v1::FetchRuntimeSecretsResponse>, Status> {
+        let caller = caller(&request)?;
+        let (_, running) = self.running(&caller, request.into_inner().turn.as_ref())?;
+        let (snapshot, store) = (self.registry.current(), self.registry.store());
+        let agent = registered(&snapshot, &caller)?;
+        Ok(Response::new(runtime::secrets(store, self.tools.secrets(), agent, running.revision).await?))
     }
 
     type FetchHomeStream = BoxStream<'static, Result<v1::HomeChunk, Status>>;
@@ -518,7 +533,7 @@ fn refused(reason: String, retry: bool) -> BoxStream<'static, Result<v1::Control
 
 fn message_to(message: ToWorker) -> ToWire {
     match message {
-        ToWorker::Assign(assignment) => ToWire::Assignment(assignment_to(*assignment)),
+        ToWorker::Assign(assignment) => ToWire::Assignment(assignment::to(*assignment)),
         ToWorker::CompletedAck { turn, epoch, stored } => {
             ToWire::CompletedAck(v1::CompletedAck { turn: turn_to(turn, epoch), stored })
         }
@@ -545,33 +560,6 @@ fn message_to(message: ToWorker) -> ToWire {
             // Zero would leave it to the worker.
             ToWire::Drain(v1::Drain { grace_ms: u32::try_from(grace.as_millis()).unwrap_or(u32::MAX).max(1) })
         }
-    }
-}
-
-fn assignment_to(assignment: Assignment) -> v1::Assignment {
-    let toolsets_set = assignment.enabled_toolsets.is_some();
-    v1::Assignment {
-        turn: turn_to(assignment.turn, assignment.epoch),
-        profile: Some(v1::ProfileRevision {
-            revision: unsigned(assignment.revision),
-            model: assignment.model,
-            enabled_toolsets: assignment.enabled_toolsets.unwrap_or_default(),
-            disabled_toolsets: assignment.disabled_toolsets,
-            toolsets_set,
-            sandbox: Some(convert::sandbox_to(&assignment.sandbox)),
-            approvals: Some(Box::new(convert::approvals_to(&assignment.approvals))),
-            mcp_servers: mcp::servers_to(&assignment.mcp_servers),
-        }),
-        input: assignment.input,
-        transcript_version: unsigned(assignment.turn.seq - 1),
-        session_key: assignment.session_key,
-        traceparent: assignment.traceparent,
-        accepted_at_ms: assignment.accepted_at.as_millisecond(),
-        attempt: assignment.attempt,
-        history_bytes: u32::try_from(assignment.history_bytes).unwrap_or(u32::MAX),
-        home_version: unsigned(assignment.home_version),
-        journal_entries: assignment.journal_entries,
-        history_rewinds: assignment.history_rewinds,
     }
 }
 

@@ -86,6 +86,11 @@ pub(super) fn order(given: Given<'_>, giver: Giver<'_>) -> Order {
     if !access.allowed {
         return said(format!("You may not use /{} here. /help says what you may.", spec.name));
     }
+    if giver.agent.spec.acp().is_some()
+        && let Some(sentence) = by_itself(spec.action)
+    {
+        return said(sentence.to_owned());
+    }
     match spec.action {
         Action::Start => said(String::new()),
         Action::Help => said(command::help(may)),
@@ -152,6 +157,17 @@ pub(super) fn order(given: Given<'_>, giver: Giver<'_>) -> Order {
             let agent = giver.agent.id.clone();
             effect(home, move |outcome| told(answers::home(outcome, &agent)))
         }
+    }
+}
+
+/// What is said of a command that a program which answers an agent's turns sees to itself.
+fn by_itself(action: Action) -> Option<&'static str> {
+    match action {
+        Action::Compress => {
+            Some("This agent is a program of its own and sums up its conversation by itself. /new begins another one.")
+        }
+        Action::Model => Some("This agent is a program of its own and chooses its model by itself."),
+        _ => None,
     }
 }
 

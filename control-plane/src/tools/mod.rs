@@ -160,6 +160,11 @@ impl Tools {
         Self { store: registry.store().clone(), registry, dispatcher, egress, secrets, room, web_room }
     }
 
+    /// What resolves the secrets that the document refers to.
+    pub fn secrets(&self) -> &Secrets {
+        &self.secrets
+    }
+
     /// What there is, in the order it is offered.
     pub fn offered() -> impl Iterator<Item = Spec> {
         ALL.iter().map(|tool| tool.spec())

@@ -169,9 +169,13 @@ fn the_example_sets_every_key() {
         fallback_models: _,
         budget: _,
         may_ask: _,
+        runtime: _,
     } = AgentSpec::default();
     assert!(field(|agent| agent.fallback_models.is_some()) && field(|agent| agent.budget.is_some()));
     assert!(field(|agent| agent.may_ask.is_some()));
+    assert!(field(|agent| {
+        agent.acp().is_some_and(|acp| !acp.env.is_empty() && acp.secrets.len() == 2 && acp.start_timeout_seconds != 60)
+    }));
     assert!(field(|agent| agent.model.is_some()) && field(|agent| agent.provider.is_some()));
     assert!(field(|agent| agent.base_url.is_some()) && field(|agent| agent.api_key_env.is_some()));
     assert!(field(|agent| agent.mcp_servers.is_some()));

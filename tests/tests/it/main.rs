@@ -10,6 +10,7 @@ mod identity;
 mod isolation;
 mod journal;
 mod models;
+mod node;
 mod parting;
 mod replicas;
 mod store;

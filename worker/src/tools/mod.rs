@@ -7,6 +7,7 @@
 //! whether a call may begin is the turn's decision.
 
 mod call;
+pub(crate) mod child;
 mod guard;
 pub mod local;
 mod mcp;
@@ -26,11 +27,13 @@ use crate::sandbox::Policy;
 
 pub(crate) use call::{Ran, run};
 pub(crate) use guard::{Ruling, rule};
+pub(crate) use local::environment;
 pub use mcp::McpServers;
 pub(crate) use mcp::Offered as McpOffered;
 pub(crate) use offer::Offer;
 pub use plane::PlaneTools;
 pub(crate) use plane::{Error as PlaneError, ask as ask_plane, call as call_plane};
+pub(crate) use redact::redacted;
 
 /// Largest output of any tool, in bytes.
 pub const MAX_OUTPUT_BYTES: usize = 256 << 10;

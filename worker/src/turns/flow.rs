@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tonic::transport::Channel;
 use tracing::Instrument as _;
 
+use super::foreign;
 use super::input::{Input, given_history};
 use super::orders::{Halt, Inbox};
 use super::own;
@@ -220,6 +221,13 @@ impl Course {
     }
 
     async fn answer(&mut self, input: &Input) -> Result<String, Halt> {
+        if let Some(runtime) = foreign::runtime(&self.assignment).cloned() {
+            // Boxed, so that turns of the worker's own loop are not the larger for it.
+            return Box::pin(self.foreign(&runtime, input)).await;
+        }
+        if let Some(programs) = &self.shared.programs {
+            programs.end();
+        }
         let mut tries = Tries::default();
         let Prepared { mut history, past, tools, mcp } = loop {
             let channel = self.ready().await?;
@@ -252,6 +260,21 @@ impl Course {
 
     /// What was said before, what was journaled, and what may be called.
     async fn prepared(&self, input: &Input, channel: &Channel) -> Result<Prepared, Failure> {
+        self.documents(input, channel).await?;
+        let (tools, mcp) = self.offer(channel).await?;
+        let history = match &input.history {
+            Some(_) => History::default(),
+            None => self.told_before(channel).await?,
+        };
+        let past = match self.assignment.journal_entries {
+            0 => Past::default(),
+            _ => Past::fetch(channel.clone(), self.turn).await?,
+        };
+        Ok(Prepared { history, past, tools, mcp })
+    }
+
+    /// Brings the documents in step, and the message's files into the inbox.
+    pub(super) async fn documents(&self, input: &Input, channel: &Channel) -> Result<(), Failure> {
         match self.shared.documents.refresh(channel, self.assignment.home_version).await {
             Ok(()) => {}
             Err(documents::Error::Call(status)) if is_broken(&status) => return Err(Failure::Broken(status)),
@@ -260,23 +283,27 @@ impl Course {
                 tracing::warn!(%error, cause, "going on with the documents that are here");
             }
         }
-        let (tools, mcp) = self.offer(channel).await?;
+        Ok(inbox::fetch(channel, self.turn, self.shared.documents.home(), &input.attachments).await?)
+    }
+
+    /// What was said in the session before.
+    async fn told_before(&self, channel: &Channel) -> Result<History, Failure> {
         let Assignment { transcript_version, history_rewinds, history_bytes, .. } = self.assignment;
-        let history = match &input.history {
-            Some(_) => History::default(),
-            None => {
-                let (channel, budget) = (channel.clone(), bytes(history_bytes));
-                let transcripts = &self.shared.transcripts;
-                transcripts.history(channel, self.turn, transcript_version, history_rewinds, budget).await?
+        let (channel, budget) = (channel.clone(), bytes(history_bytes));
+        let transcripts = &self.shared.transcripts;
+        Ok(transcripts.history(channel, self.turn, transcript_version, history_rewinds, budget).await?)
+    }
+
+    /// [`Course::told_before`], however often it has to be asked for.
+    pub(super) async fn history(&mut self) -> Result<History, Halt> {
+        let mut tries = Tries::default();
+        loop {
+            let channel = self.ready().await?;
+            match self.inbox.unless_stopped(self.told_before(&channel)).await? {
+                Ok(history) => return Ok(history),
+                Err(failure) => tries.again(&self.inbox, failure).await?,
             }
-        };
-        let home = self.shared.documents.home();
-        inbox::fetch(channel, self.turn, home, &input.attachments).await?;
-        let past = match self.assignment.journal_entries {
-            0 => Past::default(),
-            _ => Past::fetch(channel.clone(), self.turn).await?,
-        };
-        Ok(Prepared { history, past, tools, mcp })
+        }
     }
 
     /// The tools of this worker, of the control plane and of MCP servers that the turn's profile has on.

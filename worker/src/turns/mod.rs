@@ -5,11 +5,12 @@
 //! kept and sent again until the control plane has answered it; an order reaches exactly the turn and epoch that it names.
 //! It does not talk to the network itself, and an end without a report (the turn was fenced off) leaves no trace.
 //!
-//! `flow` runs a turn, `compression` makes room in its history, `own` is what it does for its model itself, `steps` is its loop of model and tool calls, `past` what an earlier attempt journaled, `reports` and
+//! `flow` runs a turn, `compression` makes room in its history, `foreign` has a program answer instead, `own` is what it does for its model itself, `steps` is its loop of model and tool calls, `past` what an earlier attempt journaled, `reports` and
 //! `orders` its two lines to this loop, `input` what it is given and `reply` what it says.
 
 mod compression;
 mod flow;
+mod foreign;
 mod input;
 mod orders;
 mod own;
@@ -28,6 +29,7 @@ use hermes_proto::v1::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
+use crate::acp::Programs;
 use crate::connection::Connection;
 use crate::documents::Documents;
 use crate::model::Message;
@@ -60,6 +62,8 @@ pub struct Shared {
     pub plane_tools: PlaneTools,
     /// Programs that bring tools; none where there is no boundary to run them behind.
     pub mcp: Option<McpServers>,
+    /// Programs that answer turns; none where there is no boundary to run them behind.
+    pub programs: Option<Programs>,
     /// Today's date in the worker's time zone.
     pub today: fn() -> jiff::civil::Date,
     /// The time.

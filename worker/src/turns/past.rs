@@ -112,6 +112,20 @@ pub(crate) fn reply_that_asked(body: &[u8]) -> Option<Message> {
     })
 }
 
+/// What is known of the prompt of a program that answers the turn.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum PastPrompt {
+    /// Nothing: it was not prompted.
+    New,
+    /// It was, and nothing is known of its end.
+    Begun,
+    /// It answered this.
+    Answered(String),
+}
+
+/// The call that stands for the prompt of a program in the journal.
+pub(super) const PROMPT: &str = "acp_prompt";
+
 /// A message that was taken in while the turn ran.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct SteeringBody {
@@ -210,6 +224,22 @@ impl Past {
         }
     }
 
+    /// What is known of the prompt of the program that answers the turn: its step is 0, and what it did meanwhile are the steps behind.
+    pub(super) fn prompt(&self) -> Result<PastPrompt, Unclear> {
+        let Some(first) = self.rows.front() else {
+            return Ok(PastPrompt::New);
+        };
+        let is_prompt = |body: CallBody| body.name == PROMPT;
+        let begins = (first.step, first.kind, first.phase) == (0, StepKind::ToolCall, StepPhase::Intent)
+            && serde_json::from_slice(&first.body).is_ok_and(is_prompt);
+        if !begins {
+            return Err(Unclear { step: 0, why: "the prompt of a program should be here" });
+        }
+        let answer = self.rows.iter().find(|row| row.step == 0 && row.phase == StepPhase::Result);
+        Ok(answer
+            .map_or(PastPrompt::Begun, |row| PastPrompt::Answered(String::from_utf8_lossy(&row.body).into_owned())))
+    }
+
     /// The message that was taken in as step `step`; `None` when that step is none.
     pub(super) fn steering(&mut self, step: u32) -> Result<Option<String>, Unclear> {
         let Some(row) = self.rows.pop_front_if(|row| row.step == step && row.kind == StepKind::Steering) else {
@@ -263,6 +293,19 @@ mod tests {
         assert_eq!(past.tool_call(4, &call()), Ok(begun));
         assert_eq!(past.tool_call(5, &call()), Ok(PastCall::New));
         assert_eq!(past.model_reply(6), Ok(None));
+    }
+
+    #[test]
+    fn a_prompt_of_a_program_is_known_by_its_first_step() {
+        use {StepKind as Kind, StepPhase as Phase};
+        let intent = || row(0, Kind::ToolCall, Phase::Intent, r#"{"id":"p","name":"acp_prompt","arguments":"{}"}"#);
+        let did = || row(1, Kind::ToolCall, Phase::Result, "{}");
+        assert_eq!(past([]).prompt(), Ok(PastPrompt::New));
+        assert_eq!(past([intent(), did()]).prompt(), Ok(PastPrompt::Begun));
+        let answered = past([intent(), row(0, Kind::ToolCall, Phase::Result, "done"), did()]);
+        assert_eq!(answered.prompt(), Ok(PastPrompt::Answered("done".into())));
+        assert!(past([row(0, Kind::ToolCall, Phase::Intent, CALL)]).prompt().is_err());
+        assert!(past([row(0, Kind::ModelReply, Phase::Result, REPLY)]).prompt().is_err());
     }
 
     #[test]

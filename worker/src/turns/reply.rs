@@ -16,10 +16,12 @@ use crate::connection::Connection;
 use crate::model::Deltas;
 
 /// Longest reply, in bytes; what is beyond is cut and said so.
-const MAX_REPLY_BYTES: usize = 900 << 10;
+pub(super) const MAX_REPLY_BYTES: usize = 900 << 10;
 const CUT_NOTE: &str = "\n\n[The reply was longer than 900 KiB and ends here.]";
 /// Time between two progress messages of a turn, and before its first.
 const PROGRESS_EVERY: Duration = Duration::from_millis(50);
+/// Time between two signs of life.
+const ALIVE_EVERY: Duration = Duration::from_secs(5);
 /// Between the texts of two model calls.
 const BREAK: &str = "\n\n";
 
@@ -41,6 +43,8 @@ pub(super) struct Reply {
     silent: bool,
     /// Whether anything was said before the present call.
     spoken: bool,
+    /// When it was last said that the turn goes on.
+    alive: Option<Instant>,
 }
 
 impl Reply {
@@ -57,6 +61,7 @@ impl Reply {
             due: None,
             silent: false,
             spoken: false,
+            alive: None,
         }
     }
 
@@ -88,6 +93,33 @@ impl Reply {
         if !text.is_empty() {
             text.clone_into(&mut self.text);
             self.cut = false;
+        }
+    }
+
+    /// A line that is told as progress alone, between what is said.
+    pub(super) fn note(&mut self, line: &str) {
+        if self.silent {
+            return;
+        }
+        if self.spoken || !self.fresh || !self.waiting.is_empty() {
+            self.waiting.push_str(BREAK);
+        }
+        self.waiting.push_str(line);
+        self.spoken = true;
+        if self.due.is_none() {
+            self.due = Some(Instant::now() + PROGRESS_EVERY);
+        }
+    }
+
+    /// Says that the turn goes on, where nothing else was said for a while.
+    pub(super) fn alive(&mut self) {
+        let now = Instant::now();
+        let is_due = self.alive.is_none_or(|last| now >= last + ALIVE_EVERY);
+        if is_due && self.waiting.is_empty() && !self.in_flight.load(Ordering::Acquire) {
+            self.alive = Some(now);
+            let progress = Progress { turn: Some(self.turn), text_delta: String::new() };
+            // Lossy, as all progress is.
+            let _ = self.connection.borrow().offer(progress, &self.in_flight);
         }
     }
 

@@ -165,7 +165,7 @@ impl Course {
         })
     }
 
-    fn policy(&self) -> Policy {
+    pub(super) fn policy(&self) -> Policy {
         Policy::from_wire(self.assignment.profile.as_ref().and_then(|profile| profile.sandbox.as_ref()))
     }
 
@@ -480,7 +480,7 @@ impl Course {
     }
 
     /// Waits until a tool may begin. Its intent may be stored already, so a hand-back waits until it has ended.
-    async fn may_act(&mut self) -> Result<(), Halt> {
+    pub(super) async fn may_act(&mut self) -> Result<(), Halt> {
         let ready = crate::connection::ready(&mut self.connection);
         self.inbox.unless_ended(ready).await?.ok_or(Halt::Left)?;
         self.inbox.end().map_or(Ok(()), Err)

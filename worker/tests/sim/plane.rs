@@ -158,6 +158,13 @@ impl WorkerService for Replica {
         Err(Status::unimplemented("a control plane of before MCP servers"))
     }
 
+    async fn fetch_runtime_secrets(
+        &self,
+        _: Request<FetchRuntimeSecretsRequest>,
+    ) -> Result<Response<FetchRuntimeSecretsResponse>, Status> {
+        Err(Status::unimplemented("a control plane of before other runtimes"))
+    }
+
     async fn fetch_transcript(
         &self,
         _: Request<FetchTranscriptRequest>,

@@ -3,6 +3,7 @@
 mod archive;
 mod files;
 mod mcp;
+mod runtime;
 mod transfer;
 mod view;
 
@@ -201,6 +202,7 @@ fn spec(args: SpecArgs) -> anyhow::Result<(AgentSpec, Option<Vec<u8>>)> {
         budget: None,
         // So does whom it may ask.
         may_ask: None,
+        runtime: args.runtime.as_deref().map(runtime::read).transpose()?,
     };
     Ok((spec, soul))
 }

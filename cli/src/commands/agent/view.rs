@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use hermes_proto::v1;
 use serde::Serialize;
 
+use super::runtime::RuntimeView;
 use crate::commands::route::RouteView;
 use crate::output::{Grid, Paint, View, or_dash, pairs, plain, time, warnings};
 
@@ -25,6 +26,8 @@ pub(crate) struct SpecView {
     fallback_models: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     mcp_servers: Option<Vec<ServerView>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runtime: Option<RuntimeView>,
 }
 
 /// When people are asked before what an agent does.
@@ -127,6 +130,7 @@ impl SpecView {
             approvals: spec.approvals.map(ApprovalsView::from_proto),
             fallback_models: spec.fallback_models.map(|list| list.values),
             mcp_servers: spec.mcp_servers.map(|list| servers(list.servers)),
+            runtime: spec.runtime.map(RuntimeView::from_proto),
         }
     }
 }
@@ -194,6 +198,9 @@ impl AgentView {
     }
 
     fn model(&self) -> String {
+        if let Some(runtime) = self.spec.runtime.as_ref().filter(|runtime| runtime.is_foreign()) {
+            return format!("({})", runtime.short());
+        }
         match &self.spec.model {
             Some(model) => model.clone(),
             None if self.effective_model.is_empty() => "(default)".to_owned(),
@@ -230,6 +237,8 @@ impl View for AgentView {
         };
         optional("Base URL", &self.spec.base_url);
         optional("API key from", &self.spec.api_key_env);
+        optional("Runtime", &self.spec.runtime.as_ref().map(RuntimeView::short));
+        optional("Secrets", &self.spec.runtime.as_ref().and_then(RuntimeView::secrets));
         rows.extend([
             ("Toolsets", toolsets(self.spec.enabled_toolsets.as_ref())),
             (

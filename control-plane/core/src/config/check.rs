@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::fields::{Faults, REPORT_LIMIT};
 use super::models::{Resolved, resolve_models, unserved_message};
 use super::{
-    AgentSpec, Document, Fault, Positions, Warning, WebhookReply, account_path, budget, nearest, shown, values,
+    AgentSpec, Document, Fault, Positions, Warning, WebhookReply, account_path, budget, nearest, runtime, shown, values,
 };
 use crate::AgentId;
 use crate::approvals::Approvals;
@@ -42,6 +42,7 @@ pub fn check_compiled(document: &Document, table: &RouteTable, positions: &Posit
     warn_busy(document, positions, &mut warnings);
     warn_asks(document, positions, &mut warnings);
     warn_access(document, positions, &mut warnings);
+    warn_runtimes(document, positions, &mut warnings);
     for (shadowed, by) in table.shadows() {
         let message = format!("can never win: route {by} covers it");
         warnings.add(positions.route(shadowed), format!("routes[{shadowed}]"), message);
@@ -94,6 +95,11 @@ pub fn check_spec(id: &AgentId, spec: &AgentSpec) -> Vec<Fault> {
         for (key, message) in server.faults() {
             faults.push(Fault { line: 0, path: format!("{path}.{key}"), message });
         }
+    }
+    for (key, message) in
+        spec.acp().into_iter().flat_map(|acp| acp.faults().into_iter().chain(runtime::reference_faults(acp)))
+    {
+        faults.push(Fault { line: 0, path: format!("agents.{id}.runtime.{key}"), message });
     }
     if let Some(message) = spec.mcp_servers.as_ref().and_then(mcp::fault_of_all) {
         faults.push(Fault { line: 0, path: format!("agents.{id}.mcp_servers"), message });
@@ -219,7 +225,7 @@ impl Warnings {
 }
 
 fn warn_models(document: &Document, positions: &Positions, warnings: &mut Warnings) {
-    for (id, spec) in &document.agents {
+    for (id, spec) in document.agents.iter().filter(|(_, spec)| spec.acp().is_none()) {
         let unserved = resolve_models(document, spec).into_iter().enumerate();
         for (index, model) in unserved.filter(|(_, model)| model.resolved == Resolved::Unserved) {
             let key = if index == 0 { "model" } else { "fallback_models" };
@@ -257,6 +263,28 @@ fn warn_asks(document: &Document, positions: &Positions, warnings: &mut Warnings
                 _ => continue,
             };
             let path = format!("agents.{id}.may_ask[{index}]");
+            warnings.add(positions.line(&path), path, message);
+        }
+    }
+}
+
+fn warn_runtimes(document: &Document, positions: &Positions, warnings: &mut Warnings) {
+    for (id, spec) in document.agents.iter().filter(|(_, spec)| spec.acp().is_some()) {
+        let idle = [
+            ("model", spec.model.is_some()),
+            ("provider", spec.provider.is_some()),
+            ("base_url", spec.base_url.is_some()),
+            ("api_key_env", spec.api_key_env.is_some()),
+            ("fallback_models", spec.fallback_models.is_some()),
+            ("budget", spec.budget.is_some()),
+            ("enabled_toolsets", spec.enabled_toolsets.is_some()),
+            ("disabled_toolsets", spec.disabled_toolsets.is_some()),
+            ("mcp_servers", spec.mcp_servers.is_some()),
+            ("may_ask", spec.may_ask.is_some()),
+        ];
+        for (key, _) in idle.into_iter().filter(|(_, set)| *set) {
+            let path = format!("agents.{id}.{key}");
+            let message = "has no effect with runtime acp: the program has models and tools of its own".to_owned();
             warnings.add(positions.line(&path), path, message);
         }
     }

@@ -12,7 +12,8 @@ use indexmap::IndexMap;
 use super::tree::is_odd;
 use super::{
     AgentSpec, Document, Fault, Limits, Patch, Positions, Provider, Rate, Retention, SecretRef, Streaming,
-    TelegramAccount, UnauthorizedDm, WebhookAccount, WebhookReply, approvals, budget, mcp, parse, sandbox, web,
+    TelegramAccount, UnauthorizedDm, WebhookAccount, WebhookReply, approvals, budget, mcp, parse, runtime, sandbox,
+    web,
 };
 use crate::AgentId;
 use crate::busy::{Busy, BusyPolicy, BusyRule};
@@ -324,6 +325,10 @@ fn agent(spec: &AgentSpec) -> Shape {
     };
     let entries = match &spec.mcp_servers {
         Some(own) => entries.put("mcp_servers", mcp::shape(own)),
+        None => entries,
+    };
+    let entries = match &spec.runtime {
+        Some(own) => entries.put("runtime", runtime::shape(own)),
         None => entries,
     };
     match &spec.budget {

@@ -21,6 +21,7 @@ mod merge;
 mod models;
 mod patch;
 mod retention;
+mod runtime;
 mod sandbox;
 mod tree;
 mod values;
@@ -51,6 +52,7 @@ use crate::egress::Web;
 use crate::mcp::McpServers;
 use crate::reset::{ResetPolicy, ResetRules};
 use crate::routing::Route;
+use crate::runtime::{Acp, Runtime};
 use crate::sandbox::Sandbox;
 use crate::session_key::Isolation;
 
@@ -272,9 +274,20 @@ pub struct AgentSpec {
     /// Agents that it may ask by itself; absent or empty: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub may_ask: Option<Vec<String>>,
+    /// What answers its turns; absent: the worker's own loop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<Runtime>,
 }
 
 impl AgentSpec {
+    /// The program that answers its turns; `None`: the worker's own loop does.
+    pub fn acp(&self) -> Option<&Acp> {
+        match &self.runtime {
+            Some(Runtime::Acp(acp)) => Some(acp),
+            Some(Runtime::Native) | None => None,
+        }
+    }
+
     /// Whether it may ask this agent by itself.
     pub fn may_ask(&self, id: &AgentId) -> bool {
         self.may_ask.iter().flatten().any(|name| name == id.as_str())

@@ -13,7 +13,7 @@ use super::fields::{self, Faults, Path, Section, boolean, entries, integer, judg
 use super::tree::{self, Node};
 use super::{
     AgentSpec, Document, Fault, Provider, ProviderKind, RetentionPatch, TelegramAccount, WebhookAccount, accounts,
-    approvals, budget, busy, mcp, retention, sandbox, values, web,
+    approvals, budget, busy, mcp, retention, runtime, sandbox, values, web,
 };
 use crate::AgentId;
 use crate::approvals::Approvals;
@@ -51,7 +51,7 @@ const KEYS: [&str; 23] = [
     "agents",
     "routes",
 ];
-const AGENT_KEYS: [&str; 13] = [
+const AGENT_KEYS: [&str; 14] = [
     "model",
     "provider",
     "base_url",
@@ -65,6 +65,7 @@ const AGENT_KEYS: [&str; 13] = [
     "approvals",
     "mcp_servers",
     "may_ask",
+    "runtime",
 ];
 
 /// What one text says: every key optional, named agents, providers and accounts as written.
@@ -442,7 +443,7 @@ fn read_agents(node: &Node, patch: &mut Patch, faults: &mut Faults) {
         let spec = agent_spec(&section, faults);
         let Ok(id) = id else { continue };
         patch.positions.note(path.to_string(), entry.line);
-        for key in ["model", "provider", "home_dir", "budget", "fallback_models", "may_ask"] {
+        for key in ["model", "provider", "home_dir", "budget", "fallback_models", "may_ask", "runtime"] {
             if let Some(node) = section.get(key) {
                 patch.positions.note(path.key(key).to_string(), node.line);
             }
@@ -486,6 +487,7 @@ fn agent_spec(section: &Section<'_, '_>, faults: &mut Faults) -> AgentSpec {
         may_ask: section.optional("may_ask", faults, |node, path, faults| {
             texts(node, path, faults, |node, path, faults| agent_id(node, path, faults).map(|id| id.to_string()))
         }),
+        runtime: section.optional("runtime", faults, |node, path, faults| Some(runtime::read(node, path, faults))),
     }
 }
 

@@ -14,6 +14,10 @@ mod tests;
 
 pub use rules::PATTERNS;
 
+/// The name under which a program that answers an agent's turns asks for what it wants to do: `kind` says of which kind it is, and `command`, where
+/// there is one, is judged as that of `terminal`. Somebody is always asked, whatever the sandbox.
+pub const FOREIGN: &str = "acp_tool_call";
+
 /// Something that a call may be. The key is what people allow and is never renamed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pattern {
@@ -69,6 +73,11 @@ pub fn judge<'a>(tool: &str, argument: impl Fn(&str) -> Option<&'a str>, guard: 
         // What a shell that runs in the background reads.
         "process" => commands(argument("data").unwrap_or_default()),
         "write_file" | "patch" => (rules::written(argument("path").unwrap_or_default()), Vec::new()),
+        FOREIGN => {
+            let (mut found, texts) = argument("command").map(commands).unwrap_or_default();
+            found.push(rules::foreign(argument("kind").unwrap_or_default()));
+            (found, texts)
+        }
         _ => return Judgement::Fine,
     };
     if let Some(hardline) = found.iter().find(|pattern| pattern.weight == Weight::Hardline) {

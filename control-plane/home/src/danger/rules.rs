@@ -24,6 +24,14 @@ pub const PATTERNS: &[Pattern] = &[
     row(Hardline, "shut_down", "it stops or restarts the machine"),
     row(Everywhere, "delete_elsewhere", "it deletes a directory outside the workspace with all that is in it"),
     row(Everywhere, "write_own_rules", "it writes over SOUL.md with a command"),
+    row(Everywhere, "foreign_read", "it lets the agent's own program read"),
+    row(Everywhere, "foreign_edit", "it lets the agent's own program change a file"),
+    row(Everywhere, "foreign_delete", "it lets the agent's own program delete something"),
+    row(Everywhere, "foreign_move", "it lets the agent's own program move something"),
+    row(Everywhere, "foreign_search", "it lets the agent's own program search"),
+    row(Everywhere, "foreign_execute", "it lets the agent's own program run a command"),
+    row(Everywhere, "foreign_fetch", "it lets the agent's own program fetch something"),
+    row(Everywhere, "foreign_other", "it lets the agent's own program do something"),
     row(Outside, "delete_recursive", "it deletes a directory with all that is in it"),
     row(Outside, "delete_found", "it deletes every file that a search finds"),
     row(Outside, "delete_absolute", "it deletes a file by its absolute path"),
@@ -68,6 +76,21 @@ pub const PATTERNS: &[Pattern] = &[
 /// The pattern of a key of the table.
 fn known(key: &'static str) -> Option<&'static Pattern> {
     PATTERNS.iter().find(|pattern| pattern.key == key)
+}
+
+/// What a program that answers an agent's turns asks for, by the kind that it says.
+pub(super) fn foreign(kind: &str) -> &'static Pattern {
+    let key = match kind {
+        "read" => "foreign_read",
+        "edit" => "foreign_edit",
+        "delete" => "foreign_delete",
+        "move" => "foreign_move",
+        "search" => "foreign_search",
+        "execute" => "foreign_execute",
+        "fetch" => "foreign_fetch",
+        _ => "foreign_other",
+    };
+    known(key).unwrap_or(&PATTERNS[0])
 }
 
 /// A text that cannot be taken apart.

@@ -305,6 +305,33 @@ fn other_tools_are_judged_by_what_they_write() {
     assert_eq!(judge("read_file", |_| Some("/etc/shadow"), OPEN), Judgement::Fine);
 }
 
+#[test]
+fn what_another_program_asks_for_is_always_asked_about_and_its_commands_are_judged() {
+    let closed = Guard { contained: true, ..OPEN };
+    let of = |kind: &str, command: Option<&str>, guard: Guard<'_>| {
+        let argument = |name: &str| match name {
+            "kind" => Some(kind.to_owned()),
+            "command" => command.map(str::to_owned),
+            _ => None,
+        };
+        let arguments = ["kind", "command"].map(|name| (name, argument(name)));
+        let found =
+            |name: &str| arguments.iter().find(|(known, _)| *known == name).and_then(|(_, value)| value.as_deref());
+        match judge(FOREIGN, found, guard) {
+            Judgement::Ask(patterns) => patterns.iter().map(|pattern| pattern.key).collect::<Vec<_>>().join(" "),
+            other => format!("{other:?}").chars().take(8).collect(),
+        }
+    };
+    assert_eq!(of("edit", None, closed), "foreign_edit");
+    assert_eq!(of("unheard-of", None, closed), "foreign_other");
+    assert_eq!(of("execute", Some("ls"), closed), "foreign_execute");
+    assert_eq!(of("execute", Some("git reset --hard"), OPEN), "git_discard foreign_execute");
+    assert_eq!(of("read", Some("rm -rf /"), Guard { asks: false, ..OPEN }), "Hardline");
+    assert_eq!(of("execute", Some("rm -rf build"), Guard { asks: false, ..OPEN }), "Fine");
+    let allow = ["foreign_edit".to_owned()];
+    assert_eq!(of("edit", None, Guard { allow: &allow, ..closed }), "Fine");
+}
+
 proptest! {
     /// Whatever stands before and behind it on other lines, and however it is spaced and quoted, it is seen.
     #[test]

@@ -73,6 +73,7 @@ fn assignment(seq: i64, epoch: i64) -> Box<Assignment> {
         sandbox: hermes_core::sandbox::Sandbox::default(),
         approvals: hermes_core::approvals::Approvals::default(),
         mcp_servers: Default::default(),
+        runtime: None,
         history_bytes: 0,
         history_rewinds: 0,
         home_version: 0,

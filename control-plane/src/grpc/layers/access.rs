@@ -128,6 +128,7 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::WorkerPutSummary
         | Rpc::WorkerAskApproval
         | Rpc::WorkerPinMcpTools
+        | Rpc::WorkerFetchRuntimeSecrets
         | Rpc::ModelGenerate
         | Rpc::IdentityRenew => Requirement::WorkerCertificate,
 

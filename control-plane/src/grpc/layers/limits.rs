@@ -117,6 +117,7 @@ fn pace(called: Called) -> Pace {
         | Rpc::PairingApprovePairing
         | Rpc::PairingRevokePairing
         | Rpc::WorkerPinMcpTools
+        | Rpc::WorkerFetchRuntimeSecrets
         | Rpc::MessageSubmit => Pace::Quick,
 
         Rpc::SystemApply

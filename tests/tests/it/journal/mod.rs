@@ -2,6 +2,7 @@
 //! handed on and never done over, and who has no turn writes nothing. The workers are the test's own.
 
 mod calls;
+mod foreign;
 pub(crate) mod plane;
 
 use std::time::Duration;

@@ -95,7 +95,8 @@ impl Plane {
         words.find_map(|word| word.strip_prefix(name)?.strip_prefix('=')).expect("the ready line has it")
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    /// In its directory.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -321,6 +322,13 @@ impl Worker {
         };
         tokio::time::timeout(SOON, read).await.expect("the reply ends");
         reply
+    }
+
+    /// The secrets of the program that answers a turn, as (name, value).
+    pub(crate) async fn secrets(&self, turn: Option<v1::TurnRef>) -> Result<Vec<(String, String)>, Status> {
+        let request = v1::FetchRuntimeSecretsRequest { turn };
+        let answer = WorkerServiceClient::new(self.channel.clone()).fetch_runtime_secrets(request).await?;
+        Ok(answer.into_inner().secrets.into_iter().map(|secret| (secret.name, secret.value)).collect())
     }
 
     /// The journal of a turn, as (step, phase, kind, body, unknown), chunks joined.

@@ -1,5 +1,6 @@
 //! Every surface with real processes: `hermesctl up`, its workers, a Postgres, and stand-ins for what lies outside.
 
+mod acp;
 mod approvals;
 mod asking;
 mod budgets;

@@ -1,5 +1,6 @@
 //! The whole system: the real `hermesctl up`, its Postgres, its workers, and hermesctl as people use it.
 
+mod acp;
 mod agents;
 mod answers;
 mod bad_input;

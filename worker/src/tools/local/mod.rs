@@ -24,7 +24,7 @@ use crate::sandbox::{Boundary, Policy, SCRATCH, Task};
 use files::{Request, Skills};
 pub(super) use output::Captured;
 use processes::Processes;
-pub(super) use terminal::environment;
+pub(crate) use terminal::environment;
 
 /// Longest answer of work on files, bytes; the work itself stays below it.
 const MAX_FILES_ANSWER: usize = 200 << 10;

@@ -108,7 +108,7 @@ fn directory(scratch: &Path, written: &str) -> PathBuf {
 }
 
 /// All that a command is told of the world.
-pub(in crate::tools) fn environment(scratch: &Path, level: Level) -> BTreeMap<String, String> {
+pub(crate) fn environment(scratch: &Path, level: Level) -> BTreeMap<String, String> {
     let temporary = if level == Level::Off { scratch.display().to_string() } else { "/tmp".to_owned() };
     let entries = [
         ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()),

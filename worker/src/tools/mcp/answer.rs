@@ -17,7 +17,7 @@ pub(super) fn text(result: &CallToolResult) -> ToolResult {
             text.push('\n');
         }
         let left_out = |kind: &str, mime: &str, size: usize| {
-            let mime = super::listing::cut(mime, 80);
+            let mime = super::super::child::cut(mime, 80);
             format!("[{kind} ({mime}), {size} characters of base64, not shown]")
         };
         let described;

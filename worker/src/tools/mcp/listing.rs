@@ -11,6 +11,8 @@ use rmcp::model::Tool;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
+use super::super::child::cut;
+
 /// Most tools of one server.
 const MAX_TOOLS: usize = 128;
 /// Problems that are kept of one listing.
@@ -212,14 +214,6 @@ fn sorted(value: &Value) -> Value {
         }
         Value::Array(all) => all.iter().map(sorted).collect(),
         other => other.clone(),
-    }
-}
-
-/// A text of at most that many characters.
-pub(super) fn cut(text: &str, chars: usize) -> String {
-    match text.char_indices().nth(chars) {
-        None => text.to_owned(),
-        Some(_) => text.chars().take(chars - 1).chain(['…']).collect(),
     }
 }
 

@@ -28,11 +28,12 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::call::{Ran, run};
+use super::child::cut;
 use super::offer::is_on;
 use super::{Effect, ToolCall, ToolResult, ToolSpec, Toolbox};
 use crate::connection::is_broken;
 use crate::sandbox::{Boundary, Policy, SCRATCH};
-use listing::{Known, Listing, Pin, cut, told_name};
+use listing::{Known, Listing, Pin, told_name};
 use server::{Away, Called, Link, Server};
 
 /// Tools of all servers in one turn, at most: a model is offered 128, and has others.

@@ -7,9 +7,8 @@
 //! each other come ever slower. It decides nothing about which tools may be offered.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,37 +20,21 @@ use rmcp::model::{
 use rmcp::service::{PeerRequestOptions, RunningService};
 use rmcp::{RoleClient, ServiceError, ServiceExt as _};
 use serde_json::{Map, Value};
-use tokio::io::AsyncReadExt as _;
-use tokio::net::unix::pipe::Receiver;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::super::ToolResult;
-use super::super::local::{Captured, environment};
-use super::super::redact::redacted;
+use super::super::child::{self, Comeback, Process, SHOWN_ERRORS, cut};
+use super::super::local::environment;
 use super::answer;
-use super::listing::{Listing, Pin, cut};
-use super::pipe::{Pipe, State};
-use crate::sandbox::{Boundary, Policy, Running, Task};
+use super::listing::{Listing, Pin};
+use super::pipe::{LIMITS, Pipe};
+use crate::sandbox::{Boundary, Policy, Task};
 
 /// Pages of a list of tools, at most.
 const MAX_PAGES: u32 = 32;
-/// What is kept of stderr, bytes.
-const MAX_ERRORS: usize = 2 << 10;
-/// What is told of stderr, characters.
-const SHOWN_ERRORS: usize = 500;
-/// How long a server whose output has ended may take to end itself.
-const ENDING: Duration = Duration::from_millis(500);
 /// How long a server that did not answer a call may take to show that it lives.
 const PONG: Duration = Duration::from_secs(3);
-/// A server that ran for so long ended for a new reason.
-const LASTING: Duration = Duration::from_secs(60);
-/// The longest time between two starts.
-const MAX_PAUSE: Duration = Duration::from_secs(60);
-/// How often stderr is read, a buffer each: what writes faster waits.
-const ERRORS_PACE: Duration = Duration::from_millis(10);
 
 /// What became of a call.
 pub(super) enum Called {
@@ -85,24 +68,19 @@ pub(super) struct Server {
 #[derive(Debug, Default)]
 struct Slot {
     link: Option<Arc<Link>>,
-    /// Ends and failed starts in a row.
-    failures: u32,
-    /// Why there is none, and when it may be started again.
-    away: Option<(String, Instant)>,
+    comeback: Comeback,
 }
 
 /// A running process, and the protocol spoken with it.
 #[derive(Debug)]
 pub(super) struct Link {
     client: RunningService<RoleClient, ClientConfig>,
-    pipe: Arc<State>,
-    ended: watch::Receiver<Option<String>>,
-    begun: Instant,
+    process: Process,
+    /// It says that it has other tools.
+    changed: Arc<AtomicBool>,
     listing: Mutex<Arc<Listing>>,
     /// What of the listing may be offered, as the control plane last answered.
     pub(super) pinned: Mutex<Option<BTreeMap<String, Pin>>>,
-    /// Watches over the process; ends it when dropped.
-    _tasks: JoinSet<()>,
 }
 
 impl Server {
@@ -115,22 +93,16 @@ impl Server {
     pub(super) async fn link(&self) -> Result<Arc<Link>, Away> {
         let mut slot = self.slot.lock().await;
         if let Some(link) = &slot.link {
-            let Some(why) = link.why_ended() else {
+            let Some(why) = link.process.why_ended() else {
                 return Ok(Arc::clone(link));
             };
             tracing::warn!(server = self.config.name, ?why, "an MCP server has ended");
-            let lasted = link.begun.elapsed() >= LASTING;
+            let lasted = link.process.lasted();
             slot.link = None;
-            // The first time it is started again at once.
-            let failures = if lasted { 0 } else { slot.failures };
-            slot.failures = failures + 1;
-            slot.away = Some((why, Instant::now() + pause(failures)));
+            slot.comeback.ended(why, lasted);
         }
-        if let Some((why, from)) = &slot.away
-            && Instant::now() < *from
-        {
-            let wait = from.duration_since(Instant::now()).as_secs() + 1;
-            return Err(Away { why: format!("{why}; it is started again in {wait} s at the earliest"), tried: false });
+        if let Some(why) = slot.comeback.waits() {
+            return Err(Away { why, tried: false });
         }
         match self.start().await {
             Ok(link) => {
@@ -139,8 +111,7 @@ impl Server {
                 Ok(link)
             }
             Err(why) => {
-                slot.failures += 1;
-                slot.away = Some((why.clone(), Instant::now() + pause(slot.failures)));
+                slot.comeback.failed(why.clone());
                 Err(Away { why, tried: true })
             }
         }
@@ -151,29 +122,9 @@ impl Server {
         let mut env = environment(&self.scratch, self.policy.level);
         env.extend(self.config.env.iter().map(|variable| (variable.name.clone(), variable.value.clone())));
         let task = Task::Command { argv: self.config.command.clone(), cwd: self.scratch.clone(), env };
-        let begun = Instant::now();
-        let mut running = self
-            .boundary
-            .start_apart(&self.policy, task)
-            .await
-            .map_err(|error| format!("it cannot be started: {error}"))?;
-        let (Some(output), Some(errors), Some(input)) =
-            (running.output.take(), running.errors.take(), running.input.take())
-        else {
-            return Err("it has no pipes".to_owned());
-        };
-        let (pipe, writing) = Pipe::new(output, input).map_err(|error| format!("its pipes cannot be used: {error}"))?;
-        let errors =
-            Receiver::from_file(File::from(errors)).map_err(|error| format!("its stderr cannot be read: {error}"))?;
-        let state = pipe.state();
-        let (end, mut ended) = watch::channel(None);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(writing);
-        let full = {
-            let (boundary, policy) = (self.boundary.clone(), self.policy.clone());
-            async move { boundary.overflow(&policy).await }
-        };
-        tasks.spawn(supervise(running, errors, Arc::clone(&state), full, end));
+        let (lines, input, process) = child::start(&self.boundary, &self.policy, task, LIMITS, Vec::new()).await?;
+        let (state, changed) = (Arc::clone(process.state()), Arc::<AtomicBool>::default());
+        let pipe = Pipe::new(lines, input, Arc::clone(&state), Arc::clone(&changed));
         let patience = Duration::from_secs(self.config.connect_timeout_seconds.max(1).into());
         let ready = async {
             let info = ClientConfig::new(
@@ -190,12 +141,10 @@ impl Server {
             Ok(Ok((client, listing))) => {
                 return Ok(Link {
                     client,
-                    pipe: state,
-                    ended,
-                    begun,
+                    process,
+                    changed,
                     listing: Mutex::new(Arc::new(listing)),
                     pinned: Mutex::default(),
-                    _tasks: tasks,
                 });
             }
             Ok(Err(why)) => why,
@@ -208,10 +157,10 @@ impl Server {
         };
         // Its end says more than what the protocol saw of it.
         let end = match closed {
-            true => timeout(ENDING * 2, ended.wait_for(Option::is_some)).await.ok().and_then(Result::ok),
+            true => process.told().await,
             false => None,
         };
-        Err(end.and_then(|end| end.clone()).unwrap_or_else(|| format!("it does not speak the protocol: {why}")))
+        Err(end.unwrap_or_else(|| format!("it does not speak the protocol: {why}")))
     }
 
     /// Calls a tool that was offered with that pin.
@@ -254,7 +203,7 @@ impl Server {
                 "the MCP server {name} asks for more instead of answering, and is given none"
             ))),
             Ok(Err(ServiceError::TransportClosed | ServiceError::TransportSend(_))) => {
-                let why = link.end().await;
+                let why = link.process.end().await;
                 Called::Lost(format!(
                     "UNKNOWN: the MCP server {name} ended in the middle of this call: {why}. It may or may not have \
                      happened. Check before you repeat it."
@@ -279,14 +228,6 @@ impl Server {
     }
 }
 
-/// How long after that many failures it is not started.
-fn pause(failures: u32) -> Duration {
-    match failures {
-        0 => Duration::ZERO,
-        _ => Duration::from_secs(1_u64 << (failures - 1).min(6)).min(MAX_PAUSE),
-    }
-}
-
 impl Link {
     /// The tools as last told.
     pub(super) fn listing(&self) -> Arc<Listing> {
@@ -295,7 +236,7 @@ impl Link {
 
     /// Asks for the tools again where the server said that they changed.
     pub(super) async fn refresh(&self, config: &v1::McpServer) {
-        if !self.pipe.changed.swap(false, Ordering::Relaxed) {
+        if !self.changed.swap(false, Ordering::Relaxed) {
             return;
         }
         let patience = Duration::from_secs(config.connect_timeout_seconds.max(1).into());
@@ -305,24 +246,8 @@ impl Link {
                 *self.listing.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(listing);
                 *self.pinned.lock().unwrap_or_else(PoisonError::into_inner) = None;
             }
-            Err(why) => self.pipe.broken(why),
+            Err(why) => self.process.state().broken(why),
         }
-    }
-
-    /// Why it runs no more; none while it does.
-    fn why_ended(&self) -> Option<String> {
-        if !self.pipe.closed.is_cancelled() && self.ended.has_changed().is_ok() {
-            return None;
-        }
-        let ended = self.ended.borrow().clone();
-        ended.or_else(|| self.pipe.reason().map(str::to_owned)).or_else(|| Some("it closed its output".to_owned()))
-    }
-
-    /// Waits for why it ended.
-    async fn end(&self) -> String {
-        let mut ended = self.ended.clone();
-        let _ = timeout(ENDING * 2, ended.wait_for(Option::is_some)).await;
-        self.why_ended().unwrap_or_else(|| "its pipes broke".to_owned())
     }
 
     /// Whether it answers at all; it is ended where not.
@@ -331,7 +256,7 @@ impl Link {
         let pong = timeout(PONG, self.client.peer().send_request(ping)).await;
         let lives = matches!(pong, Ok(Ok(_) | Err(ServiceError::McpError(_))));
         if !lives {
-            self.pipe.broken("it did not answer any more".to_owned());
+            self.process.state().broken("it did not answer any more".to_owned());
         }
         lives
     }
@@ -364,55 +289,4 @@ async fn list(client: &RunningService<RoleClient, ClientConfig>, config: &v1::Mc
         }
     }
     Err(format!("its list of tools has more than {MAX_PAGES} pages"))
-}
-
-/// Reads stderr, and ends the process for what it has to be ended for; tells why it ended.
-async fn supervise(
-    mut running: Running,
-    mut errors: Receiver,
-    pipe: Arc<State>,
-    full: impl Future<Output = String>,
-    end: watch::Sender<Option<String>>,
-) {
-    let mut captured = Captured::new(MAX_ERRORS);
-    let mut buffer = vec![0; 16 << 10];
-    let why = {
-        let reading = async {
-            while let Ok(read @ 1..) = errors.read(&mut buffer).await {
-                captured.push(&buffer[..read]);
-                tokio::time::sleep(ERRORS_PACE).await;
-            }
-            std::future::pending::<()>().await;
-        };
-        tokio::pin!(reading, full);
-        let ended = |code: std::io::Result<i32>| match code {
-            Ok(code) => format!("it ended with exit code {code}"),
-            Err(error) => format!("it ended: {error}"),
-        };
-        let why = tokio::select! {
-            () = &mut reading => String::new(),
-            code = running.wait() => ended(code),
-            taken = &mut full => format!("it was ended because the disk is full: {taken}"),
-            () = pipe.closed.cancelled() => match pipe.reason() {
-                Some(reason) => {
-                    running.kill();
-                    end.send_replace(Some(reason.to_owned()));
-                    return;
-                }
-                None => match timeout(ENDING, running.wait()).await {
-                    Ok(code) => ended(code),
-                    Err(_) => "it closed its output".to_owned(),
-                },
-            },
-        };
-        // What it said last, and nothing that others hold open.
-        let _ = timeout(Duration::from_millis(100), &mut reading).await;
-        why
-    };
-    running.kill();
-    let said = captured.text();
-    let said = cut(redacted(said.trim()).as_ref(), SHOWN_ERRORS);
-    let why = if said.is_empty() { why } else { format!("{why} (on stderr: {said})") };
-    end.send_replace(Some(why));
-    pipe.closed.cancel();
 }

@@ -519,6 +519,13 @@ impl WorkerService for Service {
         Err(Status::unimplemented("a control plane of before MCP servers"))
     }
 
+    async fn fetch_runtime_secrets(
+        &self,
+        _: Request<FetchRuntimeSecretsRequest>,
+    ) -> Result<Response<FetchRuntimeSecretsResponse>, Status> {
+        Err(Status::unimplemented("a control plane of before other runtimes"))
+    }
+
     async fn fetch_transcript(
         &self,
         request: Request<FetchTranscriptRequest>,

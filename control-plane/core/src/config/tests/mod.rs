@@ -3,6 +3,7 @@
 mod approvals;
 mod budgets;
 mod mcp;
+mod runtime;
 mod strict;
 
 use proptest::prelude::*;
