@@ -18,7 +18,7 @@ CREATE FUNCTION poll(p_replica bigint, p_workers bigint[], p_ttl_ms bigint, p_pl
     p_leave boolean[] DEFAULT '{}', p_state text[] DEFAULT '{}', p_detail text[] DEFAULT '{}', p_silent_ms bigint[] DEFAULT '{}')
 RETURNS TABLE (o_now timestamptz, o_version bigint, o_alive bigint[], o_ready int[], o_outbox boolean, o_lost boolean, o_removed boolean,
     o_homes bigint, o_draining bigint[], o_grace_ms bigint[], o_live bigint, o_have int[], o_epoch bigint[], o_left_ms bigint[],
-    o_signals boolean)
+    o_signals boolean, o_forsaken boolean)
 LANGUAGE plpgsql AS $$
 DECLARE t timestamptz := clock_timestamp(); ttl interval := p_ttl_ms * interval '1 millisecond'; alive bigint[]; live bigint;
   have int[]; epochs bigint[]; lefts bigint[];
@@ -55,7 +55,9 @@ BEGIN
     EXISTS (SELECT 1 FROM workers WHERE (NOT lost AND lease_until < t) OR (lost AND lost_at > t - interval '10 minutes')),
     EXISTS (SELECT 1 FROM ready r JOIN agents a USING (agent_no) WHERE a.removed_at IS NOT NULL),
     (SELECT coalesce(sum(home_version), 0)::bigint FROM agents), d.workers, d.grace_ms,
-    live, coalesce(have, '{}'), coalesce(epochs, '{}'), coalesce(lefts, '{}'), EXISTS (SELECT 1 FROM turn_signals)
+    live, coalesce(have, '{}'), coalesce(epochs, '{}'), coalesce(lefts, '{}'), EXISTS (SELECT 1 FROM turn_signals),
+    EXISTS (SELECT 1 FROM asks x LEFT JOIN sessions s ON s.session_id = x.session_id
+             WHERE NOT x.settled AND (x.done OR s.session_id IS NULL OR s.head_seq > x.seq OR x.wait_until < t - interval '10 seconds'))
     FROM (SELECT coalesce(array_agg(worker_id ORDER BY worker_id), '{}') AS workers, coalesce(array_agg(
             greatest(0, extract(epoch FROM drain_until - t) * 1000)::bigint ORDER BY worker_id), '{}') AS grace_ms
             FROM workers WHERE replica_id = p_replica AND drain_until IS NOT NULL AND NOT lost) d;

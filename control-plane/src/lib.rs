@@ -18,6 +18,7 @@ pub mod grpc;
 pub mod http;
 pub mod identity;
 pub mod intake;
+pub mod judge;
 pub mod local;
 pub mod models;
 pub mod outbox;

@@ -62,6 +62,10 @@ MUTATIONS: list[tuple[str, Callable[[Manifests], None], str]] = [
     ("root", setting(lambda m: m.pod()["securityContext"], "runAsUser", 0), "not root"),
     ("may be root", setting(lambda m: m.pod()["securityContext"], "runAsNonRoot", False), "not root"),
     ("no seccomp", removing(lambda m: m.pod()["securityContext"], "seccompProfile"), "seccompProfile"),
+    ("profile of the node alone", setting(lambda m: m.pod(WORKER)["securityContext"], "seccompProfile", validate.WORKER_PROFILE),
+     "need each other"),
+    ("unmasked proc alone", setting(lambda m: m.container(WORKER)["securityContext"], "procMount", "Unmasked"), "need each other"),
+    ("other profile", setting(lambda m: m.pod(WORKER)["securityContext"], "seccompProfile", {"type": "Unconfined"}), "seccompProfile"),
     ("writable root", setting(lambda m: m.container(WORKER)["securityContext"], "readOnlyRootFilesystem", False), "readOnly"),
     ("escalation", setting(lambda m: m.container()["securityContext"], "allowPrivilegeEscalation", True), "Escalation"),
     ("capability", setting(lambda m: m.container()["securityContext"], "capabilities", {"drop": ["ALL"], "add": ["NET_RAW"]}),
@@ -118,6 +122,15 @@ class Mutations(unittest.TestCase):
                 mutate(broken)
                 faults = validate.object_faults(broken.objects, validate.VERSIONS[-1:])
                 self.assertTrue(any(expected in fault for fault in faults), f"{expected!r} is not in {faults}")
+
+    def test_a_strict_worker_keeps_its_user_namespace(self) -> None:
+        objects = Manifests(validate.render(validate.HERE / "overlays" / "dev-strict"))
+        self.assertEqual(validate.object_faults(objects.objects, validate.VERSIONS[-1:]), [])
+        self.assertFalse(objects.pod(WORKER)["hostUsers"])
+        self.assertNotIn("hostUsers", objects.pod())
+        del objects.pod(WORKER)["hostUsers"]
+        faults = validate.object_faults(objects.objects, validate.VERSIONS[-1:])
+        self.assertTrue(any("hostUsers: false" in fault for fault in faults), faults)
 
     def test_ambiguous_scalars_are_found_in_the_source(self) -> None:
         with tempfile.TemporaryDirectory() as directory:

@@ -34,6 +34,8 @@ DEV_ONLY = "hermes.dev/dev-only"
 # Plain scalars that YAML 1.1 (kubectl) reads as a boolean and YAML 1.2 as text.
 AMBIGUOUS = re.compile(r"^(y|n|yes|no|on|off)$", re.IGNORECASE)
 PINNED_IMAGE = re.compile(r"^[^\s:@]+(:[0-9]+/[^\s:@]+)?(:(?!latest$)[\w][\w.-]*)?(@sha256:[0-9a-f]{64})?$")
+# What components/strict gives to workers, together with a user namespace of the pod's own.
+WORKER_PROFILE = {"type": "Localhost", "localhostProfile": "hermes-worker.json"}
 RESTRICTED_VOLUMES = {
     "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret",
 }
@@ -126,8 +128,12 @@ def security_faults(objects: list[Object]) -> Iterator[str]:
             merged = {**pod_context, **context}
             if merged.get("runAsNonRoot") is not True or merged.get("runAsUser") in (None, 0):
                 yield f"{at}: must run as a numbered user that is not root"
-            if merged.get("seccompProfile", {}).get("type") != "RuntimeDefault":
-                yield f"{at}: seccompProfile must be RuntimeDefault"
+            seccomp = merged.get("seccompProfile", {})
+            if seccomp not in ({"type": "RuntimeDefault"}, WORKER_PROFILE):
+                yield f"{at}: seccompProfile must be RuntimeDefault, or {WORKER_PROFILE['localhostProfile']} of the node"
+            wider = [seccomp == WORKER_PROFILE, context.get("procMount") == "Unmasked"]
+            if any(wider) and not (all(wider) and pod.get("hostUsers") is False):
+                yield f"{at}: {WORKER_PROFILE['localhostProfile']} and procMount: Unmasked need each other and hostUsers: false"
             if context.get("allowPrivilegeEscalation") is not False or context.get("privileged"):
                 yield f"{at}: allowPrivilegeEscalation must be false and privileged unset"
             if context.get("readOnlyRootFilesystem") is not True:

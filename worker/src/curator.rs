@@ -10,8 +10,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hermes_home::curator::{MIN_IDLE, Order, named_by_jobs};
-use hermes_proto::v1::{Curate, Curated};
+use hermes_home::curator::{Order, Settings, named_by_jobs};
+use hermes_proto::v1::{self, Curate, Curated};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -38,6 +38,8 @@ pub struct Curator {
     stream: u64,
     /// Where to call and how far apart the work is done, as of the last registration.
     current: Option<(Channel, Policy)>,
+    /// As the control plane last said.
+    settings: Settings,
     /// Since when nothing was to do.
     idle_since: Option<Instant>,
     looked: Option<Instant>,
@@ -50,6 +52,20 @@ impl Curator {
         self.current = Some((channel, policy));
     }
 
+    /// What the control plane says of when and what; nothing: as it was.
+    pub fn told(&mut self, curator: Option<&v1::Curator>) {
+        let Some(curator) = curator else { return };
+        let usual = Settings::default();
+        let settings = Settings {
+            enabled: curator.enabled.unwrap_or(usual.enabled),
+            interval_hours: curator.interval_hours.unwrap_or(usual.interval_hours),
+            min_idle_hours: curator.min_idle_hours.unwrap_or(usual.min_idle_hours),
+            stale_after_days: curator.stale_after_days.unwrap_or(usual.stale_after_days),
+            archive_after_days: curator.archive_after_days.unwrap_or(usual.archive_after_days),
+        };
+        self.settings = settings.or_usual();
+    }
+
     /// Whether turns run, as of now.
     pub fn note(&mut self, idle: bool) {
         self.idle_since = idle.then(|| self.idle_since.unwrap_or_else(Instant::now));
@@ -57,7 +73,7 @@ impl Curator {
 
     /// When an agent that stays idle is looked after.
     pub fn look_at(&self) -> Option<Instant> {
-        let idle = self.idle_since? + MIN_IDLE.unsigned_abs();
+        let idle = self.idle_since.filter(|_| self.settings.enabled)? + self.settings.min_idle().unsigned_abs();
         Some(self.looked.map_or(idle, |looked| idle.max(looked + LOOK_EVERY)))
     }
 
@@ -69,6 +85,7 @@ impl Curator {
 
     /// Does what an operator asks; answers at once where it does not.
     pub fn order(&mut self, shared: &Arc<Shared>, curate: Curate) -> Option<Curated> {
+        self.told(curate.curator.as_ref());
         let refused = |problem: &str| Some(Curated { id: curate.id, report: Vec::new(), problem: problem.to_owned() });
         let Ok(order) = serde_json::from_slice(&curate.order) else {
             return refused("this worker does not know that order; start the worker from a newer release");
@@ -82,9 +99,9 @@ impl Curator {
 
     fn start(&mut self, shared: &Arc<Shared>, id: Option<u64>, order: Order) {
         let Some((channel, policy)) = self.current.clone() else { return };
-        let (stream, shared) = (self.stream, Arc::clone(shared));
+        let (stream, settings, shared) = (self.stream, self.settings, Arc::clone(shared));
         self.running.spawn(async move {
-            let done = tokio::time::timeout(TIME_LIMIT, carry_out(&shared, &channel, &policy, order)).await;
+            let done = tokio::time::timeout(TIME_LIMIT, carry_out(&shared, &channel, &policy, (order, settings))).await;
             let done = done.unwrap_or_else(|_| Err("it took too long and was ended".to_owned()));
             let Some(id) = id else {
                 if let Err(problem) = done {
@@ -114,7 +131,12 @@ impl Curator {
 }
 
 /// The report, as JSON.
-async fn carry_out(shared: &Shared, channel: &Channel, policy: &Policy, order: Order) -> Result<String, String> {
+async fn carry_out(
+    shared: &Shared,
+    channel: &Channel,
+    policy: &Policy,
+    (order, settings): (Order, Settings),
+) -> Result<String, String> {
     let boundary = shared.boundary.as_ref().ok_or("this worker has no boundary to work on skills behind")?;
     let documents = &shared.documents;
     let jobs = if order.heeds_jobs() { jobs(documents.home()) } else { Ok(BTreeSet::new()) };
@@ -125,7 +147,7 @@ async fn carry_out(shared: &Shared, channel: &Channel, policy: &Policy, order: O
             "the home's documents are not in step; skills are moved as they are here"
         );
     }
-    let request = files::Curate { order, jobs, now: (shared.now)() };
+    let request = files::Curate { order, settings, jobs, now: (shared.now)() };
     let done = local::on_files(boundary, policy, files::Request::Curate(Box::new(request))).await;
     if moves {
         documents.look_again();
@@ -175,6 +197,14 @@ mod tests {
         tokio::time::advance(2 * LOOK_EVERY).await;
         curator.looked = Some(Instant::now());
         assert_eq!(curator.look_at(), Some(again + 3 * LOOK_EVERY), "no sooner than an hour later");
+        // As the control plane says, from then on.
+        curator.looked = None;
+        curator.told(Some(&v1::Curator { min_idle_hours: Some(0), ..v1::Curator::default() }));
+        assert_eq!(curator.look_at(), Some(again));
+        curator.told(None);
+        assert_eq!(curator.look_at(), Some(again));
+        curator.told(Some(&v1::Curator { enabled: Some(false), ..v1::Curator::default() }));
+        assert_eq!(curator.look_at(), None, "not by itself");
     }
 
     #[test]

@@ -229,6 +229,7 @@ impl Link {
         self.failures = 0;
         self.sync_documents(channel.clone());
         self.curator.attached(channel.clone(), Policy::from_wire(welcome.sandbox.as_ref()));
+        self.curator.told(welcome.curator.as_ref());
         self.shared.plane_tools.forget();
         let mut stream = Stream::new(outbound, &welcome);
         stream.waiting.extend(self.turns.unanswered(stream.takes_steps));
@@ -334,6 +335,7 @@ impl Link {
                 return Some(End::Lost { reason: "the lease is lost".to_owned(), at_once: true });
             }
             Some(Message::HeartbeatAck(ack)) => {
+                self.curator.told(ack.curator.as_ref());
                 if let Some(sent) = stream.answered(ack.sequence) {
                     self.hold(sent, stream.lease);
                 }

@@ -125,7 +125,7 @@ pub(crate) struct SpecArgs {
     /// How its tools are kept apart, instead of the document's `sandbox` as a whole: level, network, memory_mb, pids, cpu_seconds, disk_mb.
     #[arg(long, value_name = "KEY=VALUE,…", allow_hyphen_values = true)]
     pub sandbox: Option<String>,
-    /// When people are asked before what it does, instead of the document's `approvals` as a whole: mode, timeout_seconds, and any number of
+    /// When people are asked before what it does, instead of the document's `approvals` as a whole: mode, smart_model, timeout_seconds, and any number of
     /// allow and deny.
     #[arg(long, value_name = "KEY=VALUE,…", allow_hyphen_values = true)]
     pub approvals: Option<String>,
@@ -136,6 +136,9 @@ pub(crate) struct SpecArgs {
     /// Models asked in this order when its own cannot answer, separated by commas; "" means none.
     #[arg(long, value_name = "A,B")]
     pub fallback_models: Option<String>,
+    /// Agents that it may ask by itself, separated by commas; "" means none.
+    #[arg(long, value_name = "A,B")]
+    pub may_ask: Option<String>,
     /// The text of SOUL.md; `-` reads stdin.
     #[arg(long, value_name = "FILE")]
     pub soul_file: Option<PathBuf>,

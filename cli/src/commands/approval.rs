@@ -70,6 +70,7 @@ struct ApprovalView {
     asker: String,
     state: String,
     answered_by: Option<String>,
+    judgement: Option<String>,
     asked_at_ms: i64,
     expires_at_ms: i64,
 }
@@ -88,6 +89,7 @@ impl ApprovalView {
             asker: approval.asker,
             state: approval.state,
             answered_by: Some(approval.answered_by).filter(|by| !by.is_empty()),
+            judgement: Some(approval.judgement).filter(|said| !said.is_empty()),
             asked_at_ms: approval.asked_at_ms,
             expires_at_ms: approval.expires_at_ms,
         }
@@ -145,6 +147,7 @@ mod tests {
             asker: "telegram/helper/777".into(),
             state: "pending".into(),
             answered_by: String::new(),
+            judgement: "It is not sure.".into(),
             asked_at_ms: 1_700_000_000_000,
             expires_at_ms: 1_700_000_300_000,
         };
@@ -159,7 +162,9 @@ mod tests {
         assert_eq!(table.trim_end().lines().count(), 2, "{table}");
         let json = render(&list, Format::Json, Paint::Off).unwrap();
         assert!(
-            json.contains("\"call\": \"rm -rf build\\necho done\"") && json.contains("\"answered_by\": null"),
+            json.contains("\"call\": \"rm -rf build\\necho done\"")
+                && json.contains("\"answered_by\": null")
+                && json.contains("\"judgement\": \"It is not sure.\""),
             "{json}"
         );
         let one = render(&ApprovalView::from_proto(approval), Format::Table, Paint::Off).unwrap();

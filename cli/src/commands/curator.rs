@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use hermes_core::curator::Curator;
 use hermes_proto::v1::agent_service_client::AgentServiceClient;
 use hermes_proto::v1::{self, CuratorAction, SkillState};
 use serde::Serialize;
@@ -52,7 +53,12 @@ pub(crate) async fn run(command: CuratorCommand, inv: &mut Invocation) -> anyhow
 /// How all stands, and what was done.
 #[derive(Serialize)]
 struct CuratorView {
+    enabled: bool,
     paused: bool,
+    interval_hours: u64,
+    min_idle_hours: u64,
+    stale_after_days: u64,
+    archive_after_days: u64,
     runs: u64,
     last_run_at: Option<String>,
     last_summary: Option<String>,
@@ -98,7 +104,13 @@ struct ChangeView {
 impl CuratorView {
     fn from_proto(answer: v1::CurateSkillsResponse, dry_run: bool, ran: bool) -> Self {
         let ranked = |list: Vec<v1::SkillActivity>| list.into_iter().map(ActivityView::from_proto).collect();
+        let (settings, usual) = (answer.settings.unwrap_or_default(), Curator::default());
         Self {
+            enabled: settings.enabled.unwrap_or(usual.enabled),
+            interval_hours: settings.interval_hours.unwrap_or(usual.interval_hours),
+            min_idle_hours: settings.min_idle_hours.unwrap_or(usual.min_idle_hours),
+            stale_after_days: settings.stale_after_days.unwrap_or(usual.stale_after_days),
+            archive_after_days: settings.archive_after_days.unwrap_or(usual.archive_after_days),
             paused: answer.paused,
             runs: answer.runs,
             last_run_at: answer.last_run_at,
@@ -171,13 +183,22 @@ impl View for CuratorView {
         if !text.is_empty() {
             text.push('\n');
         }
-        let state = if self.paused { "PAUSED" } else { "ENABLED" };
+        let state = match (self.enabled, self.paused) {
+            (false, _) => "DISABLED",
+            (true, true) => "PAUSED",
+            (true, false) => "ENABLED",
+        };
         let _ = writeln!(text, "{}", paint.bold(&format!("curator: {state}")));
         let _ = writeln!(text, "  runs:         {}", self.runs);
         let _ = writeln!(text, "  last run:     {}", plain(&or_dash(self.last_run_at.as_deref())));
         let _ = writeln!(text, "  last summary: {}", plain(&or_dash(self.last_summary.as_deref())));
-        text.push_str("  by itself:    every 7 d, after 2 h without work\n");
-        text.push_str("  stale after:  30 d without use, archived after 90 d\n");
+        let every = match self.interval_hours {
+            hours if hours % 24 == 0 => format!("{} d", hours / 24),
+            hours => format!("{hours} h"),
+        };
+        let _ = writeln!(text, "  by itself:    every {every}, after {} h without work", self.min_idle_hours);
+        let (stale, archive) = (self.stale_after_days, self.archive_after_days);
+        let _ = writeln!(text, "  stale after:  {stale} d without use, archived after {archive} d");
         let _ = writeln!(
             text,
             "skills the agent made: {} active, {} stale, {} archived",
@@ -256,6 +277,11 @@ mod tests {
                 folder: "skills/.archive/old".into(),
             }],
             more_changes: 2,
+            settings: Some(v1::Curator {
+                interval_hours: Some(36),
+                stale_after_days: Some(60),
+                ..v1::Curator::default()
+            }),
         }
     }
 

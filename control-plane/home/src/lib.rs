@@ -10,6 +10,7 @@ pub mod curator;
 pub mod danger;
 pub mod memory;
 mod path;
+pub mod skill;
 pub mod threats;
 
 pub use path::DocumentPath;

@@ -58,7 +58,7 @@ pub struct ReplyTarget {
 pub struct InboundMessage {
     /// Where it came from.
     pub source: Source,
-    /// No rule of the account names its sender or chat. It is nobody's message unless its sender has paired; the account pairs.
+    /// No rule of the account names its sender or chat. It is nobody's message unless its sender has paired.
     pub stranger: bool,
     /// Its text; U+0000 has become U+FFFD.
     pub text: String,

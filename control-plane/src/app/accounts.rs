@@ -108,7 +108,8 @@ fn build(id: &str, wanted: &Wanted) -> Result<Arc<dyn Adapter>, String> {
                 allow_users: account.allow_users.clone(),
                 allow_chats: account.allow_chats.clone(),
                 allow_all: account.allow_all,
-                pairs: account.pairs(),
+                // Where not everybody may talk, those who have paired may.
+                strangers: !account.allow_all,
                 rate: account.rate,
                 streaming: account.streaming,
             };

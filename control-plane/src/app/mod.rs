@@ -52,6 +52,7 @@ use crate::grpc::worker_api::WorkerApi;
 use crate::http;
 use crate::identity::{Authority, Clock, Tokens};
 use crate::intake::{Intake, Sink};
+use crate::judge::Judge;
 use crate::models::Broker;
 use crate::outbox::{Adapters, Outbox};
 use crate::registry::{Homes, Registry};
@@ -223,6 +224,7 @@ impl Replica {
                 self.dispatcher.clone(),
                 tools,
                 attachments.clone(),
+                Judge::new(budgets.clone(), broker.clone(), metrics.clone()),
                 self.tasks.clone(),
             ))
             .add_service(ModelApi::server(

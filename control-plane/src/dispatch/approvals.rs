@@ -2,12 +2,15 @@
 //!
 //! Called by the worker's service with a call that the worker must not make unasked, and by whoever committed an answer. It owns no
 //! state: what was asked and answered is in the store. Always true: the call is judged here again, so the question says what this side
-//! sees in it; nothing is allowed but by an answer, an earlier grant or the configuration; while a turn waits, it is not standing still.
+//! sees in it; nothing is allowed but by an answer, an earlier grant, the configuration or, where that says so, a model's verdict, which is
+//! stored with the question before it counts; while a turn waits, it is not standing still.
 //! It waits by a nudge where the answer came through this replica or another one rang, and looks every second all the same.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
+use hermes_core::approvals::smart::{Opinion, Questioned};
 use hermes_core::approvals::{self, Mode};
 use hermes_core::sandbox::{Level, Network};
 use hermes_core::turn::TurnInput;
@@ -17,12 +20,16 @@ use uuid::Uuid;
 
 use super::{Dispatcher, Question};
 use crate::doorbell::Word;
-use crate::store::{self, ApprovalAsk, ApprovalAsked, ApprovalState, TurnId};
+use crate::judge::{self, Case, Judge};
+use crate::registry::Snapshot;
+use crate::store::{self, ApprovalAsk, ApprovalAsked, ApprovalState, Judged, TurnId};
 
 /// How long one call of the worker waits; it comes again.
 const WAIT: Duration = Duration::from_secs(20);
 /// How often the store is asked without a nudge.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long a call is left to the model that judges it, beyond the time that its answer may take.
+const JUDGED_WITHIN: Duration = Duration::from_secs(10);
 /// Most of a call that is shown, in characters.
 const MAX_SHOWN: usize = 2500;
 
@@ -44,14 +51,14 @@ pub struct DangerousCall {
 }
 
 /// What may become of a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Permission {
     /// Nobody has answered yet.
     Pending,
     /// It may be made.
     Allowed,
-    /// It may not: somebody, or the configuration, said so.
-    Denied,
+    /// It may not: somebody, or the configuration, said so; or a model, with why.
+    Denied(Option<String>),
     /// It may not: nobody answered in time.
     Expired,
     /// Somebody else has the turn.
@@ -68,38 +75,55 @@ impl Dispatcher {
     }
 
     /// Whether the call may be made; asks where somebody has to say so, and waits a while for the answer. `worker` is the uuid of
-    /// the worker that runs the turn.
+    /// the worker that runs the turn, `own_model` the model that its session chose.
     ///
     /// # Errors
     /// [`store::Error::Unavailable`]: repeat it.
-    pub async fn permission(&self, worker: Uuid, agent_no: i32, call: &DangerousCall) -> store::Result<Permission> {
-        let Some(ask) = self.judged(agent_no, call).await? else { return Ok(Permission::Allowed) };
-        let Some(ask) = ask else { return Ok(Permission::Denied) };
+    pub async fn permission(
+        &self,
+        worker: Uuid,
+        agent_no: i32,
+        own_model: Option<&str>,
+        call: &DangerousCall,
+        judge: &Judge,
+    ) -> store::Result<Permission> {
+        let Ruled { ask, review } = match self.ruled(agent_no, call).await? {
+            Ruling::Fine => return Ok(Permission::Allowed),
+            Ruling::Refused => return Ok(Permission::Denied(None)),
+            Ruling::Ask(ruled) => *ruled,
+        };
         let inner = &self.inner;
         let wait = tokio::time::sleep(WAIT);
         tokio::pin!(wait);
         loop {
             let mut answered = std::pin::pin!(inner.approvals.notified());
             answered.as_mut().enable();
-            let (id, state, left) = match inner.store.approval_ask(&ask).await? {
+            let (id, state, left, judging, why) = match inner.store.approval_ask(&ask).await? {
                 ApprovalAsked::Fenced => return Ok(Permission::Fenced),
                 ApprovalAsked::OtherCall => return Ok(Permission::OtherCall),
-                ApprovalAsked::Stands { id, state, asked, left } => {
+                ApprovalAsked::Stands { id, state: ApprovalState::Pending, judge: true, .. } => {
+                    tracing::info!(turn = %call.turn, step = call.step, question = id, tool = call.name, "a model judges a call");
+                    self.judged(own_model, call, &ask, &review, agent_no, judge).await?;
+                    continue;
+                }
+                ApprovalAsked::Stands { id, state, asked, left, judging, why, .. } => {
                     if asked {
                         tracing::info!(turn = %call.turn, step = call.step, question = id, tool = call.name, "somebody is asked for a call");
                         inner.outbox.nudge();
                     }
-                    (id, state, left)
+                    (id, state, left, judging, why)
                 }
             };
             match state {
                 ApprovalState::Allowed => return Ok(Permission::Allowed),
-                ApprovalState::Denied => return Ok(Permission::Denied),
+                ApprovalState::Denied => return Ok(Permission::Denied(why)),
                 ApprovalState::Expired => return Ok(Permission::Expired),
                 ApprovalState::Pending => {}
             }
-            let text = format!("{}{id}{}", ask.text.0, ask.text.1);
-            inner.live.ask(call.turn, Question { id, text, left });
+            if !judging {
+                let text = format!("{}{id}{}", ask.text.0, ask.text.1);
+                inner.live.ask(call.turn, Question { id, text, left });
+            }
             if !inner.fleet.progressed(worker, call.turn, call.epoch) {
                 return Ok(Permission::Fenced);
             }
@@ -111,14 +135,53 @@ impl Dispatcher {
         }
     }
 
-    /// The question about a call; `None`: it may be made; `Some(None)`: nobody can allow it.
-    async fn judged(&self, agent_no: i32, call: &DangerousCall) -> store::Result<Option<Option<ApprovalAsk>>> {
+    /// Has a call judged by a model, and its verdict stored with the question.
+    async fn judged(
+        &self,
+        own_model: Option<&str>,
+        call: &DangerousCall,
+        ask: &ApprovalAsk,
+        review: &Review,
+        agent_no: i32,
+        judge: &Judge,
+    ) -> store::Result<()> {
+        let snapshot = &review.snapshot;
+        let Some(agent) = snapshot.by_no(agent_no) else { return Ok(()) };
+        let model = review.model.as_deref().or(own_model);
+        let case = Case { snapshot, agent, model, turn: call.turn, epoch: call.epoch, step: call.step };
+        let questioned = Questioned {
+            tool: &call.name,
+            arguments: &call.arguments,
+            says: &ask.reason,
+            boundary: review.boundary,
+            request: &review.request,
+        };
+        let (opinion, usage) = judge.opinion(case, &questioned).await;
+        if let Some(usage) = usage {
+            self.inner.fleet.note_usage(call.turn, call.epoch, &usage, None);
+        }
+        let (judged, why) = match &opinion {
+            Opinion::Approve(why) => (Judged::Allowed, why),
+            Opinion::Deny(why) => (Judged::Denied, why),
+            Opinion::Escalate(why) => (Judged::Open, why),
+        };
+        let counts = self.inner.store.approval_judged(ask, judged, why).await?;
+        tracing::info!(turn = %call.turn, step = call.step, ?judged, why, counts, "a model has judged a call");
+        if judged == Judged::Open {
+            self.inner.outbox.nudge();
+        }
+        self.approval_answered();
+        Ok(())
+    }
+
+    /// What the rules say of a call, and the question about it where they leave it to somebody.
+    async fn ruled(&self, agent_no: i32, call: &DangerousCall) -> store::Result<Ruling> {
         let snapshot = self.inner.registry.current();
-        let Some(agent) = snapshot.by_no(agent_no) else { return Ok(Some(None)) };
+        let Some(agent) = snapshot.by_no(agent_no) else { return Ok(Ruling::Refused) };
         let approvals = snapshot.document.approvals_of(&agent.spec);
         let sandbox = snapshot.document.sandbox_of(&agent.spec);
         let guard = Guard {
-            asks: approvals.mode == Mode::Manual,
+            asks: approvals.mode != Mode::Off,
             contained: sandbox.level == Level::Strict && sandbox.network == Network::None,
             allow: &approvals.allow,
             deny: &approvals.deny,
@@ -126,8 +189,8 @@ impl Dispatcher {
         let arguments: serde_json::Value = serde_json::from_str(&call.arguments).unwrap_or_default();
         let argument = |name: &str| arguments.get(name).and_then(serde_json::Value::as_str);
         let patterns = match judge(&call.name, argument, guard) {
-            Judgement::Fine => return Ok(None),
-            Judgement::Hardline(_) | Judgement::Denied(_) => return Ok(Some(None)),
+            Judgement::Fine => return Ok(Ruling::Fine),
+            Judgement::Hardline(_) | Judgement::Denied(_) => return Ok(Ruling::Refused),
             Judgement::Ask(patterns) => patterns,
         };
         let turn = self.inner.store.turn_get(call.turn).await?;
@@ -141,7 +204,8 @@ impl Dispatcher {
         };
         let timeout = Duration::from_secs(approvals.timeout_seconds);
         let text = question(&call.name, &shown, &says, timeout);
-        Ok(Some(Some(ApprovalAsk {
+        let smart = approvals.mode == Mode::Smart;
+        let ask = ApprovalAsk {
             turn: call.turn,
             epoch: call.epoch,
             step: call.step,
@@ -153,8 +217,45 @@ impl Dispatcher {
             patterns: keys,
             timeout,
             text,
-        })))
+            judge: if smart { judge::TIME + JUDGED_WITHIN } else { Duration::ZERO },
+        };
+        let boundary = match (sandbox.level, sandbox.network) {
+            (Level::Strict, Network::None) => "they see the agent's own files alone, and no network",
+            (Level::Strict, Network::Open) => "they see the agent's own files alone, and reach the network",
+            (Level::Home, Network::None) => "they see the agent's whole home, and no network",
+            (Level::Home, Network::Open) => "they see the agent's whole home, and reach the network",
+            (Level::Off, _) => "nothing keeps them from the machine that they run on",
+        };
+        let model = approvals.smart_model.clone();
+        let review = Review { request: input.text, boundary, model, snapshot };
+        Ok(Ruling::Ask(Box::new(Ruled { ask, review })))
     }
+}
+
+/// What the rules make of a call.
+enum Ruling {
+    /// It may be made.
+    Fine,
+    /// Nobody can allow it.
+    Refused,
+    /// Somebody has to allow it.
+    Ask(Box<Ruled>),
+}
+
+/// A call that somebody has to allow.
+struct Ruled {
+    ask: ApprovalAsk,
+    review: Review,
+}
+
+/// What a model that judges a call is told beside it.
+struct Review {
+    /// The message that led to it.
+    request: String,
+    boundary: &'static str,
+    /// Who judges; nothing: the agent's own model.
+    model: Option<String>,
+    snapshot: Arc<Snapshot>,
 }
 
 /// The same for equal calls alone.
@@ -181,10 +282,7 @@ fn foreign(arguments: &serde_json::Value) -> String {
 
 /// A call without what would show as something else than it is.
 fn shown(text: &str) -> String {
-    let hidden = |c: char| {
-        c.is_control() && c != '\n' && c != '\t'
-            || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
-    };
+    let hidden = |c: char| c.is_control() && c != '\n' && c != '\t' || approvals::is_hidden(c);
     let mut chars = text.chars();
     let mut shown: String = chars.by_ref().take(MAX_SHOWN).map(|c| if hidden(c) { '\u{fffd}' } else { c }).collect();
     let rest = chars.count();

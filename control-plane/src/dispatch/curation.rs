@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use hermes_core::AgentId;
+use hermes_core::curator::Curator;
 use hermes_home::curator::{Order, Report};
 use tokio::sync::oneshot;
 
@@ -82,12 +84,12 @@ impl Drop for Asked<'_> {
 
 impl Dispatcher {
     /// Has a worker of the agent do it.
-    pub async fn curate(&self, agent_no: i32, order: Order) -> Curated {
+    pub async fn curate(&self, agent_no: i32, order: Order, settings: Curator) -> Curated {
         let Some(worker) = self.inner.fleet.curator_of(agent_no) else { return Curated::NoWorker };
         // Another replica's question must not be taken for this one when the worker comes from there.
         let id = rand::random();
         let (_asked, answered) = self.inner.curations.ask(worker, id);
-        if !self.inner.fleet.send(worker, ToWorker::Curate { id, order }) {
+        if !self.inner.fleet.send(worker, ToWorker::Curate { id, order, settings }) {
             return Curated::NoWorker;
         }
         match tokio::time::timeout(PATIENCE, answered).await {
@@ -96,6 +98,12 @@ impl Dispatcher {
             Ok(Err(_)) => Curated::Left,
             Err(_) => Curated::Late,
         }
+    }
+
+    /// When the skills of an agent are looked after, as of now; nothing for one that is not registered.
+    pub fn curator_of(&self, agent: &AgentId) -> Option<Curator> {
+        let snapshot = self.inner.registry.current();
+        snapshot.agent(agent).map(|agent| snapshot.document.curator_of(&agent.spec))
     }
 
     /// What a worker says of the order `id`; one that it was not given, or that nobody waits for any more, is no concern.

@@ -223,6 +223,9 @@ async fn poll_once(dispatcher: &Dispatcher) -> store::Result<()> {
         let cancelled = inner.store.removed_cancel(REMOVED_NOTICE).await?;
         tracing::info!(cancelled, "waiting turns of removed agents were cancelled");
     }
+    if answer.forsaken {
+        dispatcher.forsake().await?;
+    }
     if answer.signals {
         dispatcher.signalled();
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::Dispatcher;
-use crate::store::{self, SessionId, Stopped};
+use crate::store::{self, SessionId, Stopped, TurnId};
 
 /// What a chat is told of its turn that was stopped.
 pub const STOPPED: &str = "Stopped.";
@@ -31,6 +31,27 @@ impl Dispatcher {
         let stopped = self.inner.store.stop(session, seq, STOPPED).await?;
         self.stopped(stopped);
         Ok(stopped)
+    }
+
+    /// Nobody waits any more for the answer of a turn that an agent was asked: it stops, or never begins.
+    ///
+    /// # Errors
+    /// [`store::Error::Unavailable`]: repeat it.
+    pub async fn withdraw(&self, turn: TurnId) -> store::Result<Stopped> {
+        let stopped = self.inner.store.withdraw(turn, STOPPED).await?;
+        self.stopped(stopped);
+        Ok(stopped)
+    }
+
+    /// Withdraws what was asked by turns that have ended or wait no more.
+    pub(super) async fn forsake(&self) -> store::Result<()> {
+        for stopped in self.inner.store.forsake(STOPPED).await? {
+            if let Stopped::Asked(turn) | Stopped::Cancelled(turn) = stopped {
+                tracing::info!(%turn, ?stopped, "nobody waits for the answer of an asked agent any more");
+            }
+            self.stopped(stopped);
+        }
+        Ok(())
     }
 
     /// A stop was committed.

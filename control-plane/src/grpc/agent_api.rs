@@ -322,9 +322,11 @@ impl AgentService for AgentApi {
         let request = request.into_inner();
         let id = agent_id("id", &request.id)?;
         let order = curator::order_from(&request)?;
-        let no = self.registry.current().agent(&id).ok_or_else(|| unknown(&id))?.no;
-        let curated = self.dispatcher.curate(no, order).await;
-        Ok(Response::new(curator::answer(id.as_str(), curated)?))
+        let snapshot = self.registry.current();
+        let agent = snapshot.agent(&id).ok_or_else(|| unknown(&id))?;
+        let settings = snapshot.document.curator_of(&agent.spec);
+        let curated = self.dispatcher.curate(agent.no, order, settings).await;
+        Ok(Response::new(curator::answer(id.as_str(), curated, settings)?))
     }
 
     async fn rollback_agent(

@@ -112,6 +112,7 @@ fn approval_to(row: ApprovalRow) -> v1::Approval {
         answered_by: row.answered_by.unwrap_or_default(),
         asked_at_ms: row.asked_at.as_millisecond(),
         expires_at_ms: row.expires_at.as_millisecond(),
+        judgement: row.judgement.unwrap_or_default(),
     }
 }
 

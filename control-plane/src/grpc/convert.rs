@@ -12,9 +12,9 @@ use hermes_core::{AgentId, Source};
 use hermes_proto::v1;
 use tonic::Status;
 
-use super::mcp;
 use super::runtime;
 use super::status::{Reason, invalid, refuse};
+use super::{curator, mcp};
 use crate::registry::{EditError, Registry, Snapshot};
 use crate::store::{self, TurnEnd};
 use crate::{intake, registry};
@@ -63,6 +63,7 @@ pub(super) fn spec_from(spec: v1::AgentSpec) -> AgentSpec {
         disabled_toolsets: spec.disabled_toolsets.map(|list| list.values),
         sandbox: spec.sandbox.map(sandbox_from),
         approvals: spec.approvals.map(approvals_from),
+        curator: spec.curator.map(curator::settings_from),
         mcp_servers: spec.mcp_servers.map(|list| list.servers.into_iter().map(mcp::server_from).collect()),
         fallback_models: spec.fallback_models.map(|list| list.values),
         budget: spec.budget.map(budget_from),
@@ -94,8 +95,10 @@ fn approvals_from(approvals: v1::Approvals) -> Approvals {
     Approvals {
         mode: match approvals.mode() {
             v1::ApprovalMode::Manual | v1::ApprovalMode::Unspecified => Mode::Manual,
+            v1::ApprovalMode::Smart => Mode::Smart,
             v1::ApprovalMode::Off => Mode::Off,
         },
+        smart_model: approvals.smart_model,
         timeout_seconds: approvals.timeout_seconds.unwrap_or(Approvals::default().timeout_seconds),
         allow: approvals.allow,
         deny: approvals.deny,
@@ -106,10 +109,12 @@ fn approvals_from(approvals: v1::Approvals) -> Approvals {
 pub(super) fn approvals_to(approvals: &Approvals) -> v1::Approvals {
     let mode = match approvals.mode {
         Mode::Manual => v1::ApprovalMode::Manual,
+        Mode::Smart => v1::ApprovalMode::Smart,
         Mode::Off => v1::ApprovalMode::Off,
     };
     v1::Approvals {
         mode: mode.into(),
+        smart_model: approvals.smart_model.clone(),
         timeout_seconds: Some(approvals.timeout_seconds),
         allow: approvals.allow.clone(),
         deny: approvals.deny.clone(),
@@ -174,6 +179,7 @@ pub(super) fn spec_to(spec: &AgentSpec) -> v1::AgentSpec {
         disabled_toolsets: list(&spec.disabled_toolsets),
         sandbox: spec.sandbox.as_ref().map(sandbox_to),
         approvals: spec.approvals.as_ref().map(approvals_to),
+        curator: spec.curator.map(curator::settings_to),
         mcp_servers: spec.mcp_servers.as_ref().map(|all| v1::McpServers { servers: mcp::servers_to(all) }),
         fallback_models: list(&spec.fallback_models),
         budget: spec.budget.as_ref().map(budget_to),
@@ -194,6 +200,7 @@ pub(super) fn spec_over(base: AgentSpec, over: AgentSpec) -> AgentSpec {
         disabled_toolsets: over.disabled_toolsets.or(base.disabled_toolsets),
         sandbox: over.sandbox.or(base.sandbox),
         approvals: over.approvals.or(base.approvals),
+        curator: over.curator.or(base.curator),
         mcp_servers: over.mcp_servers.or(base.mcp_servers),
         fallback_models: over.fallback_models.or(base.fallback_models),
         budget: over.budget.or(base.budget),
@@ -215,6 +222,7 @@ pub(super) fn spec_cleared(mut spec: AgentSpec, fields: &[String]) -> Result<Age
             "disabled_toolsets" => spec.disabled_toolsets = None,
             "sandbox" => spec.sandbox = None,
             "approvals" => spec.approvals = None,
+            "curator" => spec.curator = None,
             "mcp_servers" => spec.mcp_servers = None,
             "fallback_models" => spec.fallback_models = None,
             "budget" => spec.budget = None,

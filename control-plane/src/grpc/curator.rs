@@ -1,5 +1,6 @@
 //! The curator of skills on the wire: orders for workers, reports for operators.
 
+use hermes_core::curator::Curator;
 use hermes_home::curator::{Activity, Archived, Change, MAX_LISTED, Order, Report, State};
 use hermes_proto::v1;
 use tonic::Status;
@@ -28,9 +29,31 @@ pub(super) fn order_from(request: &v1::CurateSkillsRequest) -> Result<Order, Sta
     })
 }
 
-pub(super) fn order_to(id: u64, order: &Order) -> v1::Curate {
+pub(super) fn order_to(id: u64, order: &Order, settings: Curator) -> v1::Curate {
     // A text and a few words.
-    v1::Curate { id, order: serde_json::to_vec(order).unwrap_or_default() }
+    v1::Curate { id, order: serde_json::to_vec(order).unwrap_or_default(), curator: Some(settings_to(settings)) }
+}
+
+/// On the wire, whole.
+pub(super) fn settings_to(settings: Curator) -> v1::Curator {
+    v1::Curator {
+        enabled: Some(settings.enabled),
+        interval_hours: Some(settings.interval_hours),
+        min_idle_hours: Some(settings.min_idle_hours),
+        stale_after_days: Some(settings.stale_after_days),
+        archive_after_days: Some(settings.archive_after_days),
+    }
+}
+
+pub(super) fn settings_from(settings: v1::Curator) -> Curator {
+    let usual = Curator::default();
+    Curator {
+        enabled: settings.enabled.unwrap_or(usual.enabled),
+        interval_hours: settings.interval_hours.unwrap_or(usual.interval_hours),
+        min_idle_hours: settings.min_idle_hours.unwrap_or(usual.min_idle_hours),
+        stale_after_days: settings.stale_after_days.unwrap_or(usual.stale_after_days),
+        archive_after_days: settings.archive_after_days.unwrap_or(usual.archive_after_days),
+    }
 }
 
 /// What a worker says came of it.
@@ -42,7 +65,7 @@ pub(super) fn curated_from(curated: &v1::Curated) -> Result<Box<Report>, String>
 }
 
 /// The answer for the operator, or why there is none.
-pub(super) fn answer(agent: &str, curated: Curated) -> Result<v1::CurateSkillsResponse, Status> {
+pub(super) fn answer(agent: &str, curated: Curated, settings: Curator) -> Result<v1::CurateSkillsResponse, Status> {
     let unknown = |what: &str| {
         let message = format!(
             "{what}, so nobody knows whether it was done; every skill is whole, and `hermesctl curator status {agent}` shows where"
@@ -50,7 +73,7 @@ pub(super) fn answer(agent: &str, curated: Curated) -> Result<v1::CurateSkillsRe
         Err(refuse(Reason::TimeLimit, message))
     };
     match curated {
-        Curated::Done(report) => Ok(report_to(*report)),
+        Curated::Done(report) => Ok(report_to(*report, settings)),
         Curated::Refused(problem) => Err(refuse(Reason::Conflict, problem)),
         Curated::NoWorker => Err(refuse(
             Reason::Conflict,
@@ -64,7 +87,7 @@ pub(super) fn answer(agent: &str, curated: Curated) -> Result<v1::CurateSkillsRe
     }
 }
 
-fn report_to(report: Report) -> v1::CurateSkillsResponse {
+fn report_to(report: Report, settings: Curator) -> v1::CurateSkillsResponse {
     let some = |list: Vec<Activity>| list.into_iter().take(MAX_LISTED).map(activity_to).collect();
     v1::CurateSkillsResponse {
         paused: report.paused,
@@ -81,6 +104,7 @@ fn report_to(report: Report) -> v1::CurateSkillsResponse {
         archive: report.archive.into_iter().take(MAX_LISTED).map(archived_to).collect(),
         changes: report.changes.into_iter().take(MAX_LISTED).map(change_to).collect(),
         more_changes: report.more_changes,
+        settings: Some(settings_to(settings)),
     }
 }
 
@@ -110,5 +134,28 @@ fn change_to(change: Change) -> v1::SkillChange {
         from: state(change.from).into(),
         to: state(change.to).into(),
         folder: change.folder,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A worker that is told nothing and one that is told the defaults do the same.
+    #[test]
+    fn both_sides_have_the_same_defaults() {
+        let (here, there) = (Curator::default(), hermes_home::curator::Settings::default());
+        assert_eq!(
+            (here.enabled, here.interval_hours, here.min_idle_hours, here.stale_after_days, here.archive_after_days),
+            (
+                there.enabled,
+                there.interval_hours,
+                there.min_idle_hours,
+                there.stale_after_days,
+                there.archive_after_days
+            )
+        );
+        assert_eq!(settings_from(v1::Curator::default()), here);
+        assert_eq!(settings_from(settings_to(Curator { enabled: false, interval_hours: 3, ..here })).interval_hours, 3);
     }
 }

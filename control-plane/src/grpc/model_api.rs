@@ -6,8 +6,7 @@
 
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
-use hermes_core::AgentId;
-use hermes_core::config::{Model, Resolved, resolve_models, with_own_model};
+use hermes_core::config::{resolve_models, with_own_model};
 use hermes_core::turn::Role;
 use hermes_proto::v1;
 use hermes_proto::v1::model_service_server::{ModelService, ModelServiceServer};
@@ -21,7 +20,7 @@ use super::worker_api::{Caller, caller, turn_ref};
 use crate::attachments::Attachments;
 use crate::budget::{Admitted, Budgets, Refusal, Wish};
 use crate::dispatch::Dispatcher;
-use crate::models::{self, Broker, MAX_CALL_ID, Message, ModelEvent, ModelTarget, ProviderTarget, Shown, ToolCall};
+use crate::models::{self, Broker, MAX_CALL_ID, Message, ModelEvent, ModelTarget, Shown, ToolCall};
 use crate::registry::Registry;
 use crate::telemetry::{self, Metrics, TRACE};
 
@@ -66,32 +65,6 @@ impl ModelApi {
         ModelServiceServer::new(Self { registry, dispatcher, budgets, broker, attachments, metrics })
             .max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES)
             .max_encoding_message_size(hermes_proto::MAX_MESSAGE_BYTES)
-    }
-}
-
-/// Kind of provider, for metrics.
-fn kind_of(resolved: &Resolved) -> &'static str {
-    match resolved {
-        Resolved::Echo => "builtin",
-        Resolved::Unserved => "none",
-        Resolved::Endpoint(endpoint) => endpoint.kind.as_str(),
-    }
-}
-
-/// Who answers as this model.
-fn target_of(model: Model, agent: &AgentId) -> ModelTarget {
-    match model.resolved {
-        Resolved::Echo => ModelTarget::Echo,
-        Resolved::Unserved => ModelTarget::Unserved { model: model.id },
-        Resolved::Endpoint(endpoint) => ModelTarget::Provider(ProviderTarget {
-            provider: endpoint.provider.unwrap_or_else(|| format!("agent {agent}")),
-            kind: endpoint.kind,
-            base_url: endpoint.base_url,
-            api_key_env: endpoint.api_key_env,
-            model: endpoint.model,
-            configured: model.id,
-            price: endpoint.price,
-        }),
     }
 }
 
@@ -228,7 +201,7 @@ impl ModelService for ModelApi {
         }
         let spec = with_own_model(&snapshot.models, &entry.spec, running.model.as_deref());
         let models = resolve_models(&snapshot.models, &spec);
-        let kind = models.first().map_or("none", |model| kind_of(&model.resolved));
+        let kind = models.first().map_or("none", |model| models::kind_of(&model.resolved));
         let span = tracing::info_span!(target: TRACE, "model", %turn, %agent, kind);
         let span = telemetry::child_of(&header.traceparent, span);
         let asked = Asked {
@@ -259,7 +232,7 @@ impl ModelService for ModelApi {
         match self.budgets.admit(&snapshot, entry, models, Wish { turn, epoch, step, input_bytes }).await {
             Ok(Admitted { models, max_output_tokens, reservation }) => {
                 request.max_output_tokens = max_output_tokens;
-                let targets = models.into_iter().map(|model| target_of(model, &agent)).collect();
+                let targets = models.into_iter().map(|model| ModelTarget::of(model, &agent)).collect();
                 let events = self.broker.generate_by_first(targets, &agent, request);
                 Ok(Response::new(generation::live(asked, events, reservation)))
             }

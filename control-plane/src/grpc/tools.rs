@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::status::{Reason, invalid, refuse};
 use super::steps::step_number;
-use crate::dispatch::DangerousCall;
+use crate::dispatch::{DangerousCall, Permission};
 use crate::models::{MAX_CALL_ID, is_name};
 use crate::store::TurnId;
 use crate::tools::{Answer, Asked, Spec, Tools};
@@ -38,6 +38,19 @@ pub(super) fn dangerous_call(
     let step = step_number(request.step)?;
     let v1::ToolCall { id, name, arguments } = checked(request.call)?;
     Ok(DangerousCall { turn, epoch, step, id, name, arguments })
+}
+
+/// What became of the question about it.
+pub(super) fn permission_to(permission: Permission) -> v1::AskApprovalResponse {
+    let (state, reason) = match permission {
+        Permission::Pending => (v1::ApprovalState::Pending, None),
+        Permission::Allowed => (v1::ApprovalState::Allowed, None),
+        Permission::Denied(why) => (v1::ApprovalState::Denied, why),
+        Permission::Expired => (v1::ApprovalState::Expired, None),
+        Permission::Fenced => (v1::ApprovalState::Fenced, None),
+        Permission::OtherCall => (v1::ApprovalState::OtherCall, None),
+    };
+    v1::AskApprovalResponse { state: state.into(), reason: reason.unwrap_or_default() }
 }
 
 fn checked(call: Option<v1::ToolCall>) -> Result<v1::ToolCall, Status> {

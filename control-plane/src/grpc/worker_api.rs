@@ -31,10 +31,9 @@ use super::status::{Reason, invalid, refuse};
 use super::steps::{self, Recording};
 use super::tools;
 use crate::attachments::Attachments;
-use crate::dispatch::{
-    Arrival, CancelKind, DRAIN_GRACE, Dispatcher, HEARTBEAT, LEASE, Permission, Report, Running, ToWorker,
-};
+use crate::dispatch::{Arrival, CancelKind, DRAIN_GRACE, Dispatcher, HEARTBEAT, LEASE, Report, Running, ToWorker};
 use crate::identity::Principal;
+use crate::judge::Judge;
 use crate::registry::{AgentEntry, Registry, Snapshot};
 use crate::store::{Ended, HomeDocumentInfo, SessionId, TurnId};
 use crate::tasks::Tasks;
@@ -56,6 +55,7 @@ pub struct WorkerApi {
     dispatcher: Dispatcher,
     tools: Tools,
     attachments: Attachments,
+    judge: Judge,
     tasks: Tasks,
 }
 
@@ -96,9 +96,10 @@ impl WorkerApi {
         dispatcher: Dispatcher,
         tools: Tools,
         attachments: Attachments,
+        judge: Judge,
         tasks: Tasks,
     ) -> WorkerServiceServer<Self> {
-        WorkerServiceServer::new(Self { registry, dispatcher, tools, attachments, tasks })
+        WorkerServiceServer::new(Self { registry, dispatcher, tools, attachments, judge, tasks })
             .max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES)
             .max_encoding_message_size(2 * hermes_proto::MAX_MESSAGE_BYTES)
     }
@@ -163,6 +164,7 @@ impl WorkerService for WorkerApi {
             agent: caller.agent.to_string(),
             protocol_version: WORKER_PROTOCOL_VERSION,
             sandbox: sandbox.as_ref().map(convert::sandbox_to),
+            curator: self.dispatcher.curator_of(&caller.agent).map(curator::settings_to),
         };
         let link = Link {
             dispatcher: self.dispatcher.clone(),
@@ -253,16 +255,9 @@ impl WorkerService for WorkerApi {
         let (turn, running) = self.running(&caller, request.turn.as_ref())?;
         let call = tools::dangerous_call((turn, running.epoch), request)?;
         let agent_no = self.agent_no(&caller)?;
-        let permission = self.dispatcher.permission(caller.worker, agent_no, &call).await.map_err(store_status)?;
-        let state = match permission {
-            Permission::Pending => v1::ApprovalState::Pending,
-            Permission::Allowed => v1::ApprovalState::Allowed,
-            Permission::Denied => v1::ApprovalState::Denied,
-            Permission::Expired => v1::ApprovalState::Expired,
-            Permission::Fenced => v1::ApprovalState::Fenced,
-            Permission::OtherCall => v1::ApprovalState::OtherCall,
-        };
-        Ok(Response::new(v1::AskApprovalResponse { state: state.into() }))
+        let own_model = running.model.as_deref();
+        let asked = self.dispatcher.permission(caller.worker, agent_no, own_model, &call, &self.judge).await;
+        asked.map(|permission| Response::new(tools::permission_to(permission))).map_err(store_status)
     }
 
     async fn pin_mcp_tools(
@@ -438,7 +433,8 @@ impl Link {
         match message.message {
             Some(FromWire::Heartbeat(heartbeat)) => {
                 self.dispatcher.fleet().heard(self.worker_id);
-                let ack = ToWorker::HeartbeatAck { sequence: heartbeat.sequence, lease_lost: false };
+                let (sequence, curator) = (heartbeat.sequence, self.dispatcher.curator_of(&self.agent));
+                let ack = ToWorker::HeartbeatAck { sequence, lease_lost: false, curator };
                 self.dispatcher.fleet().send(self.worker_id, ack);
             }
             Some(FromWire::Accepted(accepted)) => {
@@ -540,8 +536,9 @@ fn message_to(message: ToWorker) -> ToWire {
         ToWorker::StepAck { turn, epoch, step, phase, answer } => {
             ToWire::StepAck(steps::ack_to(turn, epoch, step, phase, answer))
         }
-        ToWorker::HeartbeatAck { sequence, lease_lost } => {
-            ToWire::HeartbeatAck(v1::HeartbeatAck { sequence, lease_lost })
+        ToWorker::HeartbeatAck { sequence, lease_lost, curator: of } => {
+            let curator = of.map(curator::settings_to);
+            ToWire::HeartbeatAck(v1::HeartbeatAck { sequence, lease_lost, curator })
         }
         ToWorker::Cancel { turn, epoch, kind, reason } => {
             let kind = match kind {
@@ -555,7 +552,7 @@ fn message_to(message: ToWorker) -> ToWire {
         ToWorker::Steer { turn, epoch, seq, input } => {
             ToWire::Steer(v1::Steer { turn: turn_to(turn, epoch), seq: unsigned(seq), input })
         }
-        ToWorker::Curate { id, order } => ToWire::Curate(curator::order_to(id, &order)),
+        ToWorker::Curate { id, order, settings } => ToWire::Curate(curator::order_to(id, &order, settings)),
         ToWorker::Drain(grace) => {
             // Zero would leave it to the worker.
             ToWire::Drain(v1::Drain { grace_ms: u32::try_from(grace.as_millis()).unwrap_or(u32::MAX).max(1) })

@@ -14,7 +14,7 @@ use hermes_core::config::{Resolved, check_spec, resolve_model, unserved_message,
 use hermes_core::turn::Compress;
 use jiff::Zoned;
 
-use super::answers;
+use super::{answers, keepings};
 use crate::registry::{AgentEntry, Snapshot};
 use crate::store::{Again, Answer, ApprovalAnswer, Effect, Outcome};
 
@@ -142,6 +142,15 @@ pub(super) fn order(given: Given<'_>, giver: Giver<'_>) -> Order {
         Action::Usage => {
             let today = giver.now.start_of_day().map_or_else(|_| giver.now.timestamp(), |day| day.timestamp());
             effect(Effect::Usage(today), |outcome| told(answers::usage(outcome)))
+        }
+        Action::Memory if !arguments.is_empty() => said(
+            "/memory only shows what I keep in mind. Ask me to note something, to change a note or to forget it."
+                .to_owned(),
+        ),
+        Action::Memory => effect(Effect::Notes, |outcome| told(keepings::notes(outcome))),
+        Action::Skills => {
+            let which = arguments.to_owned();
+            effect(Effect::Skills(keepings::MOST_SKILLS), move |outcome| told(keepings::skills(outcome, &which)))
         }
         Action::Model => model(arguments, &giver),
         Action::Queue => turn(BusyMode::Queue, true, false),

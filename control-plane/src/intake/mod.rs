@@ -4,12 +4,13 @@
 //! on their way into one commit. Always true: nothing is acknowledged before the commit; messages that one caller hands over
 //! in order are committed in order; the decision (agent, session key, expiry) is made by `hermes-core` on one snapshot; a slash
 //! command is carried out in its commit, once. It does not authorise messages: accounts and tokens have done that before,
-//! but for strangers of an account that pairs (`pairing`); who may
+//! but for strangers, who may have paired (`pairing`); who may
 //! give which command it does (`commands`).
 
 mod answers;
 mod batch;
 mod commands;
+mod keepings;
 mod notices;
 mod pace;
 mod pairing;

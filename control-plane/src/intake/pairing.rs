@@ -1,6 +1,7 @@
-//! Messages of strangers: heard when their sender has paired, answered with a code in a direct chat, else passed over in silence.
+//! Messages of strangers: heard when their sender has paired, answered with a code in a direct chat where the account pairs, else passed
+//! over in silence.
 //!
-//! Called by the sink, for accounts that pair. Always true: whether somebody has paired is read for each message; a stranger's text goes no
+//! Called by the sink. Always true: whether somebody has paired is read for each message; a stranger's text goes no
 //! further than here; a group is told nothing.
 
 use hermes_core::pairing::{CODE_CHARS, Code};
@@ -38,7 +39,7 @@ impl Intake {
         if store.is_paired(&source.platform, account, user_id).await? {
             return Ok(true);
         }
-        if source.chat_type != "dm" {
+        if source.chat_type != "dm" || !self.registry.current().document.platforms.pairs(&source.platform, account) {
             return Ok(false);
         }
         let chat = LaneKey {

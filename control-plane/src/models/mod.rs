@@ -1,6 +1,6 @@
 //! The model broker: the only part that talks to model providers, and the only one that ever holds their keys.
 //!
-//! Called by the gRPC `ModelService` for a turn that a worker runs. It owns the HTTP client with its connection pool, the
+//! Called by the gRPC `ModelService` for a turn that a worker runs, and by `judge`. It owns the HTTP client with its connection pool, the
 //! time limits and the retry schedule; it keeps nothing per turn. Always true: a call is one stream of [`ModelEvent`] that
 //! ends with exactly one `Done` or `Failed`; dropping the stream drops the provider's connection, because nothing is
 //! spawned; nothing is tried again once a token was passed on; an answer that ends without its provider's end mark is a
@@ -30,7 +30,7 @@ use base64::Engine as _;
 use futures_util::stream::BoxStream;
 use hermes_core::AgentId;
 use hermes_core::budget::Price;
-use hermes_core::config::ProviderKind;
+use hermes_core::config::{Model, ProviderKind, Resolved};
 use hermes_core::turn::{Role, Usage};
 use secrecy::{ExposeSecret as _, SecretString};
 
@@ -64,7 +64,33 @@ pub enum ModelTarget {
     },
 }
 
+/// Kind of provider, for metrics.
+pub fn kind_of(resolved: &Resolved) -> &'static str {
+    match resolved {
+        Resolved::Echo => "builtin",
+        Resolved::Unserved => "none",
+        Resolved::Endpoint(endpoint) => endpoint.kind.as_str(),
+    }
+}
+
 impl ModelTarget {
+    /// Who answers as this model of `agent`'s.
+    pub fn of(model: Model, agent: &AgentId) -> Self {
+        match model.resolved {
+            Resolved::Echo => Self::Echo,
+            Resolved::Unserved => Self::Unserved { model: model.id },
+            Resolved::Endpoint(endpoint) => Self::Provider(ProviderTarget {
+                provider: endpoint.provider.unwrap_or_else(|| format!("agent {agent}")),
+                kind: endpoint.kind,
+                base_url: endpoint.base_url,
+                api_key_env: endpoint.api_key_env,
+                model: endpoint.model,
+                configured: model.id,
+                price: endpoint.price,
+            }),
+        }
+    }
+
     /// The model id as configured.
     pub fn id(&self) -> &str {
         match self {

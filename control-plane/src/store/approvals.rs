@@ -2,7 +2,8 @@
 //!
 //! Called by dispatch, intake and the operators' service. Always true: a question is bound to one step of one turn and to the hash of
 //! its call; it is asked in its chat once, in the commit that makes it; it is answered once, before its time is over by the database's
-//! clock, by whoever was asked, an admin of that chat or an operator.
+//! clock, by whoever was asked, an admin of that chat or an operator. Where a model judges first, it is asked once, by whoever made the
+//! question, and only what it leaves open is put to the person.
 
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub struct ApprovalAsk {
     pub timeout: Duration,
     /// What its chat reads before and behind the number of the question.
     pub text: (String, String),
+    /// How long a model has to judge it first; zero: none does.
+    pub judge: Duration,
 }
 
 /// How a question stands.
@@ -73,10 +76,21 @@ impl ApprovalState {
     }
 }
 
-/// What became of asking.
+/// What a model comes to about a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judged {
+    /// It may be made.
+    Allowed,
+    /// It may not.
+    Denied,
+    /// The person is to say.
+    Open,
+}
+
+/// What became of asking.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ApprovalAsked {
-    /// It stands so. `id` is 0 where nobody had to be asked; `asked`: by this call.
+    /// It stands so. `id` is 0 where nobody had to be asked; `asked`: the person, by this call.
     Stands {
         /// Number of the question.
         id: i64,
@@ -84,6 +98,12 @@ pub enum ApprovalAsked {
         state: ApprovalState,
         /// It is new.
         asked: bool,
+        /// The caller is to have it judged, and nobody else is.
+        judge: bool,
+        /// A model is being asked; the person was not yet.
+        judging: bool,
+        /// What the model said, where it decided.
+        why: Option<String>,
         /// Until its time is over.
         left: Duration,
     },
@@ -142,8 +162,10 @@ pub struct ApprovalRow {
     pub asker: String,
     /// How it stands.
     pub state: ApprovalState,
-    /// Who answered.
+    /// Who answered; `smart`: a model.
     pub answered_by: Option<String>,
+    /// What a model said of it, or why it said nothing; nothing where none was asked.
+    pub judgement: Option<String>,
     /// When it was asked.
     pub asked_at: Timestamp,
     /// When its time is over.
@@ -158,7 +180,7 @@ impl Store {
     pub async fn approval_ask(&self, ask: &ApprovalAsk) -> Result<ApprovalAsked> {
         let rows = self
             .query_retrying(
-                "SELECT * FROM approval_ask($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13)",
+                "SELECT * FROM approval_ask($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14)",
                 &[
                     &ask.turn.session.0,
                     &ask.epoch,
@@ -173,6 +195,7 @@ impl Store {
                     &millis(ask.timeout),
                     &ask.text.0,
                     &ask.text.1,
+                    &millis(ask.judge),
                 ],
             )
             .await?;
@@ -184,9 +207,41 @@ impl Store {
                 id: row.get::<_, Option<i64>>("o_id").unwrap_or(0),
                 state: ApprovalState::from_code(state),
                 asked: row.get("o_asked"),
+                judge: row.get("o_judge"),
+                judging: row.get("o_judging"),
+                why: row.get("o_why"),
                 left: Duration::from_millis(u64::try_from(row.get::<_, i64>("o_left_ms")).unwrap_or(0)),
             },
         })
+    }
+
+    /// What a model said of a call, and why. True: it counts; somebody may have been asked meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: it may count; repeat it.
+    pub async fn approval_judged(&self, ask: &ApprovalAsk, judged: Judged, why: &str) -> Result<bool> {
+        let state = match judged {
+            Judged::Open => 0,
+            Judged::Allowed => 1,
+            Judged::Denied => 2,
+        };
+        let rows = self
+            .query_retrying(
+                "SELECT approval_judged($1,$2,$3,$4,$5,$6,$7,$8,$9)",
+                &[
+                    &ask.turn.session.0,
+                    &ask.turn.seq,
+                    &ask.step,
+                    &ask.hash.as_slice(),
+                    &state,
+                    &why,
+                    &millis(ask.timeout),
+                    &ask.text.0,
+                    &ask.text.1,
+                ],
+            )
+            .await?;
+        Ok(rows.first().is_some_and(|row| row.get(0)))
     }
 
     /// The question that waits for this asker in the current session of a key, in this chat.
@@ -203,7 +258,7 @@ impl Store {
         let sql = "SELECT a.approval_id FROM session_keys k JOIN sessions s ON s.session_id = k.session_id \
                      JOIN approvals a ON a.session_id = s.session_id AND a.seq = s.head_seq AND a.state = 0 \
                    WHERE k.agent_no = $1 AND k.session_key = $2 AND a.lane_id IS NOT DISTINCT FROM $3 AND a.asker = $4 \
-                     AND a.expires_at > clock_timestamp() ORDER BY a.step DESC LIMIT 1";
+                     AND a.judge_until IS NULL AND a.expires_at > clock_timestamp() ORDER BY a.step DESC LIMIT 1";
         let row = self.query_opt(sql, &[&agent_no, &session_key, &lane, &asker]).await?;
         Ok(row.map(|row| row.get(0)))
     }
@@ -259,7 +314,7 @@ impl Store {
 
 const COLUMNS: &str = "SELECT a.approval_id, g.agent_id, a.session_id, a.seq, a.step, a.tool, a.shown, a.reason, a.patterns, a.asker, \
        CASE WHEN a.state = 0 AND (a.expires_at <= clock_timestamp() OR NOT EXISTS (SELECT 1 FROM sessions s \
-         WHERE s.session_id = a.session_id AND s.head_seq = a.seq)) THEN 3 ELSE a.state END::int AS state, a.answered_by, a.asked_at, \
+         WHERE s.session_id = a.session_id AND s.head_seq = a.seq)) THEN 3 ELSE a.state END::int AS state, a.answered_by, a.judgement, a.asked_at, \
        a.expires_at FROM approvals a JOIN agents g USING (agent_no)";
 
 fn approval_row(row: &Row) -> ApprovalRow {
@@ -275,6 +330,7 @@ fn approval_row(row: &Row) -> ApprovalRow {
         asker: row.get("asker"),
         state: ApprovalState::from_code(row.get("state")),
         answered_by: row.get("answered_by"),
+        judgement: row.get("judgement"),
         asked_at: row.get("asked_at"),
         expires_at: row.get("expires_at"),
     }

@@ -2,13 +2,17 @@
 //!
 //! Called by the tool `ask_agent` within its call. Always true: a call asks once, in the commit that makes the answering turn; agents
 //! never wait for each other in a circle, so that somebody's slot always becomes free: asks begin one after the other, and what
-//! a turn waits for is known from its own session, so that one which has ended waits for nothing. It deliberately does not know who
+//! a turn waits for is known from its own session, so that one which has ended waits for nothing; what nobody waits for any more is
+//! withdrawn: it is told to stop, and where it waits it never runs. It deliberately does not know who
 //! may ask whom, nor how long anybody waits.
 
 use std::time::Duration;
 
 use super::calls::{FENCE, THERE, known};
-use super::{CallScope, CallStep, Called, Caller, Result, SessionId, Store, TurnId, millis};
+use super::{CallScope, CallStep, Called, Caller, Result, SessionId, Stopped, Store, TurnId, millis};
+
+/// Most questions that one call withdraws.
+const MOST_FORSAKEN: i32 = 64;
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -95,6 +99,29 @@ impl Store {
         }
         let left = Duration::from_millis(row.get::<_, i64>(3).unsigned_abs());
         Ok(LookedAsk::Waits(AskRow { turn: TurnId { session: SessionId(row.get(1)), seq: row.get(2) }, left }))
+    }
+}
+
+impl Store {
+    /// Nobody waits for the answer of a turn any more: as [`Store::stop`], but one that waits right behind its session's head ends, too.
+    ///
+    /// # Errors
+    /// [`super::Error::Unavailable`]: repeat it.
+    pub async fn withdraw(&self, turn: TurnId, notice: &str) -> Result<Stopped> {
+        let rows =
+            self.query_retrying("SELECT withdraw($1,$2,$3)", &[&turn.session.0, &turn.seq, &notice.as_bytes()]).await?;
+        Ok(rows.first().map_or(Stopped::Nothing, |row| Stopped::from_code(row.get(0), turn)))
+    }
+
+    /// Withdraws what was asked by turns that wait for it no more, and says what became of each.
+    ///
+    /// # Errors
+    /// [`super::Error::Unavailable`]: repeat it.
+    pub async fn forsake(&self, notice: &str) -> Result<Vec<Stopped>> {
+        let sql = "SELECT o_result, o_session, o_seq FROM forsake($1,$2)";
+        let rows = self.query_retrying(sql, &[&MOST_FORSAKEN, &notice.as_bytes()]).await?;
+        let turn = |row: &tokio_postgres::Row| TurnId { session: SessionId(row.get(1)), seq: row.get(2) };
+        Ok(rows.iter().map(|row| Stopped::from_code(row.get(0), turn(row))).collect())
     }
 }
 

@@ -9,6 +9,7 @@ use deadpool_postgres::{Object, Transaction};
 use hermes_core::approvals::Verdict;
 use hermes_core::command::pick;
 use hermes_core::turn::TurnInput;
+use hermes_home::memory::Target;
 use jiff::Timestamp;
 
 use super::approvals::{Answered, ApprovalAnswer, answered, reach};
@@ -16,6 +17,9 @@ use super::{CALL_LIMIT, Error, Result, SessionId, Stopped, Store, TurnId, millis
 
 /// Most earlier sessions that are looked through for a name or number.
 const MOST_SESSIONS: i64 = 200;
+
+/// Most of a document that a command reads, bytes: the longest list of notes, and what a chat is shown of a skill.
+const DOCUMENT_BYTES: i64 = 16 << 10;
 
 /// A command on its way in.
 #[derive(Clone, Debug)]
@@ -57,6 +61,10 @@ pub enum Effect {
     Retry(Again),
     /// Sums up what the session used, and what all of the key used since then.
     Usage(Timestamp),
+    /// Reads the agent's notes.
+    Notes,
+    /// Reads the beginnings of the agent's skills, at most so many.
+    Skills(i64),
     /// Answers whether a call may be made.
     Answer(ApprovalAnswer),
     /// Makes the command's chat the home of its account and agent.
@@ -106,6 +114,8 @@ pub enum Outcome {
     Busy,
     /// What the session and what the key used.
     Used(Used, Used),
+    /// Documents of the agent by path, or how they begin, and how many there are.
+    Documents(Vec<(String, Vec<u8>)>, i64),
     /// What became of an answer.
     Answered(Answered),
     /// This chat is the home now; false: there is no chat.
@@ -299,6 +309,11 @@ impl Carrying<'_> {
                 let all: Vec<i64> = self.sessions(i64::MAX, false).await?.iter().map(|one| one.id.0).collect();
                 Outcome::Used(self.used(&[self.session], None).await?, self.used(&all, Some(*since)).await?)
             }
+            Effect::Notes => {
+                let paths = [Target::Memory, Target::User].map(Target::path);
+                self.documents("d.path = ANY($2)", &paths.as_slice(), 2).await?
+            }
+            Effect::Skills(most) => self.documents("d.path ~ $2", &"^skills/([^/]+/)?[^/]+/SKILL[.]md$", *most).await?,
             Effect::Answer(answer) => {
                 let sql = "SELECT o_result, o_id, o_state FROM approval_answer($1,$2,$3,$4,$5,$6,false,$7,$8,$9)";
                 let CommandRow { agent_no, session_key, lane, .. } = self.row;
@@ -324,6 +339,22 @@ impl Carrying<'_> {
                 Outcome::Home(true)
             }
         })
+    }
+
+    /// How the agent's documents of which `which` holds of `$2` begin.
+    async fn documents(
+        &self,
+        which: &str,
+        of: &(dyn tokio_postgres::types::ToSql + Sync),
+        most: i64,
+    ) -> Result<Outcome> {
+        let sql = format!(
+            "SELECT d.path, substring(d.body FROM 1 FOR {DOCUMENT_BYTES}), count(*) OVER () FROM home_documents d \
+             WHERE d.agent_no = $1 AND NOT d.deleted AND {which} ORDER BY d.path COLLATE \"C\" LIMIT $3"
+        );
+        let rows = self.tx.query(&sql, &[&self.row.agent_no, of, &most]).await?;
+        let total = rows.first().map_or(0, |row| row.get(2));
+        Ok(Outcome::Documents(rows.iter().map(|row| (row.get(0), row.get(1))).collect(), total))
     }
 
     fn stopped(&self, result: i32, seq: Option<i64>) -> Stopped {

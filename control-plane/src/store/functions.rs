@@ -23,6 +23,7 @@ const SOURCES: &[&str] = &[
     include_str!("../../functions/transcript.sql"),
     include_str!("../../functions/budget.sql"),
     include_str!("../../functions/approvals.sql"),
+    include_str!("../../functions/asks.sql"),
     include_str!("../../functions/homes.sql"),
     include_str!("../../functions/pairing.sql"),
     include_str!("../../functions/blobs.sql"),

@@ -52,7 +52,7 @@ use crate::failpoint::{Failpoints, Verdict};
 
 pub use accounts::{AccountClaim, AccountHeld, AccountRow};
 pub use agents::{AgentRow, RegistryChange, RegistryRows, RevisionRow};
-pub use approvals::{Answered, ApprovalAnswer, ApprovalAsk, ApprovalAsked, ApprovalRow, ApprovalState};
+pub use approvals::{Answered, ApprovalAnswer, ApprovalAsk, ApprovalAsked, ApprovalRow, ApprovalState, Judged};
 pub use asks::{Ask, AskRow, Asking, LookedAsk};
 pub use budgets::{Alerted, BudgetAlertRow, BudgetCall, BudgetHit, PauseRow, RaiseRow, Reserved, SpentRow};
 pub use busy::{Absorbed, Backlog, Signal, Signalled, Stopped};

@@ -74,6 +74,8 @@ pub struct PollAnswer {
     pub accounts: Vec<AccountHeld>,
     /// Something is asked of running turns.
     pub signals: bool,
+    /// Somebody waits no more for what they asked another agent.
+    pub forsaken: bool,
 }
 
 impl Store {
@@ -141,6 +143,7 @@ impl Store {
             live: row.get("o_live"),
             accounts: held.collect(),
             signals: row.get("o_signals"),
+            forsaken: row.get("o_forsaken"),
         })
     }
 

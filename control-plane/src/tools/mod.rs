@@ -267,7 +267,7 @@ impl Tools {
                 Ok(None) => return None,
                 Err(_) if left <= SIGN_OF_LIFE => {
                     let turn = row.turn;
-                    let stopped = self.dispatcher.stop(turn.session, Some(turn.seq)).await.ok()?;
+                    let stopped = self.dispatcher.withdraw(turn).await.ok()?;
                     // It may have ended at the last moment.
                     let end = match stopped {
                         Stopped::Ended(_) => self.store.turn_get(turn).await.ok()?.end(),

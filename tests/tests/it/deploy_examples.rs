@@ -11,6 +11,7 @@ use hermes_core::config::{
     AgentSpec, Document, Limits, Platforms, Provider, Rate, Retention, SecretRef, Streaming, TelegramAccount,
     WebhookAccount, WebhookReply, load_offline,
 };
+use hermes_core::curator::Curator;
 use hermes_core::egress::{Search, Web};
 use hermes_core::mcp::McpServer;
 use hermes_core::reset::{ResetMode, ResetPolicy};
@@ -75,7 +76,9 @@ fn the_example_sets_every_key() {
             },
         retention:
             Retention { dedupe_days: _, steps_days: _, deliveries_days: _, attachments_days: _, dead_days: _, turns_days },
-        approvals: Approvals { mode: _, timeout_seconds: _, allow: _, deny: _ },
+        approvals: Approvals { mode: _, smart_model: _, timeout_seconds: _, allow: _, deny: _ },
+        curator:
+            Curator { enabled: _, interval_hours: _, min_idle_hours: _, stale_after_days: _, archive_after_days: _ },
         sandbox: Sandbox { level: _, network: _, memory_mb: _, pids: _, cpu_seconds: _, disk_mb: _ },
         mcp_servers,
         budget,
@@ -165,6 +168,7 @@ fn the_example_sets_every_key() {
         disabled_toolsets: _,
         sandbox: _,
         approvals: _,
+        curator: _,
         mcp_servers: _,
         fallback_models: _,
         budget: _,
@@ -180,7 +184,7 @@ fn the_example_sets_every_key() {
     assert!(field(|agent| agent.base_url.is_some()) && field(|agent| agent.api_key_env.is_some()));
     assert!(field(|agent| agent.mcp_servers.is_some()));
     assert!(field(|agent| agent.home_dir.is_some()) && field(|agent| agent.sandbox.is_some()));
-    assert!(field(|agent| agent.approvals.is_some()));
+    assert!(field(|agent| agent.approvals.is_some()) && field(|agent| agent.curator.is_some()));
     assert!(field(|agent| agent.enabled_toolsets.is_some()) && field(|agent| agent.disabled_toolsets.is_some()));
     let bot = |get: fn(&TelegramAccount) -> bool| telegram.values().any(get);
     let TelegramAccount {
@@ -210,4 +214,74 @@ fn the_example_sets_every_key() {
     );
     assert!(hook(|hook| matches!(hook.reply, WebhookReply::Callback { .. })));
     assert!(hook(|hook| matches!(hook.reply, WebhookReply::Chat { thread_id: Some(_), .. })));
+}
+
+/// What a worker's container gets for the boundary around tools, and that it is no wider than that: `hermes-worker doctor` needs the first list, and
+/// none of the second is let through for any container.
+#[test]
+fn the_workers_system_calls_are_those_of_its_boundary_and_none_that_reach_the_host() {
+    let text = |path: &str| fs::read_to_string(deploy().join(path)).unwrap();
+    let profile: serde_json::Value = serde_json::from_str(&text("seccomp/hermes-worker.json")).unwrap();
+    assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
+    let rules = profile["syscalls"].as_array().unwrap();
+    let is_free = |name: &str| {
+        let named = |rule: &&serde_json::Value| rule["names"].as_array().unwrap().iter().any(|known| known == name);
+        rules.iter().filter(named).any(|rule| rule["args"].is_null())
+    };
+    for name in [
+        "unshare",
+        "clone",
+        "clone3",
+        "mount",
+        "umount2",
+        "pivot_root",
+        "seccomp",
+        "prctl",
+        "landlock_create_ruleset",
+        "landlock_add_rule",
+        "landlock_restrict_self",
+    ] {
+        assert!(is_free(name), "{name}");
+    }
+    for name in [
+        "setns",
+        "keyctl",
+        "add_key",
+        "request_key",
+        "bpf",
+        "ptrace",
+        "process_vm_readv",
+        "process_vm_writev",
+        "pidfd_getfd",
+        "perf_event_open",
+        "userfaultfd",
+        "io_uring_setup",
+        "open_by_handle_at",
+        "init_module",
+        "finit_module",
+        "kexec_load",
+        "reboot",
+        "swapon",
+        "acct",
+        "settimeofday",
+        "clock_settime",
+        "fsopen",
+        "move_mount",
+        "open_tree",
+        "mount_setattr",
+        "chroot",
+        "personality",
+        "syslog",
+        "quotactl",
+    ] {
+        assert!(!is_free(name), "{name}");
+    }
+    let compose: serde_yaml::Value = serde_yaml::from_str(&text("compose/compose.yaml")).unwrap();
+    let options = compose["services"]["worker-main"]["security_opt"].as_sequence().unwrap();
+    let options: Vec<&str> = options.iter().filter_map(serde_yaml::Value::as_str).collect();
+    for needed in ["no-new-privileges:true", "apparmor=unconfined", "systempaths=unconfined"] {
+        assert!(options.contains(&needed), "{options:?}");
+    }
+    let file = options.iter().find_map(|option| option.strip_prefix("seccomp=")).unwrap();
+    assert!(deploy().join("compose").join(file).is_file(), "{file}");
 }

@@ -162,7 +162,7 @@ fn settings(base: &str) -> Settings {
         allow_users: vec!["1".to_owned()],
         allow_chats: vec!["-100".to_owned()],
         allow_all: false,
-        pairs: false,
+        strangers: false,
         rate: Rate::Off,
         streaming: Streaming::Off,
     }

@@ -29,7 +29,7 @@ const CORE_MAY_USE: &[&str] =
     &["croner", "indexmap", "jiff", "saphyr-parser", "serde", "serde_json", "strsim", "thiserror", "yaml_serde"];
 
 /// The rules of a home need less.
-const HOME_MAY_USE: &[&str] = &["jiff", "regex", "serde", "serde_json", "thiserror"];
+const HOME_MAY_USE: &[&str] = &["jiff", "regex", "serde", "serde_json", "thiserror", "yaml_serde"];
 
 const POSTGRES: &[&str] =
     &["postgres", "tokio-postgres", "deadpool-postgres", "tokio-postgres-rustls", "refinery", "sqlx"];

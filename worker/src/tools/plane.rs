@@ -87,18 +87,18 @@ pub(crate) async fn call(channel: Channel, request: CallToolRequest) -> Result<S
     }
 }
 
-/// Whether somebody allows a call of this worker's own; waits a while for that.
+/// Whether somebody allows a call of this worker's own, and why not where a model said so; waits a while for that.
 ///
 /// # Errors
 /// [`Error`].
-pub(crate) async fn ask(channel: Channel, request: AskApprovalRequest) -> Result<ApprovalState, Error> {
+pub(crate) async fn ask(channel: Channel, request: AskApprovalRequest) -> Result<(ApprovalState, String), Error> {
     let answer = client(channel).ask_approval(request).await.map_err(judge)?.into_inner();
     match answer.state() {
         ApprovalState::Fenced => Err(Error::Gone),
         ApprovalState::Unspecified => {
             Err(Error::Refused(Status::internal("the control plane did not say how it stands")))
         }
-        state => Ok(state),
+        state => Ok((state, answer.reason)),
     }
 }
 

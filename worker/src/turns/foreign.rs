@@ -470,8 +470,8 @@ async fn asked(
         let channel = ready(&mut connection).await.ok_or(Halt::Left)?;
         let request = v1::AskApprovalRequest { turn: Some(turn), step, call: Some(wish.call.clone()) };
         match ask_plane(channel, request).await {
-            Ok(v1::ApprovalState::Pending) => tries = Tries::default(),
-            Ok(state) => break state,
+            Ok((v1::ApprovalState::Pending, _)) => tries = Tries::default(),
+            Ok((state, _)) => break state,
             Err(error) => tries.again(inbox, error.into()).await?,
         }
     };

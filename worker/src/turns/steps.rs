@@ -455,18 +455,24 @@ impl Course {
         let shared = Arc::clone(&self.shared);
         shared.seams.point("approval.before").await;
         let mut tries = Tries::default();
-        let state = loop {
+        let (state, reason) = loop {
             let channel = self.ready().await?;
             let request = v1::AskApprovalRequest { turn: Some(self.turn), step: self.step, call: Some(call.clone()) };
             match self.inbox.unless_stopped(ask_plane(channel, request)).await? {
-                Ok(v1::ApprovalState::Pending) => tries = Tries::default(),
-                Ok(state) => break state,
+                Ok((v1::ApprovalState::Pending, _)) => tries = Tries::default(),
+                Ok(answer) => break answer,
                 Err(error) => tries.again(&self.inbox, error.into()).await?,
             }
         };
         shared.seams.point("approval.after").await;
         let sentence = match state {
             v1::ApprovalState::Allowed => return Ok(Ok(())),
+            v1::ApprovalState::Denied if !reason.is_empty() => {
+                return Ok(Err(format!(
+                    "Denied: a model that reviews what you do did not let this pass, and no person was asked. It says: {reason:?}. It was not \
+                     done. Do not try it in another way; say what you wanted to do, and why."
+                )));
+            }
             v1::ApprovalState::Expired => {
                 "Denied: a person was asked whether this may be done, and nobody answered in time. It was not done. Do not try it \
                  in another way."

@@ -54,6 +54,20 @@ async fn a_call_that_is_not_allowed_is_not_made_and_the_model_is_told() {
 }
 
 #[tokio::test]
+async fn a_model_that_does_not_allow_a_call_says_why() {
+    let mut stage = stage(DANGEROUS, &[ApprovalState::Denied]).await;
+    stage.fake.state.approvals.lock().unwrap().reason = "It deletes what nobody named.".to_owned();
+    stage.assign(turn(1, 1, 1)).await;
+    assert_eq!(stage.plane.completed().await, (Outcome::Succeeded, "Done.".into()));
+    let (text, _) = shown(&stage);
+    assert!(
+        text.contains("It says: \"It deletes what nobody named.\"") && !text.contains("a person was asked"),
+        "{text}"
+    );
+    assert!(stage.world.effects().is_empty());
+}
+
+#[tokio::test]
 async fn what_nobody_can_allow_is_refused_without_a_question_and_the_rest_needs_none() {
     for (command, shown, effects) in [
         (r#"{"command":"rm -rf /"}"#, "tool a: Refused: ", 0),

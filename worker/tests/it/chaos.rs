@@ -89,7 +89,7 @@ impl Chaos {
             return;
         };
         if let worker_message::Message::Heartbeat(beat) = message {
-            let ack = HeartbeatAck { sequence: beat.sequence, lease_lost: false };
+            let ack = HeartbeatAck { sequence: beat.sequence, lease_lost: false, ..HeartbeatAck::default() };
             return self.answer(from, control_message::Message::HeartbeatAck(ack)).await;
         }
         if self.fault(0.1) {

@@ -48,7 +48,12 @@ async fn a_lost_lease_drops_what_runs_and_registers_again() {
     let (mut fake, _worker, mut link) = attached().await;
     link.assign(assignment(turn(1, 1, 1), &says("hi"))).await;
     let call = fake.call().await;
-    link.send(control_message::Message::HeartbeatAck(HeartbeatAck { sequence: 1, lease_lost: true })).await;
+    link.send(control_message::Message::HeartbeatAck(HeartbeatAck {
+        sequence: 1,
+        lease_lost: true,
+        ..HeartbeatAck::default()
+    }))
+    .await;
     soon("the end of the call", call.events.closed()).await;
     let mut link = fake.attached().await;
     link.welcome().await;
@@ -136,7 +141,7 @@ async fn a_certificate_is_renewed_at_half_life_and_outlives_the_token() {
     *fake.state.certificate_life.lock().unwrap() = Duration::from_secs(3600);
     while *fake.state.renewals.lock().unwrap() == 0 {
         let worker_message::Message::Heartbeat(beat) = link.next_any().await else { panic!("only heartbeats") };
-        let ack = HeartbeatAck { sequence: beat.sequence, lease_lost: false };
+        let ack = HeartbeatAck { sequence: beat.sequence, lease_lost: false, ..HeartbeatAck::default() };
         link.send(control_message::Message::HeartbeatAck(ack)).await;
     }
     // The stream goes on, and calls move to a connection with the new certificate.

@@ -161,7 +161,8 @@ impl Plane {
                 let message = message.message.expect("a known message");
                 match &message {
                     worker_message::Message::Heartbeat(beat) => {
-                        let ack = HeartbeatAck { sequence: beat.sequence, lease_lost: false };
+                        let ack =
+                            HeartbeatAck { sequence: beat.sequence, lease_lost: false, ..HeartbeatAck::default() };
                         link.send(control_message::Message::HeartbeatAck(ack)).await;
                         continue;
                     }

@@ -59,7 +59,11 @@ impl Replica {
         let answer = match message {
             Message::Heartbeat(beat) => {
                 let lease_lost = !self.store.locked().heard(number, now());
-                control_message::Message::HeartbeatAck(HeartbeatAck { sequence: beat.sequence, lease_lost })
+                control_message::Message::HeartbeatAck(HeartbeatAck {
+                    sequence: beat.sequence,
+                    lease_lost,
+                    ..HeartbeatAck::default()
+                })
             }
             Message::Step(report) => {
                 let outcome = {

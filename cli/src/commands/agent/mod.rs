@@ -28,7 +28,7 @@ pub(crate) async fn run(command: AgentCommand, inv: &mut Invocation) -> anyhow::
         AgentCommand::Add(args) => add(args, inv).await,
         AgentCommand::List(limit) => list(limit, inv).await,
         AgentCommand::Show { id } => show(id, inv).await,
-        AgentCommand::Update(args) => update(args, inv).await,
+        AgentCommand::Update(args) => Box::pin(update(args, inv)).await,
         AgentCommand::Remove(args) => remove(args, inv).await,
         AgentCommand::History { id, limit } => history(id, limit, inv).await,
         AgentCommand::Mcp(command) => mcp::run(command, inv).await,
@@ -200,8 +200,9 @@ fn spec(args: SpecArgs) -> anyhow::Result<(AgentSpec, Option<Vec<u8>>)> {
         fallback_models: args.fallback_models.as_deref().map(list_of),
         // Budgets stand in the document; `hermesctl budget raise` and `pause` act beside it.
         budget: None,
-        // So does whom it may ask.
-        may_ask: None,
+        // So does when its skills are looked after.
+        curator: None,
+        may_ask: args.may_ask.as_deref().map(list_of),
         runtime: args.runtime.as_deref().map(runtime::read).transpose()?,
     };
     Ok((spec, soul))
@@ -270,11 +271,14 @@ fn approvals(text: &str) -> anyhow::Result<Approvals> {
         match key {
             "mode" => approvals.set_mode(match Mode::parse(value) {
                 Some(Mode::Manual) => v1::ApprovalMode::Manual,
+                Some(Mode::Smart) => v1::ApprovalMode::Smart,
                 Some(Mode::Off) => v1::ApprovalMode::Off,
                 None => {
-                    return Err(Usage(format!("--approvals: {value:?} is not a mode; write manual or off")).into());
+                    let message = format!("--approvals: {value:?} is not a mode; write manual, smart or off");
+                    return Err(Usage(message).into());
                 }
             }),
+            "smart_model" => approvals.smart_model = Some(value.to_owned()),
             "timeout_seconds" => {
                 let number = value.parse::<u64>();
                 let number =
@@ -284,7 +288,7 @@ fn approvals(text: &str) -> anyhow::Result<Approvals> {
             "allow" => approvals.allow.push(value.to_owned()),
             "deny" => approvals.deny.push(value.to_owned()),
             _ => {
-                let keys = "mode, timeout_seconds, allow and deny";
+                let keys = "mode, smart_model, timeout_seconds, allow and deny";
                 return Err(Usage(format!("--approvals: there is no key {key:?}; the keys are {keys}")).into());
             }
         }
@@ -310,9 +314,11 @@ mod tests {
         let read = approvals("mode=off, allow=git_discard,deny=git push*,allow=as_root").unwrap();
         assert_eq!(read.mode(), v1::ApprovalMode::Off);
         assert_eq!((read.allow, read.deny), (vec!["git_discard".into(), "as_root".into()], vec!["git push*".into()]));
+        let read = approvals("mode=smart,smart_model=mock/judge").unwrap();
+        assert_eq!((read.mode(), read.smart_model()), (v1::ApprovalMode::Smart, "mock/judge"));
         for (text, part) in [
             ("off", "not KEY=VALUE"),
-            ("mode=smart", "manual or off"),
+            ("mode=clever", "manual, smart or off"),
             ("timeout_seconds=x", "whole number"),
             ("ask=1", "no key"),
         ] {

@@ -27,6 +27,8 @@ pub(crate) struct SpecView {
     #[serde(skip_serializing_if = "Option::is_none")]
     mcp_servers: Option<Vec<ServerView>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    may_ask: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     runtime: Option<RuntimeView>,
 }
 
@@ -34,6 +36,8 @@ pub(crate) struct SpecView {
 #[derive(Serialize)]
 struct ApprovalsView {
     mode: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    smart_model: Option<String>,
     timeout_seconds: Option<u64>,
     allow: Vec<String>,
     deny: Vec<String>,
@@ -44,8 +48,10 @@ impl ApprovalsView {
         Self {
             mode: match approvals.mode() {
                 v1::ApprovalMode::Manual | v1::ApprovalMode::Unspecified => "manual",
+                v1::ApprovalMode::Smart => "smart",
                 v1::ApprovalMode::Off => "off",
             },
+            smart_model: approvals.smart_model,
             timeout_seconds: approvals.timeout_seconds,
             allow: approvals.allow,
             deny: approvals.deny,
@@ -128,6 +134,7 @@ impl SpecView {
             disabled_toolsets: spec.disabled_toolsets.map(|list| list.values),
             sandbox: spec.sandbox.map(SandboxView::from_proto),
             approvals: spec.approvals.map(ApprovalsView::from_proto),
+            may_ask: spec.may_ask.map(|list| list.values),
             fallback_models: spec.fallback_models.map(|list| list.values),
             mcp_servers: spec.mcp_servers.map(|list| servers(list.servers)),
             runtime: spec.runtime.map(RuntimeView::from_proto),
@@ -257,6 +264,9 @@ impl View for AgentView {
             let names: Vec<_> =
                 self.mcp_servers.iter().map(|server| format!("{}{}", server.name, off(server))).collect();
             rows.push(("MCP servers", names.join(", ")));
+        }
+        if let Some(may_ask) = self.spec.may_ask.as_ref().filter(|list| !list.is_empty()) {
+            rows.push(("May ask", may_ask.join(", ")));
         }
         let mut text = pairs(paint, &rows);
         text.push_str(&format!("\n\n{}", paint.bold(&format!("Routes ({}):", self.route_count))));
@@ -395,6 +405,7 @@ mod tests {
                 enabled_toolsets: Some(v1::StringList { values: vec![] }),
                 disabled_toolsets: Some(v1::StringList { values: vec!["web".into(), "files".into()] }),
                 api_key_env: Some("CODER_KEY".into()),
+                may_ask: Some(v1::StringList { values: vec!["research".into(), "poet".into()] }),
                 ..v1::AgentSpec::default()
             }),
             revision: 3,

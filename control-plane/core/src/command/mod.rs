@@ -41,6 +41,10 @@ pub enum Action {
     Usage,
     /// The conversation's own model.
     Model,
+    /// What the agent has noted.
+    Memory,
+    /// What the agent knows how to do.
+    Skills,
     /// Which agents there are.
     Agents,
     /// A message that waits, whatever the busy mode.
@@ -124,6 +128,8 @@ pub const TABLE: &[Spec] = &[
     spec("undo", &[], "[number]", "forget the last exchange, or so many", Action::Undo),
     spec("usage", &[], "", "tokens and cost of this conversation and of today", Action::Usage),
     spec("model", &[], "[name or --reset]", "see or change the model of this conversation", Action::Model),
+    spec("memory", &[], "", "what I keep in mind, of my work and of you", Action::Memory),
+    spec("skills", &[], "[name]", "what I have learned to do, or one of it", Action::Skills),
     spec("agents", &[], "", "which agents there are", Action::Agents),
     spec("queue", &["q"], "<text>", "a message for after the running answer", Action::Queue),
     spec("steer", &[], "<text>", "a message for the running answer to take in", Action::Steer),

@@ -4,11 +4,11 @@
 
 use super::export::{Entries, Shape, literal, text};
 use super::fields::{self, Faults, Path, Section, integer, judged, texts};
-use super::shown;
 use super::tree::{Content, Node};
+use super::{shown, values};
 use crate::approvals::{Approvals, MAX_ENTRIES, Mode, TIMEOUT_SECONDS, allowed, denied};
 
-const KEYS: [&str; 4] = ["mode", "timeout_seconds", "allow", "deny"];
+const KEYS: [&str; 5] = ["mode", "smart_model", "timeout_seconds", "allow", "deny"];
 
 /// Reads when people are asked; what it leaves out takes the default.
 pub(super) fn read(node: &Node, path: Path<'_>, faults: &mut Faults) -> Approvals {
@@ -34,6 +34,8 @@ pub(super) fn read(node: &Node, path: Path<'_>, faults: &mut Faults) -> Approval
     let (allow, deny) = (entries("allow", allowed), entries("deny", denied));
     Approvals {
         mode: section.optional("mode", faults, mode).unwrap_or_default(),
+        smart_model: section
+            .optional("smart_model", faults, |node, path, faults| judged(node, path, faults, values::model)),
         timeout_seconds: timeout.unwrap_or(usual.timeout_seconds),
         allow,
         deny,
@@ -48,19 +50,19 @@ fn mode(node: &Node, path: Path<'_>, faults: &mut Faults) -> Option<Mode> {
     };
     let known = Mode::parse(word);
     if known.is_none() {
-        let message = match word {
-            "smart" => "smart is not offered: no model judges what a person has to; write manual or off".to_owned(),
-            word => format!("{} is not a mode; write manual or off", shown(word)),
-        };
-        faults.add(node.line, path, message);
+        faults.add(node.line, path, format!("{} is not a mode; write manual, smart or off", shown(word)));
     }
     known
 }
 
 /// As exports show it: whole, so that it says what it is.
 pub(super) fn shape(approvals: &Approvals) -> Shape {
-    Entries::default()
-        .put("mode", text(approvals.mode.as_str()))
+    let entries = Entries::default().put("mode", text(approvals.mode.as_str()));
+    let entries = match &approvals.smart_model {
+        Some(model) => entries.put("smart_model", text(model)),
+        None => entries,
+    };
+    entries
         .put("timeout_seconds", literal(approvals.timeout_seconds))
         .put("allow", Shape::List(approvals.allow.iter().map(|entry| text(entry)).collect()))
         .put("deny", Shape::List(approvals.deny.iter().map(|entry| text(entry)).collect()))

@@ -14,6 +14,7 @@ use super::{
 use crate::AgentId;
 use crate::approvals::Approvals;
 use crate::command;
+use crate::curator::Curator;
 use crate::mcp;
 use crate::reset::{ResetMode, ResetPolicy};
 use crate::routing::RouteTable;
@@ -62,6 +63,8 @@ pub fn check_spec(id: &AgentId, spec: &AgentSpec) -> Vec<Fault> {
     judge("provider", spec.provider.as_ref(), &|name| values::name(name, "a provider's name"));
     judge("base_url", spec.base_url.as_ref(), &values::url);
     judge("api_key_env", spec.api_key_env.as_ref(), &values::env_name);
+    let smart_model = spec.approvals.as_ref().and_then(|approvals| approvals.smart_model.as_ref());
+    judge("approvals.smart_model", smart_model, &values::model);
     judge("home_dir", spec.home_dir.as_ref(), &values::home_dir);
     for message in spec.budget.as_ref().map(budget::judge).unwrap_or_default() {
         judge("budget", Some(&message), &|message| Err(message.to_owned()));
@@ -83,6 +86,9 @@ pub fn check_spec(id: &AgentId, spec: &AgentSpec) -> Vec<Fault> {
     }
     for fault in spec.approvals.iter().flat_map(Approvals::faults) {
         faults.push(Fault { line: 0, path: format!("agents.{id}.approvals"), message: fault });
+    }
+    for (key, fault) in spec.curator.iter().flat_map(Curator::faults) {
+        faults.push(Fault { line: 0, path: format!("agents.{id}.curator.{key}"), message: fault });
     }
     for fault in spec.sandbox.iter().flat_map(Sandbox::faults) {
         faults.push(Fault { line: 0, path: format!("agents.{id}.sandbox"), message: fault });
@@ -235,6 +241,16 @@ fn warn_models(document: &Document, positions: &Positions, warnings: &mut Warnin
                 line => line,
             };
             warnings.add(line, path, unserved_message(&model.id));
+        }
+    }
+    let of_agents =
+        document.agents.iter().map(|(id, spec)| (format!("agents.{id}.approvals"), spec.approvals.as_ref()));
+    for (path, approvals) in of_agents.chain([("approvals".to_owned(), Some(&document.approvals))]) {
+        let Some(model) = approvals.and_then(|approvals| approvals.smart_model.clone()) else { continue };
+        let spec = AgentSpec { model: Some(model.clone()), ..AgentSpec::default() };
+        if resolve_models(document, &spec).first().is_some_and(|model| model.resolved == Resolved::Unserved) {
+            let line = positions.line(&path);
+            warnings.add(line, format!("{path}.smart_model"), unserved_message(&model));
         }
     }
 }

@@ -12,8 +12,8 @@ use indexmap::IndexMap;
 use super::tree::is_odd;
 use super::{
     AgentSpec, Document, Fault, Limits, Patch, Positions, Provider, Rate, Retention, SecretRef, Streaming,
-    TelegramAccount, UnauthorizedDm, WebhookAccount, WebhookReply, approvals, budget, mcp, parse, runtime, sandbox,
-    web,
+    TelegramAccount, UnauthorizedDm, WebhookAccount, WebhookReply, approvals, budget, curator, mcp, parse, runtime,
+    sandbox, web,
 };
 use crate::AgentId;
 use crate::busy::{Busy, BusyPolicy, BusyRule};
@@ -226,6 +226,7 @@ pub(super) fn shape(document: &Document) -> Shape {
         .put("retention", retention(&document.retention))
         .put("sandbox", sandbox::shape(&document.sandbox))
         .put("approvals", approvals::shape(&document.approvals))
+        .put("curator", curator::shape(&document.curator))
         .put("mcp_servers", mcp::shape(&document.mcp_servers))
         .put("budget", budget::shape(&document.budget))
         .put("user_budget", budget::shape(&document.user_budget))
@@ -321,6 +322,10 @@ fn agent(spec: &AgentSpec) -> Shape {
     };
     let entries = match &spec.approvals {
         Some(own) => entries.put("approvals", approvals::shape(own)),
+        None => entries,
+    };
+    let entries = match &spec.curator {
+        Some(own) => entries.put("curator", curator::shape(own)),
         None => entries,
     };
     let entries = match &spec.mcp_servers {

@@ -33,6 +33,7 @@ impl Document {
         set(&mut merged.busy, patch.busy);
         set(&mut merged.sandbox, patch.sandbox);
         set(&mut merged.approvals, patch.approvals);
+        set(&mut merged.curator, patch.curator);
         set(&mut merged.mcp_servers, patch.mcp_servers);
         set(&mut merged.limits.message_bytes, patch.limits.message_bytes);
         set(&mut merged.limits.history_bytes, patch.limits.history_bytes);

@@ -14,6 +14,7 @@ mod approvals;
 mod budget;
 mod busy;
 mod check;
+mod curator;
 mod export;
 mod fields;
 mod mcp;
@@ -48,6 +49,7 @@ use crate::approvals::Approvals;
 use crate::budget::{Budget, Price};
 use crate::busy::Busy;
 use crate::command::AccessLists;
+use crate::curator::Curator;
 use crate::egress::Web;
 use crate::mcp::McpServers;
 use crate::reset::{ResetPolicy, ResetRules};
@@ -104,6 +106,9 @@ pub struct Document {
     /// When people are asked before what an agent does that has no rule of its own.
     #[serde(default)]
     pub approvals: Approvals,
+    /// When the skills of every agent are looked after that says nothing of its own.
+    #[serde(default)]
+    pub curator: Curator,
     /// MCP servers of every agent that has none of its own. Default: none.
     #[serde(default)]
     pub mcp_servers: McpServers,
@@ -146,6 +151,7 @@ impl Default for Document {
             retention: Retention::default(),
             sandbox: Sandbox::default(),
             approvals: Approvals::default(),
+            curator: Curator::default(),
             mcp_servers: McpServers::new(),
             budget: Budget::default(),
             user_budget: Budget::default(),
@@ -168,6 +174,11 @@ impl Document {
     /// The boundary around an agent's tools: its own as a whole, else the one of all.
     pub fn sandbox_of(&self, spec: &AgentSpec) -> Sandbox {
         spec.sandbox.unwrap_or(self.sandbox)
+    }
+
+    /// When an agent's skills are looked after: its own rule as a whole, else the one of all.
+    pub fn curator_of(&self, spec: &AgentSpec) -> Curator {
+        spec.curator.unwrap_or(self.curator)
     }
 
     /// When people are asked before what an agent does: its own rule as a whole, else the one of all.
@@ -262,6 +273,9 @@ pub struct AgentSpec {
     /// When people are asked before what it does, instead of the document's as a whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approvals: Option<Approvals>,
+    /// When its skills are looked after, instead of the document's as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub curator: Option<Curator>,
     /// Its MCP servers, instead of the document's as a whole; an empty map is an explicit "none".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mcp_servers: Option<McpServers>,
@@ -359,6 +373,11 @@ impl Platforms {
         }
     }
 
+    /// Whether a stranger who writes a direct message to an account gets a pairing code; see [`TelegramAccount::pairs`].
+    pub fn pairs(&self, platform: &str, account: &str) -> bool {
+        platform == "telegram" && self.telegram.get(account).is_some_and(TelegramAccount::pairs)
+    }
+
     /// Every account's platform, id and access lists.
     pub(crate) fn all_access(&self) -> impl Iterator<Item = (&'static str, &String, &AccessLists)> {
         let telegram = self.telegram.iter().map(|(id, account)| ("telegram", id, &account.access));
@@ -403,8 +422,8 @@ pub struct TelegramAccount {
 }
 
 impl TelegramAccount {
-    /// Whether a stranger who writes a direct message gets a pairing code, and those who were approved are heard. What is said holds; an
-    /// account that names nobody pairs, one with a list does not, and where everybody may talk there are no strangers.
+    /// Whether a stranger who writes a direct message gets a pairing code. What is said holds; an account that names nobody pairs, one with a
+    /// list does not, and where everybody may talk there are no strangers. Those who were approved are heard in any case.
     pub fn pairs(&self) -> bool {
         let named = !self.allow_users.is_empty() || !self.allow_chats.is_empty();
         let default = if named { UnauthorizedDm::Ignore } else { UnauthorizedDm::Pair };

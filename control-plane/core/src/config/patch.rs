@@ -13,12 +13,13 @@ use super::fields::{self, Faults, Path, Section, boolean, entries, integer, judg
 use super::tree::{self, Node};
 use super::{
     AgentSpec, Document, Fault, Provider, ProviderKind, RetentionPatch, TelegramAccount, WebhookAccount, accounts,
-    approvals, budget, busy, mcp, retention, runtime, sandbox, values, web,
+    approvals, budget, busy, curator, mcp, retention, runtime, sandbox, values, web,
 };
 use crate::AgentId;
 use crate::approvals::Approvals;
 use crate::budget::Budget;
 use crate::busy::Busy;
+use crate::curator::Curator;
 use crate::egress::Web;
 use crate::mcp::McpServers;
 use crate::reset::{ResetMode, ResetPolicy};
@@ -26,7 +27,7 @@ use crate::routing::{InvalidRoute, MatchKey, Route};
 use crate::sandbox::Sandbox;
 
 /// Top-level keys.
-const KEYS: [&str; 23] = [
+const KEYS: [&str; 24] = [
     "default_agent",
     "model",
     "fallback_models",
@@ -41,6 +42,7 @@ const KEYS: [&str; 23] = [
     "retention",
     "sandbox",
     "approvals",
+    "curator",
     "mcp_servers",
     "budget",
     "user_budget",
@@ -51,7 +53,7 @@ const KEYS: [&str; 23] = [
     "agents",
     "routes",
 ];
-const AGENT_KEYS: [&str; 14] = [
+const AGENT_KEYS: [&str; 15] = [
     "model",
     "provider",
     "base_url",
@@ -63,6 +65,7 @@ const AGENT_KEYS: [&str; 14] = [
     "budget",
     "sandbox",
     "approvals",
+    "curator",
     "mcp_servers",
     "may_ask",
     "runtime",
@@ -95,6 +98,8 @@ pub struct Patch {
     pub sandbox: Option<Sandbox>,
     /// See [`super::Document::approvals`].
     pub approvals: Option<Approvals>,
+    /// See [`super::Document::curator`].
+    pub curator: Option<Curator>,
     /// Replaces all servers.
     pub mcp_servers: Option<McpServers>,
     /// `limits`, key by key.
@@ -245,6 +250,9 @@ pub fn read(text: &str) -> Reading {
     }
     if let Some(node) = top.get("approvals") {
         patch.approvals = Some(approvals::read(node, Path::Root.key("approvals"), &mut faults));
+    }
+    if let Some(node) = top.get("curator") {
+        patch.curator = Some(curator::read(node, Path::Root.key("curator"), &mut faults));
     }
     if let Some(node) = top.get("mcp_servers") {
         patch.mcp_servers = Some(mcp::read(node, Path::Root.key("mcp_servers"), &mut faults));
@@ -470,10 +478,12 @@ fn agent_spec(section: &Section<'_, '_>, faults: &mut Faults) -> AgentSpec {
     let sandbox = section.optional("sandbox", faults, |node, path, faults| Some(sandbox::read(node, path, faults)));
     let approvals =
         section.optional("approvals", faults, |node, path, faults| Some(approvals::read(node, path, faults)));
+    let curator = section.optional("curator", faults, |node, path, faults| Some(curator::read(node, path, faults)));
     let mcp_servers = section.optional("mcp_servers", faults, |node, path, faults| Some(mcp::read(node, path, faults)));
     AgentSpec {
         sandbox,
         approvals,
+        curator,
         mcp_servers,
         model,
         provider,

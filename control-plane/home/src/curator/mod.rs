@@ -18,16 +18,52 @@ use serde_json::{Map, Value};
 
 pub use report::{Activity, Archived, Change, MAX_LISTED, Order, Report, TOP};
 
-/// How long after a run the next one comes by itself.
-pub const INTERVAL: SignedDuration = SignedDuration::from_hours(7 * 24);
-/// How long the agent does nothing before a run begins by itself.
-pub const MIN_IDLE: SignedDuration = SignedDuration::from_hours(2);
-/// How long a skill lies untouched until it is stale.
-pub const STALE_AFTER: SignedDuration = SignedDuration::from_hours(30 * 24);
-/// How long a skill lies untouched until it goes into the archive.
-pub const ARCHIVE_AFTER: SignedDuration = SignedDuration::from_hours(90 * 24);
 /// Digits of the time behind the name of an archived skill whose name was taken there.
 const STAMP_DIGITS: usize = 14;
+
+/// When it runs by itself, and when a skill has lain untouched for too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Whether it runs by itself. Default: true.
+    pub enabled: bool,
+    /// How long after a run the next one comes by itself, hours. Default: 168, a week.
+    pub interval_hours: u64,
+    /// How long the agent does nothing before a run begins by itself, hours. Default: 2.
+    pub min_idle_hours: u64,
+    /// How long a skill lies untouched until it is stale, days. Default: 30.
+    pub stale_after_days: u64,
+    /// How long until it goes into the archive, days. Default: 90.
+    pub archive_after_days: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { enabled: true, interval_hours: 7 * 24, min_idle_hours: 2, stale_after_days: 30, archive_after_days: 90 }
+    }
+}
+
+impl Settings {
+    /// As told, or, where what is told makes no sense, the default: a skill goes stale before it goes into the archive.
+    #[must_use]
+    pub fn or_usual(self) -> Self {
+        let sane = self.interval_hours > 0 && (1..=self.archive_after_days).contains(&self.stale_after_days);
+        if sane { self } else { Self { enabled: self.enabled, ..Self::default() } }
+    }
+
+    /// How long the agent does nothing before a run begins by itself.
+    pub fn min_idle(&self) -> SignedDuration {
+        hours(self.min_idle_hours)
+    }
+}
+
+/// So many hours; of more than 100 years as many.
+fn hours(count: u64) -> SignedDuration {
+    SignedDuration::from_hours(i64::try_from(count.min(876_000)).unwrap_or_default())
+}
+
+fn days(count: u64) -> SignedDuration {
+    hours(count.saturating_mul(24))
+}
 
 /// How a skill stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -36,7 +72,7 @@ pub enum State {
     /// In use.
     #[default]
     Active,
-    /// Not touched for [`STALE_AFTER`].
+    /// Not touched for [`Settings::stale_after_days`].
     Stale,
     /// In the archive.
     Archived,
@@ -135,15 +171,16 @@ impl Usage {
     }
 
     /// How the curator wants an unprotected skill that is not in the archive to stand at `now`. One whose age cannot be told stays.
-    pub fn wanted(&self, now: Timestamp) -> State {
+    pub fn wanted(&self, now: Timestamp, settings: &Settings) -> State {
+        let (stale_after, archive_after) = (days(settings.stale_after_days), days(settings.archive_after_days));
         let created = time(&self.created_at);
         let older = |at: Timestamp, than: SignedDuration| now.duration_since(at) >= than;
-        if self.use_count == 0 && created.is_some_and(|created| !older(created, STALE_AFTER)) {
+        if self.use_count == 0 && created.is_some_and(|created| !older(created, stale_after)) {
             return State::Active;
         }
         match self.last_activity().or(created) {
-            Some(anchor) if older(anchor, ARCHIVE_AFTER) => State::Archived,
-            Some(anchor) if older(anchor, STALE_AFTER) => State::Stale,
+            Some(anchor) if older(anchor, archive_after) => State::Archived,
+            Some(anchor) if older(anchor, stale_after) => State::Stale,
             Some(_) => State::Active,
             None => self.state(),
         }
@@ -184,11 +221,11 @@ pub enum Due {
 
 impl Memory {
     /// What is due at `now`. A time that cannot be read counts as none.
-    pub fn due(&self, now: Timestamp) -> Due {
+    pub fn due(&self, now: Timestamp, settings: &Settings) -> Due {
         match time(&self.last_run_at) {
-            _ if self.paused => Due::Nothing,
+            _ if self.paused || !settings.enabled => Due::Nothing,
             None => Due::Note,
-            Some(last) if now.duration_since(last) >= INTERVAL => Due::Run,
+            Some(last) if now.duration_since(last) >= hours(settings.interval_hours) => Due::Run,
             Some(_) => Due::Nothing,
         }
     }

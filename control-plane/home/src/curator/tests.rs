@@ -47,10 +47,13 @@ fn a_skill_is_judged_by_its_last_activity_else_by_when_it_was_made() {
         ("no time that can be read", row("active", 3, Some("yesterday".into()), Some("once".into())), Active),
         ("the future", row("stale", 1, ago(-5, 0), None), Active),
     ] {
-        assert_eq!(row.wanted(at(NOW)), wanted, "{what}");
+        assert_eq!(row.wanted(at(NOW), &Settings::default()), wanted, "{what}");
     }
     let looked = Usage { last_viewed_at: ago(3, 0), last_patched_at: ago(2, 0), ..row("active", 1, ago(99, 0), None) };
-    assert_eq!((looked.wanted(at(NOW)), looked.last_activity()), (Active, ago(2, 0).map(|text| at(&text))));
+    assert_eq!(
+        (looked.wanted(at(NOW), &Settings::default()), looked.last_activity()),
+        (Active, ago(2, 0).map(|text| at(&text)))
+    );
 }
 
 #[test]
@@ -64,7 +67,7 @@ fn it_runs_by_itself_a_whole_interval_after_it_was_first_there() {
         (true, ago(70, 0), Due::Nothing),
         (true, None, Due::Nothing),
     ] {
-        assert_eq!(memory(paused, last.clone()).due(at(NOW)), due, "{paused} {last:?}");
+        assert_eq!(memory(paused, last.clone()).due(at(NOW), &Settings::default()), due, "{paused} {last:?}");
     }
 }
 
@@ -125,4 +128,23 @@ fn the_status_counts_where_skills_lie_and_ranks_the_agents_own() {
     assert_eq!((report.archive[0].folder.as_str(), &report.archive[0].archived_at), ("ops/gone", &ago(3, 0)));
     rows.retain(|name, _| name == "quiet");
     assert!(Report::of(&Memory::default(), &rows, &there, &[]).most_active.is_empty());
+}
+
+#[test]
+fn settings_move_every_bound() {
+    let settings = Settings { interval_hours: 3, stale_after_days: 2, archive_after_days: 2, ..Settings::default() };
+    let wanted = |last| row("active", 1, last, ago(200, 0)).wanted(at(NOW), &settings);
+    assert_eq!((wanted(ago(2, -1)), wanted(ago(2, 0))), (State::Active, State::Archived));
+    let later = Settings { archive_after_days: 3, ..settings };
+    assert_eq!(row("active", 1, ago(2, 0), None).wanted(at(NOW), &later), State::Stale);
+    let due = |hours: i64, settings: &Settings| {
+        let last = (at(NOW) - SignedDuration::from_hours(hours)).to_string();
+        Memory { last_run_at: Some(last), ..Memory::default() }.due(at(NOW), settings)
+    };
+    assert_eq!((due(2, &settings), due(3, &settings)), (Due::Nothing, Due::Run));
+    assert_eq!(due(300, &Settings { enabled: false, ..settings }), Due::Nothing);
+    // What no control plane of ours says is taken for nothing said.
+    let odd = Settings { stale_after_days: 9, archive_after_days: 8, enabled: false, ..settings };
+    assert_eq!(odd.or_usual(), Settings { enabled: false, ..Settings::default() });
+    assert_eq!(settings.or_usual(), settings);
 }

@@ -95,7 +95,7 @@ impl Kind {
                     allow_users: vec!["1".to_owned()],
                     allow_chats: Vec::new(),
                     allow_all: false,
-                    pairs: false,
+                    strangers: false,
                     rate: Rate::Off,
                     streaming: Streaming::Edit,
                 })

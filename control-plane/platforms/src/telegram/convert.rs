@@ -1,7 +1,7 @@
 //! A Telegram update as an [`InboundMessage`], and who may talk to the account.
 //!
 //! Pure. Called by the poll loop for each update. Always true: what the allow rule does not name is never converted, or marked as a
-//! stranger's where strangers pair; no
+//! stranger's where those are handed on; no
 //! text leaves here with U+0000 in it. A message has its text, or its caption and the file that is to be fetched; a sticker is its emoji; what is
 //! none of these is ignored.
 //!
@@ -27,14 +27,14 @@ pub(super) struct AllowRule {
     pub(super) users: HashSet<String>,
     pub(super) chats: HashSet<String>,
     pub(super) all: bool,
-    /// Whoever is not named may have paired, or does so.
-    pub(super) pairs: bool,
+    /// Whoever is not named may have paired, or may want to: their messages are handed on as strangers'.
+    pub(super) strangers: bool,
 }
 
 impl AllowRule {
     /// Whether it lets anybody in at all.
     pub(super) fn is_empty(&self) -> bool {
-        !self.all && !self.pairs && self.users.is_empty() && self.chats.is_empty()
+        !self.all && !self.strangers && self.users.is_empty() && self.chats.is_empty()
     }
 
     fn permits(&self, source: &Source) -> bool {
@@ -82,7 +82,7 @@ pub(super) fn inbound(
     }
     let source = source(&message, account);
     let stranger = !allow.permits(&source);
-    if stranger && !(allow.pairs && source.user_id.is_some()) {
+    if stranger && !(allow.strangers && source.user_id.is_some()) {
         return Err(Ignored::Unauthorised);
     }
     // Of a stranger nothing is fetched.
@@ -264,15 +264,15 @@ mod tests {
     }
 
     #[test]
-    fn where_strangers_pair_they_are_let_in_as_strangers() {
-        let pairs = AllowRule { users: ["42".to_owned()].into(), pairs: true, ..AllowRule::default() };
+    fn where_strangers_are_handed_on_they_are_marked() {
+        let open = AllowRule { users: ["42".to_owned()].into(), strangers: true, ..AllowRule::default() };
         let chat = json!({"id": 42, "type": "private"});
-        assert!(!convert(message(chat.clone(), json!({})), &pairs).unwrap().stranger);
+        assert!(!convert(message(chat.clone(), json!({})), &open).unwrap().stranger);
         let eve = json!({"from": {"id": 43, "first_name": "Eve"}});
-        assert!(convert(message(chat, eve), &pairs).unwrap().stranger);
+        assert!(convert(message(chat, eve), &open).unwrap().stranger);
         let channel = json!({"id": -4, "type": "channel"});
-        assert_eq!(convert(message(channel, json!({"from": null})), &pairs), Err(Ignored::Unauthorised));
-        assert!(!AllowRule { pairs: true, ..AllowRule::default() }.is_empty());
+        assert_eq!(convert(message(channel, json!({"from": null})), &open), Err(Ignored::Unauthorised));
+        assert!(!AllowRule { strangers: true, ..AllowRule::default() }.is_empty());
     }
 
     #[test]
@@ -331,7 +331,7 @@ mod tests {
             assert_eq!((text.as_str(), wanted.unwrap().0), ("", kind), "{name}");
         }
         // Nothing of a stranger's is fetched.
-        let pairs = AllowRule { pairs: true, ..AllowRule::default() };
+        let pairs = AllowRule { strangers: true, ..AllowRule::default() };
         assert_eq!(wants(photo, &pairs), Ok(("look".to_owned(), None)));
     }
 }

@@ -43,8 +43,8 @@ pub struct Settings {
     pub allow_chats: Vec<String>,
     /// Everybody may.
     pub allow_all: bool,
-    /// Messages of those who may not are handed on as strangers', for pairing.
-    pub pairs: bool,
+    /// Messages of those who may not are handed on as strangers': some of them may have paired.
+    pub strangers: bool,
     /// Pacing of sends; [`Rate::Off`] only with `api_base`.
     pub rate: Rate,
     /// Whether chats see an answer while it is written.
@@ -79,7 +79,7 @@ impl Telegram {
             users: settings.allow_users.iter().cloned().collect(),
             chats: settings.allow_chats.iter().cloned().collect(),
             all: settings.allow_all,
-            pairs: settings.pairs,
+            strangers: settings.strangers,
         };
         if allow.is_empty() {
             return Err(refuse(

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use hermes_core::AgentId;
+use hermes_core::curator::Curator;
 use hermes_core::step::Phase;
 use hermes_core::turn::Usage;
 use hermes_home::curator::Order;
@@ -52,6 +53,8 @@ pub enum ToWorker {
         sequence: u64,
         /// Stop and register again.
         lease_lost: bool,
+        /// When the agent's skills are looked after, as of now; nothing: as before.
+        curator: Option<Curator>,
     },
     /// End or drop a turn.
     Cancel {
@@ -81,6 +84,8 @@ pub enum ToWorker {
         id: u64,
         /// What is asked.
         order: Order,
+        /// By which settings.
+        settings: Curator,
     },
     /// Take nothing new; what runs may end by itself for this long, then hand it back; leave.
     Drain(Duration),

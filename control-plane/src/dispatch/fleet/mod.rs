@@ -443,7 +443,7 @@ impl Fleet {
         let mut state = self.state();
         for worker in workers {
             if let Some(member) = state.members.get_mut(worker) {
-                member.send(ToWorker::HeartbeatAck { sequence: 0, lease_lost: true });
+                member.send(ToWorker::HeartbeatAck { sequence: 0, lease_lost: true, curator: None });
                 member.about.hang_up.cancel();
             }
         }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use hermes_control_plane::store::{
-    Answer, Answered, ApprovalAnswer, ApprovalAsk, ApprovalAsked, ApprovalState, Effect, Outcome, SessionId, TurnId,
+    Answer, Answered, ApprovalAnswer, ApprovalAsk, ApprovalAsked, ApprovalState, Effect, Judged, Outcome, SessionId,
+    TurnId,
 };
 use hermes_core::approvals::Verdict;
 
@@ -12,7 +13,7 @@ use super::db::{Db, end, msg, same};
 
 const ADA: &str = "\ttelegram\thelper\t777";
 const EVE: &str = "\ttelegram\thelper\t666";
-const SAID: &str = "SELECT convert_from(body, 'UTF8') FROM outbox WHERE body IS NOT NULL ORDER BY pos";
+const SAID: &str = "SELECT convert_from(body, 'UTF8') FROM outbox WHERE body IS NOT NULL AND convert_from(body, 'UTF8') <> 'noted' ORDER BY pos";
 
 /// A question about step 1 of the first turn of session 1, in its first epoch.
 fn question() -> ApprovalAsk {
@@ -28,16 +29,19 @@ fn question() -> ApprovalAsk {
         patterns: vec!["delete_recursive".to_owned(), "as_root".to_owned()],
         timeout: Duration::from_secs(3600),
         text: ("may:".to_owned(), "?".to_owned()),
+        judge: Duration::ZERO,
     }
 }
 
-/// `ID state`, with a `*` where it was asked just now.
+/// `ID state`, with a `*` where the person was asked just now, and what there is about a model that judges.
 fn ask(db: &Db, question: &ApprovalAsk) -> Result<String> {
     Ok(match db.wait(db.store.approval_ask(question))? {
         ApprovalAsked::Fenced => "fenced".to_owned(),
         ApprovalAsked::OtherCall => "other".to_owned(),
-        ApprovalAsked::Stands { id, state, asked, .. } => {
-            format!("{id} {}{}", state.as_str(), if asked { "*" } else { "" })
+        ApprovalAsked::Stands { id, state, asked, judge, judging, why, .. } => {
+            let marks = [(asked, "*"), (judge, " judge"), (judging, " judging")];
+            let marks: String = marks.iter().filter(|(is, _)| *is).map(|(_, mark)| *mark).collect();
+            format!("{id} {}{marks}{}", state.as_str(), why.map(|why| format!(" {why}")).unwrap_or_default())
         }
     })
 }
@@ -193,5 +197,72 @@ pub(super) fn an_answer_beside_the_end_of_its_turn_is_one_or_the_other(db: &mut 
     same!(db.wait(db.store.approvals(false, None, i64::MAX, 9))?.len(), 0);
     same!(db.wait(db.store.approvals(true, None, i64::MAX, 9))?.len(), 1);
     ensure!(db.wait(db.store.approval(1))?.state == ApprovalState::Expired);
+    Ok(())
+}
+
+/// A question that a model judges first.
+fn smart(step: i32) -> ApprovalAsk {
+    ApprovalAsk { step, judge: Duration::from_secs(30), ..question() }
+}
+
+pub(super) fn a_model_judges_a_call_once_and_what_it_leaves_open_is_asked(db: &mut Db) -> Result<()> {
+    let worker = running(db)?;
+    same!(ask(db, &smart(1))?, "1 pending judge judging");
+    same!(ask(db, &smart(1))?, "1 pending judging");
+    // Nobody was asked, so nobody answers, but an operator who sees it.
+    same!(db.look(SAID)?, "");
+    same!(db.wait(db.store.approval_waiting(1, "x", Some(1), ADA))?, None);
+    same!(answer(db, "a1", "x", given(None, Verdict::Once, ADA, false))?, "unknown");
+    same!(answer(db, "a2", "x", given(Some(1), Verdict::Once, ADA, true))?, "unknown");
+    // The verdict is for that call, and whoever has the turn by then finds it.
+    let other = ApprovalAsk { hash: [8; 32], ..smart(1) };
+    ensure!(!db.wait(db.store.approval_judged(&other, Judged::Allowed, "another call"))?);
+    db.expire(worker)?;
+    same!(db.reclaim()?, "1/1/f");
+    let next = db.worker(1)?;
+    db.ripen()?;
+    same!(db.claim(&[(next, 1)])?, "1/1/3/pa");
+    let later = |step| ApprovalAsk { epoch: 3, ..smart(step) };
+    same!(ask(db, &later(1))?, "1 pending judging");
+    ensure!(db.wait(db.store.approval_judged(&smart(1), Judged::Allowed, "It is harmless."))?);
+    same!(ask(db, &later(1))?, "1 allowed It is harmless.");
+    ensure!(!db.wait(db.store.approval_judged(&smart(1), Judged::Denied, "No."))?);
+    let row = db.wait(db.store.approval(1))?;
+    same!((row.answered_by.as_deref(), row.judgement.as_deref()), (Some("smart"), Some("It is harmless.")));
+    ask(db, &later(2))?;
+    ensure!(db.wait(db.store.approval_judged(&later(2), Judged::Denied, "It spoils."))?);
+    same!(ask(db, &later(2))?, "2 denied It spoils.");
+    same!(db.look(SAID)?, "");
+    // What it leaves open is asked, once, with the whole time for it.
+    ask(db, &later(3))?;
+    ensure!(db.wait(db.store.approval_judged(&later(3), Judged::Open, "It is not sure."))?);
+    ensure!(!db.wait(db.store.approval_judged(&later(3), Judged::Allowed, "It is harmless."))?);
+    same!(db.look(SAID)?, "may:3?");
+    same!(ask(db, &later(3))?, "3 pending");
+    same!(answer(db, "a3", "x", given(None, Verdict::Deny, ADA, false))?, "done 3");
+    same!(ask(db, &later(3))?, "3 denied");
+    same!(db.look("SELECT judgement FROM approvals WHERE approval_id = 3")?, "It is not sure.");
+    // An operator's word counts meanwhile; and what was granted is not judged.
+    ask(db, &later(4))?;
+    same!(shown(db.wait(db.store.approval_answer(4, Verdict::Session, "token:op"))?), "done 4");
+    ensure!(!db.wait(db.store.approval_judged(&later(4), Judged::Denied, "No."))?);
+    same!(ask(db, &later(5))?, "0 allowed");
+    Ok(())
+}
+
+pub(super) fn a_verdict_that_does_not_come_leaves_it_to_the_person(db: &mut Db) -> Result<()> {
+    running(db)?;
+    same!(ask(db, &smart(1))?, "1 pending judge judging");
+    db.run("UPDATE approvals SET judge_until = clock_timestamp() - interval '1 ms', expires_at = clock_timestamp() - interval '1 ms'")?;
+    same!(ask(db, &smart(1))?, "1 pending*");
+    same!(ask(db, &smart(1))?, "1 pending");
+    same!(db.look(SAID)?, "may:1?");
+    ensure!(!db.wait(db.store.approval_judged(&smart(1), Judged::Allowed, "It is harmless."))?);
+    same!(answer(db, "a1", "x", given(None, Verdict::Once, ADA, false))?, "done 1");
+    same!(ask(db, &smart(1))?, "1 allowed");
+    // Nothing is asked for a turn that has ended.
+    ask(db, &smart(2))?;
+    ensure!(db.complete(&[end(1, 1, 1)])?.starts_with("t/"));
+    ensure!(!db.wait(db.store.approval_judged(&smart(2), Judged::Open, "It is not sure."))?);
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use futures_util::future::{BoxFuture, join};
 use hermes_control_plane::store::{
-    self, Ask, Asking, CallEffect, CallScope, CallStep, Called, LookedAsk, SessionId, TurnId,
+    self, Ask, Asking, CallEffect, CallScope, CallStep, Called, Completion, LookedAsk, SessionId, Stopped, TurnId,
 };
 
 use super::db::{Db, end, msg, same};
@@ -89,7 +89,7 @@ pub(super) fn what_is_asked_is_asked_once(db: &mut Db) -> Result<()> {
     ensure!(matches!(db.wait(db.store.look_for_ask(&step(1, 3, 1)))?, LookedAsk::Waits(_)));
     same!(called(db, &step(1, 3, 2), &Asks(2))?, "begun for Some(2)");
     same!(called(db, &step(1, 3, 3), &Asks(2))?, "full");
-    db.complete(&[store::Completion { lane: None, ..end(2, 1, 1) }])?;
+    db.complete(&[Completion { lane: None, ..end(2, 1, 1) }])?;
     same!(called(db, &step(1, 3, 1), &Answered)?, "answered");
     same!(called(db, &step(1, 3, 1), &Asks(2))?, "answered");
     same!(db.look("SELECT step, depth, done FROM asks ORDER BY 1")?, "1|1|t 2|1|f");
@@ -113,5 +113,55 @@ pub(super) fn agents_never_wait_for_each_other_in_a_circle(db: &mut Db) -> Resul
     same!(called(db, &step(2, 1, 3), &Asks(1))?, "circle 0/0");
     db.complete(&[end(1, 1, 1)])?;
     ensure!(called(db, &step(2, 1, 4), &Asks(1))?.starts_with("begun"));
+    Ok(())
+}
+
+/// What is withdrawn now.
+fn forsaken(db: &Db) -> Result<String> {
+    let shown = |stopped: Stopped| match stopped {
+        Stopped::Asked(turn) => format!("asked {turn}"),
+        Stopped::Cancelled(turn) => format!("cancelled {turn}"),
+        Stopped::Ended(turn) => format!("ended {turn}"),
+        Stopped::Behind(turn) => format!("behind {turn}"),
+        other => format!("{other:?}"),
+    };
+    Ok(db.wait(db.store.forsake("stopped"))?.into_iter().map(shown).collect::<Vec<_>>().join(", "))
+}
+
+pub(super) fn what_nobody_waits_for_stops_or_never_begins(db: &mut Db) -> Result<()> {
+    let (w, v) = (db.worker(1)?, db.worker(2)?);
+    db.ingest(&[msg("a", "x").on(w, 1)])?;
+    ensure!(called(db, &step(1, 1, 1), &Asks(2))?.starts_with("begun"));
+    ensure!(called(db, &step(1, 1, 2), &Asks(2))?.starts_with("begun"));
+    same!(db.claim(&[(v, 1)])?, "2/1/1/pa");
+    same!(forsaken(db)?, "");
+    // The second one takes too long: it waits behind the first, and never begins.
+    same!(called(db, &step(1, 1, 2), &Answered)?, "answered");
+    same!(forsaken(db)?, "cancelled t2.2");
+    same!(forsaken(db)?, "");
+    same!(
+        db.look("SELECT ended, convert_from(body, 'UTF8') FROM turn_steps WHERE session_id = 2 AND seq = 2")?,
+        "5|stopped"
+    );
+    // Its asker ends: what runs is told to stop, once it has ended nothing is left to do.
+    db.complete(&[end(1, 1, 1)])?;
+    same!(forsaken(db)?, "asked t2.1");
+    same!(db.look("SELECT session_id, seq, kind FROM turn_signals")?, "2|1|1");
+    db.complete(&[Completion { lane: None, ..end(2, 1, 1) }])?;
+    same!(db.look("SELECT head_seq, tail_seq, state FROM sessions WHERE session_id = 2")?, "3|2|0");
+    same!(db.claim(&[(v, 1)])?, "");
+    same!(forsaken(db)?, "ended t2.1");
+    same!(forsaken(db)?, "");
+    // One that has not begun when its asker ends does not.
+    db.ingest(&[msg("b", "y").on(w, 1)])?;
+    ensure!(called(db, &step(3, 1, 1), &Asks(2))?.starts_with("begun"));
+    db.complete(&[end(3, 1, 1)])?;
+    same!(forsaken(db)?, "cancelled t2.3");
+    same!(db.claim(&[(v, 1)])?, "");
+    // Nor one whose asker was lost for longer than it wanted to wait.
+    db.ingest(&[msg("c", "z").on(w, 1)])?;
+    ensure!(called(db, &step(4, 1, 1), &Asks(2))?.starts_with("begun"));
+    db.run("UPDATE asks SET wait_until = clock_timestamp() - interval '11 seconds' WHERE NOT settled")?;
+    same!(forsaken(db)?, "cancelled t2.4");
     Ok(())
 }

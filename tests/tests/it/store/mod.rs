@@ -66,6 +66,8 @@ drills! {
         an_answer_counts_once,
         what_was_allowed_further_is_not_asked_for_again,
         an_answer_beside_the_end_of_its_turn_is_one_or_the_other,
+        a_model_judges_a_call_once_and_what_it_leaves_open_is_asked,
+        a_verdict_that_does_not_come_leaves_it_to_the_person,
     }
     budgets::{
         a_call_is_let_in_while_it_fits_and_settled_with_what_it_used,
@@ -159,6 +161,7 @@ drills! {
         texts_match_as_a_web_search_does,
     }
     asks::{
+        what_nobody_waits_for_stops_or_never_begins,
         what_is_asked_is_asked_once,
         agents_never_wait_for_each_other_in_a_circle,
     }

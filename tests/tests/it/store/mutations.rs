@@ -768,6 +768,54 @@ const MUTATIONS: &[Mutation] = &[
         caught_by: &["an_answer_beside_the_end_of_its_turn_is_one_or_the_other"],
     },
     Mutation {
+        name: "what took too long is not withdrawn",
+        edits: &[("AND (x.done OR s.session_id IS NULL", "AND (s.session_id IS NULL")],
+        caught_by: &["what_nobody_waits_for_stops_or_never_begins"],
+    },
+    Mutation {
+        name: "what was asked by a turn that has ended goes on",
+        edits: &[("s.session_id IS NULL OR s.head_seq > x.seq OR", "s.session_id IS NULL OR")],
+        caught_by: &["what_nobody_waits_for_stops_or_never_begins"],
+    },
+    Mutation {
+        name: "what waits behind another one is not withdrawn",
+        edits: &[("  IF p_seq <> r.head_seq + r.absorbed + 1 THEN RETURN 4; END IF;", "  RETURN 4;")],
+        caught_by: &["what_nobody_waits_for_stops_or_never_begins"],
+    },
+    Mutation {
+        name: "what is withdrawn is withdrawn again for ever",
+        edits: &[("IF o_result NOT IN (1, 4) THEN sid", "IF o_result = 2 THEN sid")],
+        caught_by: &["what_nobody_waits_for_stops_or_never_begins"],
+    },
+    Mutation {
+        name: "a verdict that does not come is waited for",
+        edits: &[("ELSIF a.state = 0 AND a.judge_until <= t THEN", "ELSIF false THEN")],
+        caught_by: &["a_verdict_that_does_not_come_leaves_it_to_the_person"],
+    },
+    Mutation {
+        name: "a verdict counts after somebody was asked",
+        edits: &[("     AND x.state = 0 AND x.judge_until IS NOT NULL\n", "")],
+        caught_by: &[
+            "a_model_judges_a_call_once_and_what_it_leaves_open_is_asked",
+            "a_verdict_that_does_not_come_leaves_it_to_the_person",
+        ],
+    },
+    Mutation {
+        name: "people allow what they were not asked yet",
+        edits: &[("coalesce(a.judge_until IS NULL AND a.agent_no", "coalesce(a.agent_no")],
+        caught_by: &["a_model_judges_a_call_once_and_what_it_leaves_open_is_asked"],
+    },
+    Mutation {
+        name: "a verdict is for any call at its step",
+        edits: &[("AND x.step = p_step AND x.call_hash = p_hash", "AND x.step = p_step")],
+        caught_by: &["a_model_judges_a_call_once_and_what_it_leaves_open_is_asked"],
+    },
+    Mutation {
+        name: "whoever asks has the call judged again",
+        edits: &[("  o_judging := a.state = 0", "  o_judge := a.judge_until IS NOT NULL; o_judging := a.state = 0")],
+        caught_by: &["a_model_judges_a_call_once_and_what_it_leaves_open_is_asked"],
+    },
+    Mutation {
         name: "a repeated event asks again",
         edits: &[("r.event = p_event OR ", "")],
         caught_by: &["a_stranger_gets_one_code_for_one_request"],

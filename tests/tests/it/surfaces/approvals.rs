@@ -15,11 +15,11 @@ use tonic::Code;
 use super::{SOON, account, start, stop, texts, with_model};
 
 const BOT: &str = "750:approvals-secret";
-const ADA: i64 = 1;
+pub(super) const ADA: i64 = 1;
 const EVE: i64 = 2;
 
 /// `go COMMAND` runs the command in a terminal and says what the model was shown of it.
-async fn obedient() -> MockModel {
+pub(super) async fn obedient() -> MockModel {
     let model = MockModel::start().await.unwrap();
     model.respond(|body| {
         let messages = body["messages"].as_array().cloned().unwrap_or_default();
@@ -38,7 +38,7 @@ async fn obedient() -> MockModel {
 }
 
 /// One bot; commands reach the machine's network, so that what deletes is asked for.
-fn with_bot(fake: &FakeTelegram, model: &MockModel, more: Value) -> (Up, Bot) {
+pub(super) fn with_bot(fake: &FakeTelegram, model: &MockModel, more: Value) -> (Up, Bot) {
     let bot = fake.bot(BOT);
     let mut document = json!({
         "sandbox": {"level": "strict", "network": "open"},
@@ -50,7 +50,7 @@ fn with_bot(fake: &FakeTelegram, model: &MockModel, more: Value) -> (Up, Bot) {
     (start(&with_model(model, document), &[("FRONT_TOKEN", BOT)]), bot)
 }
 
-fn workspace(up: &Up) -> PathBuf {
+pub(super) fn workspace(up: &Up) -> PathBuf {
     let agent = up.json(["agent", "show", "main"]);
     PathBuf::from(agent["home"].as_str().unwrap()).join("workspace")
 }
@@ -60,7 +60,7 @@ fn waiting(up: &Up) -> Vec<Value> {
     up.json(["approval", "list"]).as_array().unwrap().clone()
 }
 
-async fn asked(bot: &Bot, chat: i64, count: usize) -> Delivery {
+pub(super) async fn asked(bot: &Bot, chat: i64, count: usize) -> Delivery {
     texts(bot, chat, count).await;
     let question = bot.delivered(chat).into_iter().nth(count - 1).unwrap();
     assert!(question.text.starts_with("Question ") && question.text.contains("may I do this?"), "{question:?}");

@@ -11,16 +11,20 @@ use super::{account, start, stop, texts};
 
 const BOT: &str = "770:asking-secret";
 
-/// A model for every agent: told `ask AGENT: WORDS`, it asks that and then says what it heard; told `hang`, it says nothing; else
+/// A model for every agent: told `ask AGENT: WORDS`, it asks that and then says what it heard (`wait` waits for long); told `hang`, it says nothing; else
 /// it repeats what it is told behind the name of the model that it is asked as.
 async fn model() -> MockModel {
     let mock = MockModel::start().await.unwrap();
     mock.respond(|body| {
         let last = body["messages"].as_array().unwrap().last().unwrap().clone();
         let text = last["content"].as_str().unwrap_or_default();
-        match text.strip_prefix("ask ").and_then(|rest| rest.split_once(": ")) {
-            Some((agent, message)) if last["role"] == "user" => {
-                let arguments = json!({"agent": agent, "message": message, "timeout_seconds": 5}).to_string();
+        let asks = [("ask ", 5), ("wait ", 600)].into_iter().find_map(|(verb, seconds)| {
+            let (agent, message) = text.strip_prefix(verb)?.split_once(": ")?;
+            Some((agent, message, seconds))
+        });
+        match asks {
+            Some((agent, message, seconds)) if last["role"] == "user" => {
+                let arguments = json!({"agent": agent, "message": message, "timeout_seconds": seconds}).to_string();
                 Behaviour::Ask(String::new(), vec![Call::new("call-1", "ask_agent", &arguments)])
             }
             _ if text == "hang" => Behaviour::HangBeforeHeaders,
@@ -96,5 +100,32 @@ async fn agents_do_not_wait_for_each_other_nor_for_one_that_is_silent() {
     until(Duration::from_secs(20), "b to stop", || (!running()).then_some(()));
     bot.push_text(2, 2, "ask a: hello?");
     assert!(texts(&bot, 2, 2).await[1].contains("\na: hello?\n"));
+    stop(up);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_stopped_takes_those_along_whom_it_asked() {
+    let (fake, mock) = (FakeTelegram::start().await.unwrap(), model().await);
+    let bot = fake.bot(BOT);
+    let up = up(&mock, &fake, &json!({"a": ["b"], "b": ["c"], "c": [], "d": [], "e": []}));
+    let running = |agent: &str| {
+        let sessions = up.json(["session", "list", "--agent", agent]);
+        sessions.as_array().unwrap().iter().any(|one| one["state"] == "running")
+    };
+    bot.push_text(1, 1, "wait b: wait c: hang");
+    until(Duration::from_secs(20), "c to be asked", || running("c").then_some(()));
+    bot.push_text(1, 1, "/stop");
+    for agent in ["a", "b", "c"] {
+        until(Duration::from_secs(30), agent, || (!running(agent)).then_some(()));
+    }
+    let ends = |agent: &str| {
+        let id = up.json(["session", "list", "--agent", agent])[0]["session_id"].as_str().unwrap().to_owned();
+        up.json(["session", "show", &id])["transcript"][0]["state"].clone()
+    };
+    assert_eq!([ends("b"), ends("c")], [json!("cancelled"), json!("cancelled")]);
+    assert_eq!(texts(&bot, 1, 1).await, ["Stopped."]);
+    // It hears the next question.
+    bot.push_text(1, 1, "ask b: hello?");
+    assert!(texts(&bot, 1, 2).await[1].contains("\nb: hello?\n"));
     stop(up);
 }

@@ -285,3 +285,34 @@ async fn a_message_waits_is_offered_or_runs_beside_as_its_command_says() {
     assert!(chat.say("/sessions").await.lines().count() == 3, "what ran beside it is not of this conversation");
     stop(up);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_agent_keeps_is_shown_to_who_may_see_it() {
+    let fake = FakeTelegram::start().await.unwrap();
+    let (mock, asked) = recording().await;
+    let lists = json!({"allow_admin_from": ["1"], "user_allowed_commands": ["skills"]});
+    let (up, bot) = with_bot(&fake, &mock, &lists, &json!({}));
+    let (mut chat, mut other) = (Chat::new(&bot, 1, 1), Chat::new(&bot, 2, 2));
+    assert_eq!(chat.say("/skills").await, "I have no skills yet.");
+    let write = |path: &str, text: &str| {
+        let file = up.file("document", text);
+        up.ctl(["agent", "edit", "main", path, "--from", file.to_str().unwrap()]).ok();
+    };
+    write("memories/MEMORY.md", "The build takes long.\n§\nUse make -j2.");
+    write("memories/USER.md", "Ada likes short answers.");
+    write("skills/ops/deploy/SKILL.md", "---\nname: deploy\ndescription: How to deploy\n---\nFirst, breathe.\n");
+
+    let said = chat.say("/memory").await;
+    assert!(said.contains("(1% — 37/2,200 chars):\n1. The build takes long.\n2. Use make -j2.\n"), "{said}");
+    assert!(said.ends_with("chars):\n1. Ada likes short answers."), "{said}");
+    assert!(chat.say("/memory remove 1").await.starts_with("/memory only shows"));
+    assert_eq!(chat.say("/skills").await, "Skills (1):\nops/deploy: How to deploy\n/skills <name> shows one.");
+    assert_eq!(chat.say("/skills deploy").await, "ops/deploy: How to deploy\n\nFirst, breathe.");
+    // Another one may what the lists say.
+    assert_eq!(other.say("/memory").await, "You may not use /memory here. /help says what you may.");
+    assert!(other.say("/skills").await.starts_with("Skills (1):"));
+    let help = other.say("/help").await;
+    assert!(help.contains("\n/skills [name] - ") && !help.contains("/memory"), "{help}");
+    assert!(asked.lock().unwrap().is_empty(), "no model was asked");
+    stop(up);
+}

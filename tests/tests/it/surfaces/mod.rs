@@ -14,6 +14,7 @@ mod messaging;
 mod models;
 mod pairing;
 mod sdk;
+mod smart_approvals;
 mod telegram;
 mod telegram_faults;
 mod traces;

@@ -14,15 +14,19 @@ const ADA: i64 = 1;
 const EVE: i64 = 2;
 const GROUP: i64 = -900;
 
-/// One bot that knows Ada, and pairs.
-fn with_bot(fake: &FakeTelegram, model: &MockModel) -> (Up, Bot) {
-    let bot = fake.bot(BOT);
+/// One bot that knows Ada; what becomes of others' direct messages.
+fn document(fake: &FakeTelegram, model: &MockModel, unauthorized_dm: &str) -> Value {
     let mut front = account("front", "FRONT_TOKEN", fake);
     front.as_object_mut().unwrap().remove("allow_all");
     front["allow_users"] = json!([ADA.to_string()]);
-    front["unauthorized_dm"] = json!("pair");
-    let document = json!({"platforms": {"telegram": {"accounts": [front]}}});
-    (start(&with_model(model, document), &[("FRONT_TOKEN", BOT)]), bot)
+    front["unauthorized_dm"] = json!(unauthorized_dm);
+    with_model(model, json!({"platforms": {"telegram": {"accounts": [front]}}}))
+}
+
+/// One bot that knows Ada, and pairs.
+fn with_bot(fake: &FakeTelegram, model: &MockModel) -> (Up, Bot) {
+    let bot = fake.bot(BOT);
+    (start(&document(fake, model, "pair"), &[("FRONT_TOKEN", BOT)]), bot)
 }
 
 /// Says what it was told last, and whether it was told a stranger's secret.
@@ -122,5 +126,29 @@ async fn whoever_guesses_codes_is_locked_out_across_a_restart() {
     up.ctl(["pairing", "approve", &code]).ok();
     bot.push_text(EVE, EVE, "hello again");
     until(SOON, "an answer", || (bot.delivered(EVE).len() == 2).then_some(()));
+    stop(up);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_that_ignores_strangers_hears_those_who_were_approved() {
+    const MAL: i64 = 3;
+    let (fake, model) = (FakeTelegram::start().await.unwrap(), attentive().await);
+    let (up, bot) = with_bot(&fake, &model);
+    bot.push_text(EVE, EVE, "hello");
+    let code = code(&bot, EVE, 1).await;
+    up.ctl(["pairing", "approve", &code]).ok();
+    let ignoring = document(&fake, &model, "ignore").to_string();
+    up.ctl_with_input(["apply", "-f", "-"], ignoring.as_bytes()).ok();
+    bot.push_text(MAL, MAL, "let me in");
+    bot.push_text(GROUP, MAL, "let me in here");
+    bot.push_text(EVE, EVE, "am I heard?");
+    assert!(texts(&bot, EVE, 2).await[1].contains("am I heard?"));
+    bot.push_text(GROUP, EVE, "and here?");
+    assert!(texts(&bot, GROUP, 1).await[0].contains("and here?"));
+    assert_eq!((bot.delivered(MAL).len(), model.requests()), (0, 2), "a stranger is told nothing");
+    up.ctl(["pairing", "revoke", "telegram/front", "2"]).ok();
+    bot.push_text(EVE, EVE, "and now?");
+    behind(&bot, 1).await;
+    assert_eq!((bot.delivered(EVE).len(), model.requests()), (2, 3));
     stop(up);
 }

@@ -194,3 +194,33 @@ async fn a_worker_that_is_killed_in_the_middle_leaves_every_skill_whole_in_one_p
     assert_eq!((&ran["archived"], &ran["active"], moved()), (&120.into(), &0.into(), 120), "{ran}");
     assert!(names.iter().all(|name| is_whole(&home, &format!(".archive/{name}"))));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_document_says_of_it_reaches_the_worker_with_the_next_order() {
+    let model = personas().await;
+    let up = with_model(&model);
+    let home = home(&up);
+    let rows = json!({"maps": used(3), "old": used(7)});
+    put(&home, "maps");
+    put(&home, "old");
+    fs::write(home.join("skills/.usage.json"), rows.to_string()).unwrap();
+    give_to_worker(&home);
+    assert_eq!(curator(&up, &["run", "main"])["changes"], json!([]));
+    let apply = |text: &str| up.ctl_with_input(["apply", "-f", "-"], text.as_bytes());
+    let said = apply("curator: {stale_after_days: 7, archive_after_days: 6}").refused(1);
+    assert!(said.contains("1: curator.archive_after_days") && said.contains("7 or more"), "{said}");
+    apply("curator: {interval_days: 2, stale_after_days: 3, archive_after_days: 6}").ok();
+    let ran = curator(&up, &["run", "main"]);
+    let states: Vec<_> =
+        ran["changes"].as_array().unwrap().iter().map(|change| (&change["skill"], &change["to"])).collect();
+    assert_eq!(states, [(&json!("maps"), &json!("stale")), (&json!("old"), &json!("archived"))]);
+    assert_eq!(
+        (&ran["interval_hours"], &ran["stale_after_days"], &ran["enabled"]),
+        (&48.into(), &3.into(), &true.into())
+    );
+    // An agent's own counts as a whole.
+    apply("agents: {main: {curator: {enabled: false}}}").ok();
+    let status = curator(&up, &["status", "main"]);
+    assert_eq!((&status["enabled"], &status["stale_after_days"]), (&false.into(), &30.into()));
+    assert!(apply("curator: {consolidate: true}").refused(1).contains("not offered"));
+}

@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use hermes_home::curator::{self, Change, Due, Memory, Order, Report, State, Usage};
+use hermes_home::curator::{self, Change, Due, Memory, Order, Report, Settings, State, Usage};
 use jiff::Timestamp;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
@@ -24,19 +24,20 @@ const MAX_MEMORY_BYTES: u64 = 1 << 20;
 /// How deep a skill lies in the archive, at most.
 const MAX_DEPTH: usize = 8;
 
-/// Does what is asked at `now`. `jobs` are the skills that jobs refer to, or why that is not known.
+/// Does what is asked at `now`, by these settings. `jobs` are the skills that jobs refer to, or why that is not known.
 ///
 /// # Errors
 /// Why not, for people. What was done before is done, and each skill is whole.
 pub(crate) fn carry_out(
     home: &Path,
     order: &Order,
+    settings: &Settings,
     jobs: &Result<BTreeSet<String>, String>,
     now: Timestamp,
 ) -> Result<Report, String> {
     Folder::make(home, "skills").map_err(|error| failed("skills", &error))?;
     let _alone = usage::hold(&home.join("skills")).map_err(|error| failed("skills", &error))?;
-    let curator = Curator { home, jobs, now };
+    let curator = Curator { home, settings, jobs, now };
     let changes = match order {
         Order::Status => Vec::new(),
         Order::Run { dry_run } => curator.run(*dry_run)?,
@@ -57,6 +58,7 @@ pub(crate) fn carry_out(
 
 struct Curator<'a> {
     home: &'a Path,
+    settings: &'a Settings,
     jobs: &'a Result<BTreeSet<String>, String>,
     now: Timestamp,
 }
@@ -64,7 +66,7 @@ struct Curator<'a> {
 impl Curator<'_> {
     fn due(&self) -> Result<Vec<Change>, String> {
         let memory = self.memory()?;
-        match memory.due(self.now) {
+        match memory.due(self.now, self.settings) {
             Due::Run => self.run(false),
             Due::Note => {
                 self.remember(&Memory { last_run_at: Some(self.now.to_string()), ..memory })?;
@@ -98,7 +100,7 @@ impl Curator<'_> {
             if row.is_pinned() || jobs.contains(name) {
                 continue;
             }
-            let to = row.wanted(self.now);
+            let to = row.wanted(self.now, self.settings);
             if to == State::Archived {
                 let folder = if dry { String::new() } else { self.put_away(category, name)? };
                 changes.push(change(to, folder));

@@ -42,7 +42,7 @@ impl Home {
 
     fn order_with(&self, order: &Order, jobs: Result<&[&str], &str>) -> Result<Report, String> {
         let jobs = jobs.map(|names| names.iter().map(|name| (*name).to_owned()).collect()).map_err(str::to_owned);
-        carry_out(self.0.path(), order, &jobs, NOW.parse().expect("time"))
+        carry_out(self.0.path(), order, &Settings::default(), &jobs, NOW.parse().expect("time"))
     }
 
     fn order(&self, order: &Order) -> Result<Report, String> {

@@ -41,6 +41,8 @@ type Stored = (u64, Option<Vec<u8>>);
 pub(crate) struct Approvals {
     pub(crate) asked: Vec<(u32, String)>,
     pub(crate) answers: std::collections::VecDeque<ApprovalState>,
+    /// Said with each of them, as by a model.
+    pub(crate) reason: String,
 }
 
 #[derive(Default)]
@@ -166,7 +168,7 @@ impl Attached {
         loop {
             match self.next_any().await {
                 worker_message::Message::Heartbeat(beat) => {
-                    let ack = HeartbeatAck { sequence: beat.sequence, lease_lost: false };
+                    let ack = HeartbeatAck { sequence: beat.sequence, lease_lost: false, ..HeartbeatAck::default() };
                     self.send(control_message::Message::HeartbeatAck(ack)).await;
                 }
                 worker_message::Message::Progress(_) => {}
@@ -512,7 +514,8 @@ impl WorkerService for Service {
         let mut approvals = self.state.approvals.lock().unwrap();
         approvals.asked.push((request.step, request.call.unwrap_or_default().arguments));
         let state = approvals.answers.pop_front().ok_or_else(|| Status::internal("nobody answers"))?;
-        Ok(Response::new(AskApprovalResponse { state: state.into() }))
+        let reason = approvals.reason.clone();
+        Ok(Response::new(AskApprovalResponse { state: state.into(), reason }))
     }
 
     async fn pin_mcp_tools(&self, _: Request<PinMcpToolsRequest>) -> Result<Response<PinMcpToolsResponse>, Status> {

@@ -2,6 +2,7 @@
 
 mod approvals;
 mod budgets;
+mod curator;
 mod mcp;
 mod runtime;
 mod strict;

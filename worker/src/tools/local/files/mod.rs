@@ -44,6 +44,8 @@ pub enum Request {
 pub struct Curate {
     /// What is asked.
     pub order: hermes_home::curator::Order,
+    /// By which settings.
+    pub settings: hermes_home::curator::Settings,
     /// The skills that jobs refer to, or why that is not known.
     pub jobs: Result<std::collections::BTreeSet<String>, String>,
     /// The time.
@@ -151,8 +153,9 @@ pub fn run(base: &Path, request: Request) -> Answer {
         Request::Search(search) => search::run(base, &search),
         Request::Skills(request, now) => skills::run(base, request, now),
         Request::Curate(request) => {
-            let Curate { order, jobs, now } = *request;
-            let report = crate::skills::curator::carry_out(base.parent().unwrap_or(base), &order, &jobs, now)?;
+            let Curate { order, settings, jobs, now } = *request;
+            let report =
+                crate::skills::curator::carry_out(base.parent().unwrap_or(base), &order, &settings, &jobs, now)?;
             serde_json::to_string(&report).map_err(|error| error.to_string())
         }
     }

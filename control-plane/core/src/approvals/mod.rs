@@ -2,7 +2,9 @@
 //!
 //! A part of an agent's profile: read by [`crate::config`], stored with the revision, told to its workers. The answers are read by
 //! intake. Always true: what nobody says is asked for, and what is no answer is words for the agent. It does not know which calls are
-//! dangerous (`hermes_home::danger` does), and asks nobody.
+//! dangerous (`hermes_home::danger` does), and asks nobody. What a model is asked about a call first is [`smart`]'s.
+
+pub mod smart;
 
 use std::ops::RangeInclusive;
 
@@ -24,6 +26,8 @@ pub enum Mode {
     /// Whoever sent the message is asked before each dangerous call.
     #[default]
     Manual,
+    /// A model judges each dangerous call first; whoever sent the message is asked about those that it does not decide.
+    Smart,
     /// Nobody is asked. What nobody can allow and what `deny` names is refused all the same. Has to be said.
     Off,
 }
@@ -33,13 +37,14 @@ impl Mode {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Manual => "manual",
+            Self::Smart => "smart",
             Self::Off => "off",
         }
     }
 
     /// The mode of exactly this name.
     pub fn parse(name: &str) -> Option<Self> {
-        [Self::Manual, Self::Off].into_iter().find(|mode| mode.as_str() == name)
+        [Self::Manual, Self::Smart, Self::Off].into_iter().find(|mode| mode.as_str() == name)
     }
 }
 
@@ -49,6 +54,9 @@ impl Mode {
 pub struct Approvals {
     /// Default: [`Mode::Manual`].
     pub mode: Mode,
+    /// The model that judges under [`Mode::Smart`], as `provider/model`. Default: the one that the agent works with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub smart_model: Option<String>,
     /// How long a question waits for its answer, seconds; then it counts as denied. Default: 300.
     pub timeout_seconds: u64,
     /// Keys of patterns that nobody is asked about. Default: none.
@@ -59,7 +67,7 @@ pub struct Approvals {
 
 impl Default for Approvals {
     fn default() -> Self {
-        Self { mode: Mode::default(), timeout_seconds: 300, allow: Vec::new(), deny: Vec::new() }
+        Self { mode: Mode::default(), smart_model: None, timeout_seconds: 300, allow: Vec::new(), deny: Vec::new() }
     }
 }
 
@@ -107,6 +115,11 @@ pub fn denied(entry: &str) -> Result<(), String> {
     } else {
         Err(format!("write a glob of a command of at most {MAX_GLOB} bytes, for example \"git push*\""))
     }
+}
+
+/// Whether a character shows as nothing, or makes others show as something else than they are.
+pub fn is_hidden(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 /// How far an answer reaches.
