@@ -20,7 +20,7 @@ const MAX_NAME_CHARS: usize = 80;
 const HASH_CHARS: usize = 12;
 
 /// What a file is to people.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// A picture.
@@ -37,6 +37,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [Self::Image, Self::Voice, Self::Audio, Self::Video, Self::Document];
+
     /// As people read it.
     pub fn as_str(self) -> &'static str {
         match self {

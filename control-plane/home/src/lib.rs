@@ -8,6 +8,7 @@
 pub mod admission;
 pub mod curator;
 pub mod danger;
+pub mod media;
 pub mod memory;
 mod path;
 pub mod skill;

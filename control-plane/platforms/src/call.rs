@@ -3,24 +3,27 @@
 //! Called by every adapter that sends by HTTP. Owns nothing. Always true: no text made here holds a URL (tokens live in
 //! URLs), redirects are not followed, nothing is sent twice by itself. It does not know any platform's answers.
 
+use std::collections::VecDeque;
 use std::error::Error as _;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use reqwest::{Client, Response, Url};
 
-use crate::SendError;
+use crate::{Deadline, SendError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Shorter than common servers keep an idle connection, so that a request seldom meets a closing one.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
 /// As many as one busy account has sends on their way.
 const IDLE_CONNECTIONS: usize = 128;
+/// A body leaves in pieces of this size, and is looked at before each.
+const PIECE_BYTES: usize = 64 * 1024;
 const CAUSE_CHARS: usize = 300;
 /// A platform cannot pause us for longer than this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(24 * 3_600);
@@ -56,19 +59,54 @@ impl From<Fault> for SendError {
     }
 }
 
-/// A request's body that is handed out before an instant or not at all. A process may stand still between the decision to send and the
-/// last moment before the bytes leave: what it began must not reach the platform when somebody else has sent it meanwhile.
+/// A request's body that is handed out before a deadline or not wholly. A process may stand still between the decision to send and the
+/// last moment before the bytes leave, and a large body leaves slowly: what it began must not reach the platform when somebody else has
+/// sent it meanwhile. A body that lacks its end is no request.
 pub(crate) struct Timely {
-    body: Option<Bytes>,
-    not_after: Option<Instant>,
-    late: Arc<AtomicBool>,
+    rest: VecDeque<Bytes>,
+    not_after: Option<Deadline>,
+    leaving: Arc<Leaving>,
+}
+
+/// How far a [`Timely`] body has come. Its last piece leaves, or it is given up: never both.
+#[derive(Debug, Default)]
+pub(crate) struct Leaving(AtomicU8);
+
+const UNDER_WAY: u8 = 0;
+const GONE: u8 = 1;
+const LATE: u8 = 2;
+
+impl Leaving {
+    /// Whether it was given up, so that the platform certainly has no whole request.
+    pub(crate) fn is_late(&self) -> bool {
+        self.0.load(Ordering::Acquire) == LATE
+    }
+
+    /// Gives it up, unless its last piece has left.
+    pub(crate) fn give_up(&self) -> bool {
+        self.ends_as(LATE)
+    }
+
+    fn ends_as(&self, end: u8) -> bool {
+        match self.0.compare_exchange(UNDER_WAY, end, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => true,
+            Err(ended) => ended == end,
+        }
+    }
 }
 
 impl Timely {
-    /// The body, and whether it was too late for it.
-    pub(crate) fn new(body: Vec<u8>, not_after: Option<Instant>) -> (Self, Arc<AtomicBool>) {
-        let late = Arc::new(AtomicBool::new(false));
-        (Self { body: Some(body.into()), not_after, late: Arc::clone(&late) }, late)
+    /// The body, piece by piece, and how far it has come.
+    pub(crate) fn new(pieces: impl Into<VecDeque<Bytes>>, not_after: Option<Deadline>) -> (Self, Arc<Leaving>) {
+        let mut rest = pieces.into();
+        rest.retain(|piece| !piece.is_empty());
+        let leaving = Arc::new(Leaving::default());
+        (Self { rest, not_after, leaving: Arc::clone(&leaving) }, leaving)
+    }
+
+    fn next_piece(&mut self) -> Option<Bytes> {
+        let first = self.rest.front_mut()?;
+        if first.len() > PIECE_BYTES { Some(first.split_to(PIECE_BYTES)) } else { self.rest.pop_front() }
     }
 }
 
@@ -82,21 +120,45 @@ impl Body for Timely {
     type Error = TooLate;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TooLate>>> {
-        if self.body.is_some() && self.not_after.is_some_and(|end| Instant::now() >= end) {
-            self.body = None;
-            self.late.store(true, Ordering::Release);
+        let in_time = !self.not_after.as_ref().is_some_and(Deadline::is_over) && !self.leaving.is_late();
+        let Some(piece) = self.next_piece() else { return Poll::Ready(None) };
+        if !in_time || (self.rest.is_empty() && !self.leaving.ends_as(GONE)) {
+            self.leaving.give_up();
+            self.rest.clear();
             return Poll::Ready(Some(Err(TooLate)));
         }
-        Poll::Ready(self.body.take().map(|body| Ok(Frame::data(body))))
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_none()
+        self.rest.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.body.as_ref().map_or(0, |body| body.len() as u64))
+        SizeHint::with_exact(self.rest.iter().map(|piece| piece.len() as u64).sum())
     }
+}
+
+/// Sends `request`, whose body is `leaving`: [`Fault::Late`] as soon as it is too late and the body's end has not left, even when
+/// the other side takes nothing more of it.
+pub(crate) async fn send(
+    request: reqwest::RequestBuilder,
+    leaving: &Leaving,
+    not_after: Option<&Deadline>,
+) -> Result<Response, Fault> {
+    let mut sending = std::pin::pin!(request.send());
+    let sent = loop {
+        let Some(deadline) = not_after else { break sending.await };
+        match tokio::time::timeout_at(deadline.until().into(), &mut sending).await {
+            Ok(sent) => break sent,
+            // It has moved on.
+            Err(_) if !deadline.is_over() => {}
+            Err(_) if leaving.give_up() => return Err(Fault::Late),
+            // All of it has left in time: the answer is worth the wait.
+            Err(_) => break sending.await,
+        }
+    };
+    sent.map_err(|error| if leaving.is_late() { Fault::Late } else { Fault::of(error) })
 }
 
 /// A client with its own connections. A loopback `base` is never reached through a proxy of the environment.
@@ -175,6 +237,8 @@ pub(crate) fn cause(error: reqwest::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     fn first_frame(body: &mut Timely) -> Option<Result<Bytes, TooLate>> {
@@ -185,18 +249,46 @@ mod tests {
         }
     }
 
+    fn after(wait: Duration) -> Deadline {
+        (Instant::now() + wait).into()
+    }
+
     #[test]
     fn a_body_leaves_in_time_or_not_at_all() {
-        let soon = Instant::now() + Duration::from_secs(60);
-        for not_after in [None, Some(soon)] {
-            let (mut body, late) = Timely::new(b"text".to_vec(), not_after);
+        for not_after in [None, Some(after(Duration::from_secs(60)))] {
+            let (mut body, leaving) = Timely::new([Bytes::from("text")], not_after);
             assert_eq!(body.size_hint().exact(), Some(4));
             assert_eq!(first_frame(&mut body).unwrap().unwrap(), "text");
-            assert!(first_frame(&mut body).is_none() && body.is_end_stream() && !late.load(Ordering::Acquire));
+            assert!(first_frame(&mut body).is_none() && body.is_end_stream() && !leaving.is_late());
+            assert!(!leaving.give_up(), "its end has left");
         }
-        let (mut body, late) = Timely::new(b"text".to_vec(), Some(Instant::now()));
+        let (mut body, leaving) = Timely::new([Bytes::from("text")], Some(after(Duration::ZERO)));
         assert!(first_frame(&mut body).unwrap().is_err());
-        assert!(first_frame(&mut body).is_none() && late.load(Ordering::Acquire));
+        assert!(first_frame(&mut body).is_none() && leaving.is_late());
         assert_eq!(SendError::from(Fault::Late), SendError::Expired);
+    }
+
+    #[test]
+    fn a_large_body_is_looked_at_before_each_piece_and_its_end_stays_when_it_is_late() {
+        let file = Bytes::from(vec![7; 3 * PIECE_BYTES]);
+        let whole = [Bytes::from("head"), file, Bytes::from("tail")];
+        let (mut body, _) = Timely::new(whole.clone(), None);
+        let size = body.size_hint().exact();
+        let mut left = 0;
+        while let Some(piece) = first_frame(&mut body) {
+            left += piece.unwrap().len();
+        }
+        assert_eq!((left, size), (3 * PIECE_BYTES + 8, Some(left as u64)));
+
+        let until = Arc::new(std::sync::Mutex::new(Instant::now() + Duration::from_secs(60)));
+        let shared = Arc::clone(&until);
+        let (mut body, leaving) = Timely::new(whole.clone(), Some(Deadline::moving(move || *shared.lock().unwrap())));
+        assert!(first_frame(&mut body).unwrap().is_ok() && first_frame(&mut body).unwrap().is_ok());
+        *until.lock().unwrap() = Instant::now();
+        assert!(first_frame(&mut body).unwrap().is_err() && leaving.is_late() && first_frame(&mut body).is_none());
+
+        let (mut body, leaving) = Timely::new(whole, None);
+        assert!(first_frame(&mut body).unwrap().is_ok() && leaving.give_up());
+        assert!(first_frame(&mut body).unwrap().is_err(), "given up from outside");
     }
 }

@@ -14,7 +14,11 @@ mod backoff;
 mod call;
 #[cfg(test)]
 mod contract;
+mod file;
+mod multipart;
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -22,6 +26,8 @@ use futures_util::future::BoxFuture;
 use hermes_core::Source;
 use hermes_core::attachment::{Attachment, Kind};
 use tokio_util::sync::CancellationToken;
+
+pub use self::file::{MAX_FILE_BYTES, NotAFile, OutboundFile};
 
 /// Why an account cannot start; names the setting to change, never a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -139,15 +145,18 @@ pub enum AccountState {
 pub struct OutboundMessage {
     /// The chat.
     pub chat: ChatRef,
-    /// One part as [`Adapter::split`] made it (of the account that sends it).
+    /// One part as [`Adapter::split`] made it (of the account that sends it), or the last one of [`Adapter::split_with_file`], which
+    /// may be empty.
     pub text: String,
+    /// What goes with the text; only for an adapter that [takes](Adapter::takes) its kind.
+    pub attachment: Option<OutboundFile>,
     /// A copy may have arrived already: the adapter marks the text visibly. Never said to one that deduplicates.
     pub maybe_duplicate: bool,
     /// Stable for one part of one delivery, for platforms with idempotency keys.
     pub idempotency_key: String,
-    /// From then on somebody else may have it: the adapter looks right before it writes, after its own pacing, and answers
-    /// [`SendError::Expired`].
-    pub not_after: Option<Instant>,
+    /// From then on somebody else may have it: the adapter looks right before it writes, after its own pacing, and with a file before each
+    /// piece of it, and answers [`SendError::Expired`].
+    pub not_after: Option<Deadline>,
     /// What its readers can press; only for an adapter that offers them.
     pub buttons: Vec<Button>,
 }
@@ -167,16 +176,55 @@ impl OutboundMessage {
     /// # Errors
     /// [`SendError::Expired`].
     pub fn check(&self) -> Result<(), SendError> {
-        expired(self.not_after)
+        expired(self.not_after.as_ref())
     }
 }
 
-/// [`SendError::Expired`] from `not_after` on.
-pub(crate) fn expired(not_after: Option<Instant>) -> Result<(), SendError> {
-    match not_after {
-        Some(end) if Instant::now() >= end => Err(SendError::Expired),
-        _ => Ok(()),
+/// When somebody else may have what is being sent. It may move on meanwhile, as a lease does that is renewed.
+#[derive(Clone)]
+pub struct Deadline(Arc<dyn Fn() -> Instant + Send + Sync>);
+
+impl Deadline {
+    /// One that is where `until` says; asked often, so it must answer at once.
+    pub fn moving(until: impl Fn() -> Instant + Send + Sync + 'static) -> Self {
+        Self(Arc::new(until))
     }
+
+    /// Where it is now.
+    pub fn until(&self) -> Instant {
+        (self.0)()
+    }
+
+    /// Whether it is over.
+    pub fn is_over(&self) -> bool {
+        let until = self.until();
+        Instant::now() >= until
+    }
+}
+
+impl From<Instant> for Deadline {
+    fn from(until: Instant) -> Self {
+        Self::moving(move || until)
+    }
+}
+
+impl fmt::Debug for Deadline {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.until().fmt(out)
+    }
+}
+
+impl PartialEq for Deadline {
+    fn eq(&self, other: &Self) -> bool {
+        self.until() == other.until()
+    }
+}
+
+impl Eq for Deadline {}
+
+/// [`SendError::Expired`] from `not_after` on.
+pub(crate) fn expired(not_after: Option<&Deadline>) -> Result<(), SendError> {
+    if not_after.is_some_and(Deadline::is_over) { Err(SendError::Expired) } else { Ok(()) }
 }
 
 /// A part that arrived.
@@ -226,7 +274,7 @@ pub struct Edit {
     /// The text still grows: the next edit makes up for this one, so it yields to messages and waits for nothing.
     pub passing: bool,
     /// As [`OutboundMessage::not_after`].
-    pub not_after: Option<Instant>,
+    pub not_after: Option<Deadline>,
 }
 
 /// Why a message does not show its new text, or may not.
@@ -264,6 +312,20 @@ pub trait Adapter: Send + Sync {
     fn receive<'a>(&'a self, sink: &'a dyn InboundSink, stop: CancellationToken) -> BoxFuture<'a, ()>;
     /// Cuts a reply into the parts the platform takes; never empty for a non-empty text, deterministic.
     fn split(&self, text: &str) -> Vec<String>;
+    /// Whether messages can have a file of this kind. To an adapter that does not take it the caller sends a sentence with the file's name
+    /// instead; a message with such a file is refused.
+    fn takes(&self, kind: Kind) -> bool {
+        let _ = kind;
+        false
+    }
+    /// Cuts a text that goes with a file: the last part is what the message with the file says, perhaps nothing; those before it are
+    /// messages of their own, as [`Adapter::split`] makes them. So each part is one message, and what has arrived is known by the number of
+    /// parts as for a text alone. A text that does not fit under a file goes whole before it. Never empty, deterministic.
+    fn split_with_file(&self, text: &str) -> Vec<String> {
+        let mut parts = if text.is_empty() { Vec::new() } else { self.split(text) };
+        parts.push(String::new());
+        parts
+    }
     /// Sends one part, waiting for the account's own pacing first.
     fn send(&self, message: OutboundMessage) -> BoxFuture<'_, Result<Sent, SendError>>;
     /// Whether a copy of a part with the same `idempotency_key` is recognised by the other side, so that it needs no mark.

@@ -187,9 +187,10 @@ async fn send_parts(
             let message = OutboundMessage {
                 chat: chat.clone(),
                 text: text.clone(),
+                attachment: None,
                 maybe_duplicate: delivery.maybe_duplicate && index == first && !adapter.deduplicates(),
                 idempotency_key: format!("{}-{}-{index}", delivery.lane, delivery.pos),
-                not_after: Some(tenure.until()),
+                not_after: Some(tenure.deadline()),
                 // Under the last part, where a reader is done.
                 buttons: if index + 1 == parts.len() { buttons.clone() } else { Vec::new() },
             };
@@ -244,7 +245,7 @@ async fn edit_part(
         message_id: message.to_owned(),
         text: text.to_owned(),
         passing: false,
-        not_after: Some(tenure.until()),
+        not_after: Some(tenure.deadline()),
     };
     let failpoints = outbox.inner.store.failpoints();
     failpoints.reach("edit.before").await;
@@ -398,6 +399,7 @@ mod tests {
         let message = |text: &str| OutboundMessage {
             chat: ChatRef { chat_id: "1".to_owned(), thread_id: None },
             text: text.to_owned(),
+            attachment: None,
             maybe_duplicate: false,
             idempotency_key: String::new(),
             not_after: None,

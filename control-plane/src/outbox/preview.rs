@@ -192,9 +192,10 @@ impl Showing<'_> {
         let message = OutboundMessage {
             chat: chat.clone(),
             text: view,
+            attachment: None,
             maybe_duplicate: false,
             idempotency_key: format!("{}-preview", self.turn),
-            not_after: Some(tenure.until()),
+            not_after: Some(tenure.deadline()),
             buttons: Vec::new(),
         };
         store.failpoints().reach("preview.before").await;
@@ -251,7 +252,7 @@ impl Showing<'_> {
             message_id: message_id.clone(),
             text: view,
             passing: true,
-            not_after: Some(tenure.until()),
+            not_after: Some(tenure.deadline()),
         };
         let failpoints = self.outbox.inner.store.failpoints();
         failpoints.reach("passing.before").await;

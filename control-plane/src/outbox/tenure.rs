@@ -8,6 +8,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use hermes_platforms::Deadline;
+
 /// An unbroken stretch of this replica's lease.
 #[derive(Clone, Debug)]
 pub(super) struct Tenure(Arc<Mutex<Instant>>);
@@ -20,6 +22,12 @@ impl Tenure {
     /// From when on another replica may have what was taken over in it. Moves on with each renewal.
     pub(super) fn until(&self) -> Instant {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same, for what takes long to send.
+    pub(super) fn deadline(&self) -> Deadline {
+        let tenure = self.clone();
+        Deadline::moving(move || tenure.until())
     }
 }
 

@@ -10,7 +10,8 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::server::Cut;
-use super::{Bot, Delivery};
+use super::uploads::{self, Part};
+use super::{Bot, Delivery, SentFile};
 
 /// Telegram's own bound on a text, UTF-16 units.
 const TEXT_LIMIT: usize = 4_096;
@@ -18,7 +19,8 @@ const MOST_UPDATES: usize = 100;
 const LONGEST_POLL: u64 = 50;
 const CONFLICT: &str =
     "Conflict: terminated by other getUpdates request; make sure that only one bot instance is running";
-const BODY_BYTES: usize = 4 * 1024 * 1024;
+/// The largest file, and some room for what stands around it.
+const BODY_BYTES: usize = uploads::FILE_BYTES + 4 * 1024 * 1024;
 
 /// One answer, ready to be written.
 pub(super) struct Answer {
@@ -55,20 +57,26 @@ fn envelope(code: u16, description: &str, parameters: Option<Value>) -> Answer {
 pub(super) struct Call {
     pub(super) method: String,
     parameters: HashMap<String, Value>,
+    pub(super) files: HashMap<String, Part>,
 }
 
 impl Call {
     pub(super) async fn read(method: String, request: Request<Incoming>) -> Result<Self, Cut> {
         let mut parameters = request.uri().query().map(pairs).unwrap_or_default();
         let kind = request.headers().get(http::header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
-        let is_json = kind.is_some_and(|kind| kind.starts_with("application/json"));
+        let kind = kind.unwrap_or_default().to_owned();
+        let mut files = HashMap::new();
         let body = Limited::new(request.into_body(), BODY_BYTES).collect().await.map_err(|_| Cut)?.to_bytes();
-        if is_json {
+        if kind.starts_with("multipart/form-data") {
+            let (texts, sent) = uploads::parts(&kind, &body);
+            parameters.extend(texts);
+            files = sent;
+        } else if kind.starts_with("application/json") {
             parameters.extend(serde_json::from_slice::<HashMap<String, Value>>(&body).unwrap_or_default());
         } else if let Ok(form) = str::from_utf8(&body) {
             parameters.extend(pairs(form));
         }
-        Ok(Self { method, parameters })
+        Ok(Self { method, parameters, files })
     }
 
     /// A parameter as text; a JSON number is its decimal text.
@@ -103,6 +111,11 @@ impl Bot {
             "getMe" => Answer::ok(&self.me().to_string()),
             "getUpdates" => self.get_updates(call).await,
             "sendMessage" => self.send_message(call),
+            "sendPhoto" => self.send_file(call, "photo"),
+            "sendVoice" => self.send_file(call, "voice"),
+            "sendAudio" => self.send_file(call, "audio"),
+            "sendVideo" => self.send_file(call, "video"),
+            "sendDocument" => self.send_file(call, "document"),
             "editMessageText" => self.edit_message(call),
             "sendChatAction" => match call.text("chat_id") {
                 Some(_) if call.text("action").is_some() => Answer::ok("true"),
@@ -200,9 +213,6 @@ impl Bot {
     }
 
     fn send_message(&self, call: &Call) -> Answer {
-        let Some(chat_id) = call.get("chat_id").filter(|chat| !chat.is_empty()) else {
-            return error(400, "Bad Request: chat_id is empty", None);
-        };
         let text = call.get("text").unwrap_or_default();
         if text.trim().is_empty() {
             return error(400, "Bad Request: message text is empty", None);
@@ -210,8 +220,22 @@ impl Bot {
         if text.encode_utf16().count() > TEXT_LIMIT {
             return error(400, "Bad Request: message is too long", None);
         }
+        let shown = json!({"text": text.trim()});
+        self.deliver(call, text, None, shown)
+    }
+
+    /// Puts a message into its chat; `shown` is what the answer says of its content.
+    pub(super) fn deliver(&self, call: &Call, text: String, file: Option<SentFile>, shown: Value) -> Answer {
+        let Some(chat_id) = call.get("chat_id").filter(|chat| !chat.is_empty()) else {
+            return error(400, "Bad Request: chat_id is empty", None);
+        };
         let thread_id = call.number::<i64>("message_thread_id");
-        let rows = call.parameters.get("reply_markup").and_then(|markup| markup["inline_keyboard"].as_array());
+        let markup = call.parameters.get("reply_markup").map(|markup| match markup {
+            // In a form it is text.
+            Value::String(text) => serde_json::from_str(text).unwrap_or_default(),
+            markup => markup.clone(),
+        });
+        let rows = markup.as_ref().and_then(|markup| markup["inline_keyboard"].as_array());
         let keys = rows.into_iter().flatten().filter_map(Value::as_array).flatten();
         let buttons: Vec<String> = keys.filter_map(|key| key["callback_data"].as_str().map(str::to_owned)).collect();
         if buttons.iter().any(|data| data.is_empty() || data.len() > 64) {
@@ -231,8 +255,11 @@ impl Bot {
         }
         state.last_message += 1;
         let message_id = state.last_message;
-        let mut result = json!({"message_id": message_id, "from": self.me(), "text": text.trim(),
-            "date": jiff::Timestamp::now().as_second(), "chat": chat(&chat_id)});
+        let mut result = shown;
+        result["message_id"] = json!(message_id);
+        result["from"] = self.me();
+        result["date"] = json!(jiff::Timestamp::now().as_second());
+        result["chat"] = chat(&chat_id);
         if let Some(thread) = thread_id {
             result["message_thread_id"] = json!(thread);
         }
@@ -242,6 +269,7 @@ impl Bot {
             chat_id: chat_id.clone(),
             thread_id,
             text,
+            file,
             earlier: Vec::new(),
             message_id,
             buttons,
@@ -282,6 +310,9 @@ impl Bot {
         let Some(sent) = found.filter(|_| !is_deleted) else {
             return error(400, "Bad Request: message to edit not found", None);
         };
+        if sent.file.is_some() {
+            return error(400, "Bad Request: there is no text in the message to edit", None);
+        }
         if sent.text.trim() == text.trim() {
             let same = "Bad Request: message is not modified: specified new message content and reply markup are exactly the \
                         same as a current content and reply markup of the message";

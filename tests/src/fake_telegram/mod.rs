@@ -9,6 +9,7 @@
 mod answer;
 mod files;
 mod server;
+mod uploads;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
@@ -41,6 +42,8 @@ pub enum Fault {
     Proxy(u16),
     /// The connection ends before the body is read; without an effect.
     CutBeforeReading,
+    /// The connection ends when the first bytes of the body have come; without an effect.
+    CutWhileReading,
     /// The call takes effect, then the connection ends without an answer.
     CutAfterApplying,
     /// The call takes effect, then the connection ends in the middle of the answer.
@@ -73,14 +76,31 @@ pub struct Delivery {
     pub chat_id: String,
     /// Into which topic.
     pub thread_id: Option<i64>,
-    /// Its text, as sent or as last edited.
+    /// Its text, as sent or as last edited; the caption of its file.
     pub text: String,
+    /// The file in it.
+    pub file: Option<SentFile>,
     /// What it said before each edit.
     pub earlier: Vec<String>,
     /// The id it got; ids increase.
     pub message_id: i64,
     /// What its buttons send when they are pressed.
     pub buttons: Vec<String>,
+}
+
+/// A file that arrived in a chat.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SentFile {
+    /// The method that brought it, for example `sendPhoto`.
+    pub method: String,
+    /// Its name, as the caller wrote it.
+    pub name: String,
+    /// Its media type, as the caller wrote it.
+    pub media_type: String,
+    /// Its size.
+    pub bytes: usize,
+    /// SHA-256 of its content, hexadecimal in lower case.
+    pub sha256: String,
 }
 
 /// The server.

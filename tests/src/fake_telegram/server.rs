@@ -66,9 +66,13 @@ async fn handle(bots: Bots, request: Request<Incoming>) -> Result<Response<Body>
         return Ok(whole(error(401, "Unauthorized", None)));
     };
     let method = method.to_owned();
-    let cut_early = bot.take_fault_if(&method, |fault| *fault == Fault::CutBeforeReading);
-    if cut_early.is_some() {
+    let early = |fault: &Fault| matches!(fault, Fault::CutBeforeReading | Fault::CutWhileReading);
+    if let Some(fault) = bot.take_fault_if(&method, early) {
         bot.count(&method);
+        if fault == Fault::CutWhileReading {
+            let mut body = request.into_body();
+            let _ = body.frame().await;
+        }
         return Err(Cut);
     }
     let call = Call::read(method, request).await.map_err(|_| Cut)?;
@@ -77,7 +81,7 @@ async fn handle(bots: Bots, request: Request<Incoming>) -> Result<Response<Body>
         None | Some(Fault::Pass) => Ok(whole(bot.answer(&call).await)),
         Some(Fault::Answer { code, description, retry_after }) => Ok(whole(error(code, &description, retry_after))),
         Some(Fault::Proxy(code)) => Ok(whole(Answer::html(code))),
-        Some(Fault::CutBeforeReading) => Err(Cut),
+        Some(Fault::CutBeforeReading | Fault::CutWhileReading) => Err(Cut),
         Some(Fault::CutAfterApplying) => {
             bot.answer(&call).await;
             Err(Cut)

@@ -3,6 +3,7 @@
 //! One suite, many subjects: a platform is a [`Subject`] that can play its own sender and judge its own acknowledgement. An
 //! adapter is done when it passes. The other side of the wire is [`platform::Platform`], which answers as scripted.
 
+mod files;
 mod platform;
 
 use std::collections::VecDeque;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::{BoxFuture, FutureExt as _};
 use hermes_core::attachment::{self, Attachment};
 use hermes_core::config::{Rate, Streaming};
+
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -77,10 +79,17 @@ impl Subject {
         }
     }
 
-    async fn send(&self, reaction: Reaction) -> Result<Sent, SendError> {
-        self.platform.react("sendMessage", reaction.clone());
-        self.platform.react("/callback", reaction);
-        self.adapter.send(message()).await
+    async fn send(&self, reaction: Reaction, message: OutboundMessage) -> Result<Sent, SendError> {
+        for path in ["sendMessage", "sendDocument", "/callback"] {
+            self.platform.react(path, reaction.clone());
+        }
+        self.adapter.send(message).await
+    }
+
+    /// What it sends: a text, and a file if it takes one.
+    fn messages(&self) -> Vec<OutboundMessage> {
+        let file = self.adapter.takes(attachment::Kind::Document).then(|| files::message(attachment::Kind::Document));
+        [Some(message()), file].into_iter().flatten().collect()
     }
 }
 
@@ -122,6 +131,7 @@ fn message() -> OutboundMessage {
     OutboundMessage {
         chat: ChatRef { chat_id: "5".to_owned(), thread_id: None },
         text: "hello".to_owned(),
+        attachment: None,
         maybe_duplicate: false,
         idempotency_key: "part-1".to_owned(),
         not_after: None,
@@ -219,10 +229,12 @@ async fn parts_lose_no_text_are_never_empty_and_always_the_same() {
 #[tokio::test]
 async fn what_somebody_else_may_have_by_now_is_not_sent() {
     for subject in Subject::all().await {
-        let before = subject.platform.requests();
-        let late = OutboundMessage { not_after: Some(Instant::now()), ..message() };
-        assert_eq!(subject.adapter.send(late).await, Err(SendError::Expired), "{:?}", subject.kind);
-        assert_eq!(subject.platform.requests(), before, "{:?}", subject.kind);
+        for message in subject.messages() {
+            let before = subject.platform.requests();
+            let late = OutboundMessage { not_after: Some(Instant::now().into()), ..message };
+            assert_eq!(subject.adapter.send(late).await, Err(SendError::Expired), "{:?}", subject.kind);
+            assert_eq!(subject.platform.requests(), before, "{:?}", subject.kind);
+        }
     }
 }
 
@@ -247,19 +259,27 @@ async fn every_outcome_of_a_send_has_its_meaning_and_leaks_no_secret() {
     ];
     for subject in Subject::all().await {
         let gone: (Reaction, Expected) = (subject.kind.gone(), |sent| matches!(sent, Err(SendError::ChatGone(_))));
-        for (reaction, expected) in [gone].iter().chain(&outcomes) {
-            let before = subject.platform.requests();
-            let sent = subject.send(reaction.clone()).await;
-            assert!(expected(&sent), "{:?}: {reaction:?} became {sent:?}", subject.kind);
-            assert!(!format!("{sent:?}").contains("canary"), "{sent:?}");
-            assert_eq!(subject.platform.requests(), before + 1, "{:?}: {reaction:?} was sent again", subject.kind);
+        for (number, message) in subject.messages().into_iter().enumerate() {
+            // A chat of its own: what a reaction to one asks for must not hold up the other.
+            let chat = ChatRef { chat_id: format!("5{number}"), thread_id: None };
+            let message = OutboundMessage { chat, ..message };
+            for (reaction, expected) in [gone.clone()].iter().chain(&outcomes) {
+                let before = subject.platform.requests();
+                let sent = subject.send(reaction.clone(), message.clone()).await;
+                assert!(expected(&sent), "{:?}: {reaction:?} became {sent:?} for {message:?}", subject.kind);
+                assert!(!format!("{sent:?}").contains("canary"), "{sent:?}");
+                assert_eq!(subject.platform.requests(), before + 1, "{:?}: {reaction:?} was sent again", subject.kind);
+            }
         }
+        let messages = subject.messages();
         let Subject { platform, kind, .. } = subject;
         let base = platform.base.clone();
         platform.end().await;
-        let sent = kind.adapter(&base).send(message()).await;
-        assert!(matches!(sent, Err(SendError::Retry(_))), "{kind:?}: nobody listens, but {sent:?}");
-        assert!(!format!("{sent:?}").contains("canary"), "{sent:?}");
+        for message in messages {
+            let sent = kind.adapter(&base).send(message).await;
+            assert!(matches!(sent, Err(SendError::Retry(_))), "{kind:?}: nobody listens, but {sent:?}");
+            assert!(!format!("{sent:?}").contains("canary"), "{sent:?}");
+        }
     }
 }
 
@@ -298,7 +318,7 @@ async fn every_outcome_of_an_edit_has_its_meaning_and_leaks_no_secret() {
             assert!(expected(&edited), "{:?}: {reaction:?} became {edited:?}", subject.kind);
             assert_eq!(subject.platform.requests(), before + 1, "{:?}: {reaction:?} was sent again", subject.kind);
             if number == 0 {
-                let late = Edit { not_after: Some(Instant::now()), ..edit };
+                let late = Edit { not_after: Some(Instant::now().into()), ..edit };
                 let refused = subject.adapter.edit(late).await;
                 assert_eq!(refused, Err(EditError::Failed(SendError::Expired)), "{:?}", subject.kind);
                 assert_eq!(subject.platform.requests(), before + 1, "{:?}: written too late", subject.kind);
@@ -313,13 +333,13 @@ async fn every_outcome_of_an_edit_has_its_meaning_and_leaks_no_secret() {
 async fn a_copy_is_marked_unless_the_other_side_knows_it_by_its_key() {
     for subject in Subject::all().await {
         let ok = Reaction::json(200, r#"{"ok":true,"result":{"message_id":3}}"#);
-        subject.platform.react("sendMessage", ok.clone());
-        subject.platform.react("/callback", ok);
-        subject.adapter.send(OutboundMessage { maybe_duplicate: true, ..message() }).await.unwrap();
-        let (head, body) = subject.platform.last();
-        let keyed = head.to_ascii_lowercase().contains("idempotency-key: part-1");
-        assert_eq!(keyed, subject.adapter.deduplicates(), "{:?}: {head}", subject.kind);
-        assert_eq!(body.contains("may be a duplicate"), !keyed, "{:?}: {body}", subject.kind);
+        for message in subject.messages() {
+            subject.send(ok.clone(), OutboundMessage { maybe_duplicate: true, ..message }).await.unwrap();
+            let (head, body) = subject.platform.last();
+            let keyed = head.to_ascii_lowercase().contains("idempotency-key: part-1");
+            assert_eq!(keyed, subject.adapter.deduplicates(), "{:?}: {head}", subject.kind);
+            assert_eq!(body.contains("may be a duplicate"), !keyed, "{:?}: {body}", subject.kind);
+        }
     }
 }
 
@@ -327,7 +347,7 @@ async fn a_copy_is_marked_unless_the_other_side_knows_it_by_its_key() {
 async fn a_webhook_reply_is_signed_and_keyed() {
     let subjects = Subject::all().await;
     let subject = subjects.iter().find(|subject| subject.kind == Kind::Webhook).unwrap();
-    subject.send(Reaction::json(202, "")).await.unwrap();
+    subject.send(Reaction::json(202, ""), message()).await.unwrap();
     let (head, body) = subject.platform.last();
     assert_eq!(body, r#"{"chat_id":"5","thread_id":null,"text":"hello","idempotency_key":"part-1"}"#);
     let signature = webhook::sign(&SECRET.into(), NOW, body.as_bytes());

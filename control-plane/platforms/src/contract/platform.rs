@@ -25,6 +25,8 @@ pub(super) enum Reaction {
     CloseUnread,
     /// The connection ends after the body was read.
     Close,
+    /// Nothing of the body is read until [`Platform::resume`]; then what comes of it, and the connection ends.
+    Stall,
 }
 
 impl Reaction {
@@ -37,7 +39,7 @@ impl Reaction {
             Self::Json { status, body } => Some((*status, String::new(), body)),
             Self::RetryAfter(seconds) => Some((429, format!("retry-after: {seconds}\r\n"), "")),
             Self::Redirect => Some((302, "location: /elsewhere\r\n".to_owned(), "")),
-            Self::CloseUnread | Self::Close => None,
+            Self::CloseUnread | Self::Close | Self::Stall => None,
         }
     }
 }
@@ -52,6 +54,7 @@ struct State {
 struct Shared {
     state: Mutex<State>,
     seen: Notify,
+    resumed: Notify,
 }
 
 pub(super) struct Platform {
@@ -108,6 +111,11 @@ impl Platform {
         tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap()
     }
 
+    /// The body that stalls is read.
+    pub(super) fn resume(&self) {
+        self.shared.resumed.notify_one();
+    }
+
     fn bodies(&self, path: &str) -> Vec<String> {
         let state = self.shared.state.lock().unwrap();
         let to = |head: &str| head.split(' ').nth(1).is_some_and(|target| target.ends_with(path));
@@ -150,12 +158,20 @@ async fn connection(mut stream: TcpStream, shared: Arc<Shared>) {
         let reaction = reaction.unwrap_or_else(|| Reaction::json(200, "{}"));
         let length =
             head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
-        let body = if matches!(reaction, Reaction::CloseUnread) {
-            String::new()
-        } else {
-            fill(&mut stream, &mut buffer, |seen| (seen.len() >= length).then_some(length)).await.unwrap();
-            String::from_utf8(buffer.drain(..length).collect()).unwrap()
+        let whole = |seen: &[u8]| (seen.len() >= length).then_some(length);
+        let body = match reaction {
+            Reaction::CloseUnread => Vec::new(),
+            Reaction::Stall => {
+                shared.resumed.notified().await;
+                let _ = fill(&mut stream, &mut buffer, whole).await;
+                std::mem::take(&mut buffer)
+            }
+            _ => {
+                fill(&mut stream, &mut buffer, whole).await.unwrap();
+                buffer.drain(..length).collect()
+            }
         };
+        let body = String::from_utf8(body).unwrap();
         shared.state.lock().unwrap().seen.push((head, body));
         shared.seen.notify_waiters();
         let Some((status, more, body)) = reaction.head() else { return };

@@ -4,10 +4,11 @@
 //! everything else, so that a poll never delays a send. Always true: the token is in the request path and nowhere else,
 //! in no error, log line or `Debug`, even when the server echoes it.
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use reqwest::Client;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -15,7 +16,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::wire::Envelope;
+use crate::Deadline;
 use crate::call::{self, Fault, Timely};
+use crate::multipart::Form;
 
 /// 100 updates with their entities stay far below.
 const ANSWER_BYTES: usize = 16 * 1024 * 1024;
@@ -104,9 +107,22 @@ impl Api {
         method: &str,
         body: &impl Serialize,
         limit: Duration,
-        not_after: Option<Instant>,
+        not_after: Option<&Deadline>,
     ) -> Result<T, CallError> {
-        self.call_by(&self.other, method, body, limit, not_after).await
+        let body = [json(body)?];
+        self.call_by(&self.other, method, "application/json", body.into(), limit, not_after).await
+    }
+
+    /// Like [`Api::call`], with a file.
+    pub(super) async fn upload<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        form: Form,
+        limit: Duration,
+        not_after: Option<&Deadline>,
+    ) -> Result<T, CallError> {
+        let (content_type, body) = form.finish();
+        self.call_by(&self.other, method, &content_type, body, limit, not_after).await
     }
 
     /// Like [`Api::call`], on the poll's own connection.
@@ -116,27 +132,25 @@ impl Api {
         body: &impl Serialize,
         limit: Duration,
     ) -> Result<T, CallError> {
-        self.call_by(&self.poll, method, body, limit, None).await
+        let body = [json(body)?];
+        self.call_by(&self.poll, method, "application/json", body.into(), limit, None).await
     }
 
     async fn call_by<T: DeserializeOwned>(
         &self,
         client: &Client,
         method: &str,
-        body: &impl Serialize,
+        content_type: &str,
+        body: VecDeque<Bytes>,
         limit: Duration,
-        not_after: Option<Instant>,
+        not_after: Option<&Deadline>,
     ) -> Result<T, CallError> {
-        let body = serde_json::to_vec(body)
-            .map_err(|error| CallError::Fault(Fault::NotSent(format!("the request cannot be written: {error}"))))?;
-        let (body, late) = Timely::new(body, not_after);
+        let (body, leaving) = Timely::new(body, not_after.cloned());
         let url = format!("{}/bot{}/{method}", self.base, self.token.expose_secret());
-        let request = client.post(url).timeout(limit).header(CONTENT_TYPE, "application/json");
-        let response = match request.body(reqwest::Body::wrap(body)).send().await {
-            Ok(response) => response,
-            Err(_) if late.load(Ordering::Acquire) => return Err(CallError::Fault(Fault::Late)),
-            Err(error) => return Err(CallError::Fault(self.redacted(Fault::of(error)))),
-        };
+        let request =
+            client.post(url).timeout(limit).header(CONTENT_TYPE, content_type).body(reqwest::Body::wrap(body));
+        let response = call::send(request, &leaving, not_after).await;
+        let response = response.map_err(|fault| CallError::Fault(self.redacted(fault)))?;
         let status = response.status();
         let header_pause = call::retry_after(&response);
         let unknown = |cause: String| CallError::Fault(Fault::Unknown(self.redact(&cause)));
@@ -202,4 +216,9 @@ impl Api {
     fn redact(&self, text: &str) -> String {
         call::quoted(&text.replace(self.token.expose_secret(), "…"))
     }
+}
+
+fn json(body: &impl Serialize) -> Result<Bytes, CallError> {
+    let unwritable = |error| CallError::Fault(Fault::NotSent(format!("the request cannot be written: {error}")));
+    serde_json::to_vec(body).map(Bytes::from).map_err(unwritable)
 }

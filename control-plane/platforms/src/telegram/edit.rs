@@ -33,9 +33,9 @@ impl Telegram {
         } else if !self.pacing.edit_turn(chat_id, Instant::now()) {
             return Err(EditError::NotNow);
         }
-        expired(edit.not_after)?;
+        expired(edit.not_after.as_ref())?;
         let body = EditMessageText { chat_id: chat_id_of(chat_id), message_id, text: &edit.text };
-        match self.api.call::<Value>("editMessageText", &body, SEND_TIMEOUT, edit.not_after).await {
+        match self.api.call::<Value>("editMessageText", &body, SEND_TIMEOUT, edit.not_after.as_ref()).await {
             Ok(_) => Ok(()),
             Err(CallError::Fault(fault)) => Err(SendError::from(fault).into()),
             Err(CallError::Refused(refusal)) => {

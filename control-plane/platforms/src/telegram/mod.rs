@@ -12,11 +12,13 @@ mod fetch;
 mod pacing;
 mod receive;
 mod send;
+mod upload;
 mod wire;
 
 use std::fmt;
 
 use futures_util::future::BoxFuture;
+use hermes_core::attachment::Kind;
 use hermes_core::config::{Rate, Streaming};
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +27,7 @@ use self::api::Api;
 use self::convert::{AllowRule, PLATFORM};
 use self::pacing::Pacing;
 use self::send::TEXT_LIMIT;
+use self::upload::CAPTION_LIMIT;
 use crate::split::{self, Unit};
 use crate::{Adapter, ChatRef, Edit, EditError, InboundSink, OutboundMessage, SendError, Sent, SettingsError};
 
@@ -132,6 +135,21 @@ impl Adapter for Telegram {
 
     fn split(&self, text: &str) -> Vec<String> {
         self.cut(text)
+    }
+
+    /// What Telegram does not show as its kind goes as a document.
+    fn takes(&self, _: Kind) -> bool {
+        true
+    }
+
+    /// A text that fits is the caption.
+    fn split_with_file(&self, text: &str) -> Vec<String> {
+        if Unit::Utf16.fits(text, CAPTION_LIMIT) {
+            return vec![text.to_owned()];
+        }
+        let mut parts = self.cut(text);
+        parts.push(String::new());
+        parts
     }
 
     fn send(&self, message: OutboundMessage) -> BoxFuture<'_, Result<Sent, SendError>> {

@@ -279,6 +279,7 @@ impl Telegram {
         let notice = OutboundMessage {
             chat,
             text,
+            attachment: None,
             maybe_duplicate: false,
             idempotency_key: message.dedupe_key.clone(),
             not_after: None,

@@ -4,6 +4,7 @@
 //! said whenever the message may be in the chat, and nothing is sent a second time by itself unless Telegram has answered
 //! that the first try had no effect.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -12,8 +13,9 @@ use serde_json::Value;
 use super::Telegram;
 use super::api::{CallError, Refusal};
 use super::pacing::Pacing;
+use super::upload::CAPTION_LIMIT;
 use crate::split::Unit;
-use crate::{Button, ChatRef, OutboundMessage, SendError, Sent, expired};
+use crate::{Button, ChatRef, Deadline, OutboundFile, OutboundMessage, SendError, Sent, expired};
 
 /// Longest text of one message, UTF-16 units.
 pub(super) const TEXT_LIMIT: usize = 4_096;
@@ -29,9 +31,27 @@ pub(super) enum ChatId<'a> {
     Name(&'a str),
 }
 
+impl fmt::Display for ChatId<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(out),
+            Self::Name(name) => name.fmt(out),
+        }
+    }
+}
+
+/// What one message shows.
+#[derive(Clone, Copy)]
+struct Shown<'a> {
+    /// Its text, or the caption of its file.
+    text: &'a str,
+    buttons: &'a [Button],
+    file: Option<&'a OutboundFile>,
+}
+
 #[derive(Serialize)]
 struct SendMessage<'a> {
-    chat_id: ChatId<'a>,
+    chat_id: &'a ChatId<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     message_thread_id: Option<i64>,
     text: &'a str,
@@ -40,7 +60,7 @@ struct SendMessage<'a> {
 }
 
 #[derive(Serialize)]
-struct Keyboard<'a> {
+pub(super) struct Keyboard<'a> {
     /// One row for each two buttons.
     inline_keyboard: Vec<Vec<Key<'a>>>,
 }
@@ -52,7 +72,8 @@ struct Key<'a> {
 }
 
 impl<'a> Keyboard<'a> {
-    fn of(buttons: &'a [Button]) -> Option<Self> {
+    /// `None` without buttons.
+    pub(super) fn of(buttons: &'a [Button]) -> Option<Self> {
         let key = |button: &'a Button| Key { text: &button.label, callback_data: &button.says };
         let rows: Vec<Vec<Key<'a>>> = buttons.chunks(2).map(|row| row.iter().map(key).collect()).collect();
         (!rows.is_empty()).then_some(Self { inline_keyboard: rows })
@@ -77,38 +98,41 @@ impl Telegram {
     pub(super) async fn send_part(&self, message: OutboundMessage) -> Result<Sent, SendError> {
         let thread = thread_number(&message.chat)?;
         let mut text = message.text;
+        let not_after = message.not_after.as_ref();
+        let limit = if message.attachment.is_some() { CAPTION_LIMIT } else { TEXT_LIMIT };
         if message.maybe_duplicate {
-            let marked = format!("{DUPLICATE_MARK}\n{text}");
-            if Unit::Utf16.fits(&marked, TEXT_LIMIT) {
+            let marked = if text.is_empty() { DUPLICATE_MARK.to_owned() } else { format!("{DUPLICATE_MARK}\n{text}") };
+            if Unit::Utf16.fits(&marked, limit) {
                 text = marked;
             } else {
                 // No room for the mark: it goes ahead of the part as a message of its own.
-                self.send_text(&message.chat.chat_id, thread, DUPLICATE_MARK, &[], message.not_after).await?;
+                let mark = Shown { text: DUPLICATE_MARK, buttons: &[], file: None };
+                self.send_shown(&message.chat.chat_id, thread, mark, not_after).await?;
             }
         }
-        self.send_text(&message.chat.chat_id, thread, &text, &message.buttons, message.not_after).await
+        let shown = Shown { text: &text, buttons: &message.buttons, file: message.attachment.as_ref() };
+        self.send_shown(&message.chat.chat_id, thread, shown, not_after).await
     }
 
-    async fn send_text(
+    async fn send_shown(
         &self,
         chat_id: &str,
         thread: Option<i64>,
-        text: &str,
-        buttons: &[Button],
-        not_after: Option<Instant>,
+        shown: Shown<'_>,
+        not_after: Option<&Deadline>,
     ) -> Result<Sent, SendError> {
         self.wait_for_turn(chat_id).await?;
         expired(not_after)?;
-        let mut answer = self.call_send(chat_id_of(chat_id), thread, text, buttons, not_after).await;
+        let mut answer = self.call_send(chat_id_of(chat_id), thread, shown, not_after).await;
         // Both answers say that nothing was sent and where the message can go instead.
         match &answer {
             Err(CallError::Refused(refusal)) if thread.is_some() && refusal.says("message thread not found") => {
                 tracing::info!(account = self.account, chat_id, "the topic is gone, answering in the chat itself");
-                answer = self.call_send(chat_id_of(chat_id), None, text, buttons, not_after).await;
+                answer = self.call_send(chat_id_of(chat_id), None, shown, not_after).await;
             }
             Err(CallError::Refused(Refusal { migrated_to: Some(moved), .. })) => {
                 tracing::info!(account = self.account, chat_id, moved, "the group has become a supergroup");
-                answer = self.call_send(ChatId::Number(*moved), thread, text, buttons, not_after).await;
+                answer = self.call_send(ChatId::Number(*moved), thread, shown, not_after).await;
             }
             _ => {}
         }
@@ -131,12 +155,14 @@ impl Telegram {
         &self,
         chat_id: ChatId<'_>,
         thread: Option<i64>,
-        text: &str,
-        buttons: &[Button],
-        not_after: Option<Instant>,
+        Shown { text, buttons, file }: Shown<'_>,
+        not_after: Option<&Deadline>,
     ) -> Result<Value, CallError> {
+        if let Some(file) = file {
+            return self.call_upload(&chat_id, thread, (text, buttons, file), not_after).await;
+        }
         let reply_markup = Keyboard::of(buttons);
-        let body = SendMessage { chat_id, message_thread_id: thread, text, reply_markup };
+        let body = SendMessage { chat_id: &chat_id, message_thread_id: thread, text, reply_markup };
         self.api.call("sendMessage", &body, SEND_TIMEOUT, not_after).await
     }
 

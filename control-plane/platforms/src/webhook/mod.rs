@@ -155,6 +155,9 @@ impl Adapter for Webhook {
     fn send(&self, message: OutboundMessage) -> BoxFuture<'_, Result<Sent, SendError>> {
         Box::pin(async move {
             match &self.callback {
+                Some(_) if message.attachment.is_some() => {
+                    Err(SendError::Refused("files are not sent to callbacks; send their names".to_owned()))
+                }
                 Some(callback) => {
                     message.check()?;
                     callback.post(&message, (self.clock)()).await

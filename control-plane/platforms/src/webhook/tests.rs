@@ -141,6 +141,7 @@ async fn an_account_without_a_secret_or_with_an_odd_callback_does_not_start() {
     let part = OutboundMessage {
         chat: ChatRef { chat_id: "c".to_owned(), thread_id: None },
         text: "hello".to_owned(),
+        attachment: None,
         maybe_duplicate: false,
         idempotency_key: "k".to_owned(),
         not_after: None,

@@ -1,5 +1,7 @@
 //! The Telegram adapter against a Bot API server that behaves and misbehaves like the real one.
 
+mod files;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -172,6 +174,7 @@ fn outbound(chat_id: i64, text: &str) -> OutboundMessage {
     OutboundMessage {
         chat: ChatRef { chat_id: chat_id.to_string(), thread_id: None },
         text: text.to_owned(),
+        attachment: None,
         maybe_duplicate: false,
         idempotency_key: "d1:0".to_owned(),
         not_after: None,
