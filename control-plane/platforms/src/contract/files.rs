@@ -79,9 +79,8 @@ async fn the_parts_beside_a_file_lose_no_text_and_are_always_the_same() {
 #[tokio::test]
 async fn an_upload_that_nobody_reads_ends_with_its_deadline_and_stays_without_its_end() {
     for subject in Subject::all().await.into_iter().filter(|subject| subject.adapter.takes(Kind::Document)) {
-        // It moves on for a while, as a lease does; each time it is asked after the wait for it.
-        let renewals = Arc::new(AtomicUsize::new(0));
-        let asked = Arc::clone(&renewals);
+        let looks = Arc::new(AtomicUsize::new(0));
+        let asked = Arc::clone(&looks);
         let start = Instant::now();
         let deadline = Deadline::moving(move || {
             asked.fetch_add(1, Ordering::Relaxed);
@@ -92,7 +91,7 @@ async fn an_upload_that_nobody_reads_ends_with_its_deadline_and_stays_without_it
         let sent =
             tokio::time::timeout(SOON, subject.adapter.send(message)).await.expect("it does not wait for a reader");
         assert_eq!(sent, Err(SendError::Expired), "{:?}", subject.kind);
-        assert!(renewals.load(Ordering::Relaxed) > 3, "it was looked at before each piece");
+        assert!(looks.load(Ordering::Relaxed) > 3, "it was looked at before each piece");
         subject.platform.resume();
         let body = subject.platform.wait_for("sendDocument", 1).await;
         assert!(!body.is_empty() && body.len() < LARGE, "{:?}: {} bytes came", subject.kind, body.len());
