@@ -61,12 +61,10 @@ BEGIN
      bu AS (DELETE FROM budget_raises bu WHERE bu.until < t - p_keep RETURNING 1),
      ap AS (DELETE FROM approvals ap WHERE ap.expires_at < t - p_keep RETURNING 1),
      ag AS (DELETE FROM approval_grants ag WHERE ag.session_id <> 0 AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = ag.session_id) RETURNING 1),
-     up AS (DELETE FROM uploads up WHERE up.at < t - p_keep RETURNING 1),
      aq AS (DELETE FROM asks aq WHERE aq.wait_until < t - interval '31 days' RETURNING 1),
      ba AS (DELETE FROM budget_alerts ba WHERE ba.at < t - interval '93 days' RETURNING 1)
     SELECT (SELECT count(*) FROM w) + (SELECT count(*) FROM l) + (SELECT count(*) FROM d) + (SELECT count(*) FROM bd) + (SELECT count(*) FROM br)
-         + (SELECT count(*) FROM ap) + (SELECT count(*) FROM ag) + (SELECT count(*) FROM bu) + (SELECT count(*) FROM ba) + (SELECT count(*) FROM aq)
-         + (SELECT count(*) FROM up) INTO n;
+         + (SELECT count(*) FROM ap) + (SELECT count(*) FROM ag) + (SELECT count(*) FROM bu) + (SELECT count(*) FROM ba) + (SELECT count(*) FROM aq) INTO n;
   END CASE;
   UPDATE retention SET page = CASE WHEN r.page + p_pages >= pages THEN 0 ELSE r.page + p_pages END,
          started_at = CASE WHEN r.page = 0 THEN t ELSE started_at END, finished_at = CASE WHEN r.page + p_pages >= pages THEN t ELSE finished_at END,

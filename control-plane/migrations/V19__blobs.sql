@@ -12,10 +12,10 @@ CREATE TABLE blob_chunks (
   PRIMARY KEY (sha256, n));
 ALTER TABLE blob_chunks ALTER COLUMN body SET STORAGE EXTERNAL;
 
--- Files that a caller has uploaded and may send with a message.
+-- Files that somebody may send: a caller with a message, a turn with what it says. They go with their content.
 CREATE TABLE uploads (
   upload_id  uuid PRIMARY KEY,
-  submitter  text NOT NULL,                          -- only this caller may name it
+  submitter  text NOT NULL,                          -- a callers token, or turn <id>: only they may name it
   attachment bytea NOT NULL,                         -- JSON of hermes_core::attachment::Attachment
   sha256     bytea NOT NULL REFERENCES blobs ON DELETE CASCADE,
   at         timestamptz NOT NULL DEFAULT clock_timestamp());

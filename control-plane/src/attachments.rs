@@ -58,6 +58,15 @@ impl Attachments {
         Ok(Attachment::new(kind, name, media_type, bytes, sha256))
     }
 
+    /// Keeps a file that a turn names by this path, to be sent with what it says.
+    ///
+    /// # Errors
+    /// As [`Attachments::keep`].
+    pub async fn keep_for(&self, turn: TurnId, path: &str, content: &[u8]) -> Result<(), Error> {
+        let file = self.keep(Kind::Document, path, content).await?;
+        Ok(self.store.turn_file_put(turn, path, &file).await?)
+    }
+
     /// The files of a turn.
     ///
     /// # Errors

@@ -20,6 +20,7 @@ pub mod identity;
 mod inbox;
 pub mod link;
 pub mod model;
+mod outgoing;
 pub mod prompt;
 pub mod sandbox;
 pub mod seams;

@@ -15,7 +15,7 @@ use super::convert::{agent_id, end_to, intake_status, source_from, store_status,
 use super::files;
 use super::layers::principal;
 use super::status::{Reason, invalid, refuse};
-use crate::attachments::{self, Attachments};
+use crate::attachments::Attachments;
 use crate::dispatch::TurnEvent;
 use crate::identity::Principal;
 use crate::intake::{Accepted, Dedupe, Intake, Message, Surface};
@@ -222,10 +222,7 @@ impl MessageService for MessageApi {
         let submitter = caller_of(principal(&request));
         let (name, content) = files::received(request.into_inner()).await?;
         let kept = self.attachments.keep(Kind::Document, &name, &content).await;
-        let file = kept.map_err(|error| match error {
-            attachments::Error::Refused(why) => invalid("body", why),
-            attachments::Error::Store(error) => store_status(error),
-        })?;
+        let file = kept.map_err(files::unkept)?;
         let id = self.store.upload_add(&submitter, &file).await.map_err(store_status)?;
         let Attachment { media_type, bytes, sha256, .. } = file;
         Ok(Response::new(v1::UploadAttachmentResponse { id: id.to_string(), media_type, bytes, sha256 }))

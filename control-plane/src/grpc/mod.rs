@@ -15,6 +15,7 @@ mod files;
 mod generation;
 mod history;
 pub mod home_api;
+mod homes;
 pub mod identity_api;
 pub mod layers;
 mod mcp;

@@ -13,7 +13,7 @@ use hermes_home::DocumentPath;
 use hermes_proto::v1::control_message::Message as ToWire;
 use hermes_proto::v1::worker_message::Message as FromWire;
 use hermes_proto::v1::worker_service_server::{WorkerService, WorkerServiceServer};
-use hermes_proto::{CHUNK_BYTES, WORKER_PROTOCOL_VERSION, v1};
+use hermes_proto::{WORKER_PROTOCOL_VERSION, v1};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -24,6 +24,7 @@ use super::convert::{self, signed, store_status, unsigned};
 use super::curator;
 use super::files;
 use super::history;
+use super::homes;
 use super::layers::principal;
 use super::mcp;
 use super::runtime;
@@ -35,7 +36,7 @@ use crate::dispatch::{Arrival, CancelKind, DRAIN_GRACE, Dispatcher, HEARTBEAT, L
 use crate::identity::Principal;
 use crate::judge::Judge;
 use crate::registry::{AgentEntry, Registry, Snapshot};
-use crate::store::{Ended, HomeDocumentInfo, SessionId, TurnId};
+use crate::store::{Ended, SessionId, TurnId};
 use crate::tasks::Tasks;
 use crate::tools::Tools;
 
@@ -230,6 +231,17 @@ impl WorkerService for WorkerApi {
         Ok(Response::new(files::pieces(self.attachments.clone(), file)))
     }
 
+    async fn put_attachment(
+        &self,
+        request: Request<Streaming<v1::PutAttachmentRequest>>,
+    ) -> Result<Response<v1::PutAttachmentResponse>, Status> {
+        let caller = caller(&request)?;
+        let (header, content) = files::put(request.into_inner()).await?;
+        let (turn, _) = self.running(&caller, header.turn.as_ref())?;
+        self.attachments.keep_for(turn, &header.path, &content).await.map_err(files::unkept)?;
+        Ok(Response::new(v1::PutAttachmentResponse {}))
+    }
+
     async fn list_tools(
         &self,
         request: Request<v1::ListToolsRequest>,
@@ -292,35 +304,7 @@ impl WorkerService for WorkerApi {
         let agent_no = self.agent_no(&caller)?;
         let have = request.into_inner().have;
         let store = self.registry.store().clone();
-        let (home_version, documents) = store.home_manifest(agent_no).await.map_err(store_status)?;
-        let wanted: Vec<HomeDocumentInfo> = documents
-            .iter()
-            .filter(|document| {
-                let same = |mine: &&v1::DocumentVersion| {
-                    mine.path == document.path && mine.version == unsigned(document.version)
-                };
-                !document.deleted && !have.iter().any(|mine| same(&mine))
-            })
-            .cloned()
-            .collect();
-        let manifests = manifest_chunks(home_version, &documents);
-        let bodies = stream::iter(wanted).then(move |document| {
-            let store = store.clone();
-            async move { store.home_document(agent_no, &document.path).await.map_err(store_status) }
-        });
-        let bodies = bodies.flat_map(|found| {
-            let chunks: Vec<Result<v1::HomeChunk, Status>> = match found {
-                Ok(None) => Vec::new(),
-                Ok(Some(document)) => {
-                    let head = v1::home_chunk::Chunk::Document(document_to(&document.info));
-                    let body = document.body.chunks(CHUNK_BYTES).map(|part| v1::home_chunk::Chunk::Body(part.to_vec()));
-                    std::iter::once(head).chain(body).map(|chunk| Ok(v1::HomeChunk { chunk: Some(chunk) })).collect()
-                }
-                Err(status) => vec![Err(status)],
-            };
-            stream::iter(chunks)
-        });
-        Ok(Response::new(stream::iter(manifests.into_iter().map(Ok)).chain(bodies).boxed()))
+        Ok(Response::new(homes::documents(store, agent_no, have).await?))
     }
 
     async fn push_document(
@@ -558,34 +542,6 @@ fn message_to(message: ToWorker) -> ToWire {
             ToWire::Drain(v1::Drain { grace_ms: u32::try_from(grace.as_millis()).unwrap_or(u32::MAX).max(1) })
         }
     }
-}
-
-fn document_to(info: &HomeDocumentInfo) -> v1::DocumentVersion {
-    v1::DocumentVersion {
-        path: info.path.clone(),
-        version: unsigned(info.version),
-        sha256: info.sha256.clone(),
-        deleted: info.deleted,
-    }
-}
-
-fn manifest_chunks(home_version: i64, documents: &[HomeDocumentInfo]) -> Vec<v1::HomeChunk> {
-    let manifest = |documents: &[HomeDocumentInfo], more| v1::HomeChunk {
-        chunk: Some(v1::home_chunk::Chunk::Manifest(v1::HomeManifest {
-            home_version: unsigned(home_version),
-            documents: documents.iter().map(document_to).collect(),
-            more,
-        })),
-    };
-    let mut pages = documents.chunks(500).peekable();
-    if pages.peek().is_none() {
-        return vec![manifest(&[], false)];
-    }
-    let mut chunks = Vec::new();
-    while let Some(page) = pages.next() {
-        chunks.push(manifest(page, pages.peek().is_some()));
-    }
-    chunks
 }
 
 /// A document's path.

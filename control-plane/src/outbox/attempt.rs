@@ -8,6 +8,7 @@ use hermes_platforms::{Adapter, Button, ChatRef, Edit, EditError, OutboundMessag
 use tracing::Instrument as _;
 
 use super::adapters::parking_key;
+use super::files::{self, Part};
 use super::tenure::Tenure;
 use super::{Astray, Outbox};
 use crate::store::{self, DeliveryOutcome, DueDelivery, PreviewEnd, SendResult};
@@ -129,7 +130,7 @@ async fn prepare(
     outbox: &Outbox,
     adapter: &dyn Adapter,
     delivery: &mut DueDelivery,
-) -> Result<(Vec<String>, Option<String>), SendResult> {
+) -> Result<(Vec<Part>, Option<String>), SendResult> {
     let mut shown = None;
     if delivery.part == 0 {
         match outbox.preview_of(delivery, adapter).await {
@@ -147,7 +148,9 @@ async fn prepare(
         // Nothing to say and nothing shown: done without a word.
         (true, None) => return Err(SendResult::Delivered { message_id: None, revived: false }),
     };
-    let parts = split(adapter, text).ok_or_else(|| retry(delivery, false, ADAPTER_FAILED))?;
+    let parts = files::parts(outbox, adapter, delivery, text).await;
+    let parts = parts.map_err(|error| wait(delivery, STORE_PAUSE, &error.to_string()))?;
+    let parts = parts.ok_or_else(|| retry(delivery, false, ADAPTER_FAILED))?;
     Ok((parts, shown))
 }
 
@@ -166,17 +169,17 @@ async fn send_parts(
     chat: &ChatRef,
     delivery: &mut DueDelivery,
     tenure: &Tenure,
-    parts: &[String],
+    parts: &[Part],
     shown: Option<String>,
 ) -> Result<Option<String>, Ended> {
     let first = usize::try_from(delivery.part).unwrap_or(0);
     let mut message_id = None;
     let buttons = buttons(outbox, adapter, delivery).await;
-    for (index, text) in parts.iter().enumerate().skip(first) {
+    for (index, part) in parts.iter().enumerate().skip(first) {
         let edited = match &shown {
             Some(message) if index == 0 => {
                 let called = Instant::now();
-                let edited = edit_part(outbox, adapter, chat, tenure, message, text).await;
+                let edited = edit_part(outbox, adapter, chat, tenure, message, &part.text).await;
                 edited.map_err(|error| Ended::Failed(error, called))?
             }
             _ => false,
@@ -184,10 +187,19 @@ async fn send_parts(
         if edited {
             message_id.clone_from(&shown);
         } else {
+            // Closed by nobody.
+            let _room = match &part.file {
+                Some(_) => outbox.inner.files.acquire().await.ok(),
+                None => None,
+            };
+            let loaded = part.loaded(outbox).await;
+            let (text, attachment) = loaded.map_err(|error| {
+                Ended::Failed(SendError::RetryAfter { after: STORE_PAUSE, cause: error.to_string() }, Instant::now())
+            })?;
             let message = OutboundMessage {
                 chat: chat.clone(),
-                text: text.clone(),
-                attachment: None,
+                text,
+                attachment,
                 maybe_duplicate: delivery.maybe_duplicate && index == first && !adapter.deduplicates(),
                 idempotency_key: format!("{}-{}-{index}", delivery.lane, delivery.pos),
                 not_after: Some(tenure.deadline()),

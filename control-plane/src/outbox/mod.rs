@@ -10,6 +10,7 @@
 
 mod adapters;
 mod attempt;
+mod files;
 mod preview;
 mod tenure;
 mod upkeep;
@@ -23,10 +24,11 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use hermes_platforms::{Adapter, ChatRef};
-use tokio::sync::{Notify, RwLock, RwLockReadGuard, mpsc, oneshot};
+use tokio::sync::{Notify, RwLock, RwLockReadGuard, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 pub use adapters::Adapters;
+pub(crate) use files::by_id;
 
 use preview::Previews;
 use tenure::{Tenure, Tenures};
@@ -37,6 +39,8 @@ use crate::telemetry::Metrics;
 
 /// Most attempts in flight on this replica; further deliveries wait in the store.
 const MAX_IN_FLIGHT: usize = 1024;
+/// Files that are being sent, at most: each is whole in memory.
+const FILES_AT_ONCE: usize = 8;
 /// Lanes remembered; beyond that the memory starts afresh.
 const MAX_LANES: usize = 50_000;
 /// How long it is taken as noted that a chat writes to an agent.
@@ -69,6 +73,8 @@ struct Inner {
     lanes: Mutex<Lanes>,
     previews: Previews,
     outcomes: mpsc::Sender<Recorded>,
+    /// Files in memory at the same time.
+    files: Semaphore,
     due: Notify,
     /// Held for reading from before a call that hands deliveries over until those are in `attempts`; held for writing, nothing is on
     /// its way, so what the store calls ours and `attempts` does not know was lost with an answer.
@@ -122,6 +128,7 @@ impl Outbox {
             lanes: Mutex::default(),
             previews: Previews::default(),
             outcomes,
+            files: Semaphore::new(FILES_AT_ONCE),
             due: Notify::new(),
             handing_over: RwLock::new(()),
             doubted: AtomicBool::new(false),

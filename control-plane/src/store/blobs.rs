@@ -7,10 +7,23 @@ use hermes_core::attachment::Attachment;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::{Error, Result, Store};
+use super::{Error, Result, SessionId, Store, TurnId};
 
 /// Size of a piece, bytes.
 const CHUNK_BYTES: usize = 256 << 10;
+
+/// Who names the files of a turn. No caller's name: those are ids of tokens.
+fn of_turn(turn: TurnId) -> String {
+    format!("turn {turn}")
+}
+
+/// The id of the file that a turn names by this path.
+pub fn turn_file_id(turn: TurnId, path: &str) -> Uuid {
+    let digest = Sha256::digest(format!("{turn}\n{path}").as_bytes());
+    let mut id = [0; 16];
+    id.iter_mut().zip(digest).for_each(|(byte, of)| *byte = of);
+    Uuid::from_bytes(id)
+}
 
 impl Store {
     /// Keeps a file; the hash of its content.
@@ -54,6 +67,29 @@ impl Store {
         let (id, body) = (Uuid::new_v4(), serde_json::to_vec(file).unwrap_or_default());
         self.query_retrying(sql, &[&id, &submitter, &body, &file.sha256]).await?;
         Ok(id)
+    }
+
+    /// Notes the kept file that a turn names by this path; the last one counts.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn turn_file_put(&self, turn: TurnId, path: &str, file: &Attachment) -> Result<()> {
+        let sql = "INSERT INTO uploads(upload_id, submitter, attachment, sha256) VALUES ($1,$2,$3,decode($4, 'hex')) \
+                   ON CONFLICT (upload_id) DO UPDATE SET attachment = excluded.attachment, sha256 = excluded.sha256";
+        let (submitter, body) = (of_turn(turn), serde_json::to_vec(file).unwrap_or_default());
+        self.query_retrying(sql, &[&turn_file_id(turn, path), &submitter, &body, &file.sha256]).await?;
+        Ok(())
+    }
+
+    /// A file that a turn of this session named, by its id; nothing when there is none, or it is not kept any more.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn turn_file(&self, session: SessionId, id: Uuid) -> Result<Option<Attachment>> {
+        let sql = "SELECT attachment FROM uploads WHERE upload_id = $1 AND split_part(submitter, '.', 1) = $2";
+        let of_session = format!("turn t{}", session.0);
+        let row = self.query_opt(sql, &[&id, &of_session]).await?;
+        Ok(row.and_then(|row| serde_json::from_slice(row.get::<_, &[u8]>(0)).ok()))
     }
 
     /// The files that a caller uploaded under these ids, in their order.

@@ -39,6 +39,8 @@ mod sessions;
 mod transitions;
 mod workers;
 
+pub use blobs::turn_file_id;
+
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;

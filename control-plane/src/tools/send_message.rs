@@ -13,13 +13,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{Plan, Spec, Tool};
+use crate::outbox::by_id;
 use crate::store::{self, CallEffect, CallScope, LaneKey, ReachedChat};
 
 /// The tool.
 pub(super) struct SendMessage;
 
 const DESCRIPTION: &str = "Send a message to a chat, beside your answer: to another chat that knows you, or an interim word to \
-    this one. Your answer itself is delivered without this tool. Target: 'origin' (this chat), a platform such as 'telegram' (your home \
+    this one. Your answer itself is delivered without this tool. A file of your workspace goes along where you write MEDIA:path in the \
+    message, or in your answer; the user sees the file instead. Target: 'origin' (this chat), a platform such as 'telegram' (your home \
     chat there), or platform:chat_id or platform:chat_id:thread_id. Only chats that have written to you, and your home chats, can be \
     reached; action 'list' says which.";
 
@@ -174,7 +176,8 @@ impl Wish {
                 "This turn has sent {MAX_SENT} messages, and more are not allowed. Say the rest in your answer."
             )));
         }
-        scope.send(&chat, message).await?;
+        let turn_id = scope.caller().turn;
+        scope.send(&chat, &by_id(turn_id, message)).await?;
         scope.set_note(NOTE, &serde_json::to_vec(&Sent { turn, count: count + 1 }).unwrap_or_default()).await?;
         Ok(json!({"success": true, "target": written(&chat.key), "state": "on its way"}).to_string())
     }

@@ -24,6 +24,7 @@ use crate::connection::{Connection, STEPS_SINCE, is_broken, ready};
 use crate::documents;
 use crate::inbox;
 use crate::model::{self, Message};
+use crate::outgoing;
 use crate::prompt::Basis;
 use crate::telemetry;
 use crate::tools::{McpOffered, Offer, PlaneError};
@@ -187,7 +188,11 @@ impl Course {
                 return self.reported(Outcome::Failed, "I could not read this message.".to_owned());
             }
         };
-        let halt = match self.answer(&input).await {
+        let answered = match self.answer(&input).await {
+            Ok(reply) => self.bring(&reply).await.map(|()| reply),
+            Err(halt) => Err(halt),
+        };
+        let halt = match answered {
             Ok(reply) => {
                 let mut messages = self.messages.split_off(self.begins.min(self.messages.len()));
                 messages.push(Message::new(ModelRole::Assistant, reply.as_str()));
@@ -246,6 +251,20 @@ impl Course {
         self.messages = self.inbox.unless_stopped(self.conversation(input, history)).await?;
         self.begins = self.messages.len().saturating_sub(1);
         self.steps().await
+    }
+
+    /// Brings the files that a text names to the control plane, before it is said.
+    pub(super) async fn bring(&mut self, text: &str) -> Result<(), Halt> {
+        let shared = Arc::clone(&self.shared);
+        let mut tries = Tries::default();
+        loop {
+            let channel = self.ready().await?;
+            let brought = outgoing::bring(&channel, self.turn, shared.documents.home(), text);
+            match self.inbox.unless_stopped(brought).await? {
+                Ok(()) => return Ok(()),
+                Err(status) => tries.again(&self.inbox, status.into()).await?,
+            }
+        }
     }
 
     /// Whether the control plane takes reports of steps, so that there may be tools and hand-backs.

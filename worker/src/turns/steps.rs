@@ -28,6 +28,8 @@ const MAX_MODEL_CALLS: u32 = 90;
 const MAX_STEPS: u32 = 10_000;
 /// Tool calls of one model reply, at most.
 const MAX_CALLS: u32 = 256;
+/// The control plane's tool whose messages may name files.
+const SENDS: &str = "send_message";
 /// Calls made at the same time, at most.
 const MAX_TOGETHER: usize = 8;
 /// What the model is told of a call that only looked and was stopped.
@@ -343,6 +345,10 @@ impl Course {
     async fn journaled_step(&mut self, call: &Asked) -> Result<String, Halt> {
         let shared = Arc::clone(&self.shared);
         shared.seams.point("effect.before").await;
+        if call.name == SENDS {
+            let said = arguments(&call.arguments).ok().and_then(|mut told| told.remove("message"));
+            self.bring(said.as_ref().and_then(Value::as_str).unwrap_or_default()).await?;
+        }
         let mut tries = Tries::default();
         let text = loop {
             let channel = self.ready().await?;

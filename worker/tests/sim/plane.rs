@@ -133,6 +133,13 @@ impl WorkerService for Replica {
 
     type FetchAttachmentStream = Out<AttachmentChunk>;
 
+    async fn put_attachment(
+        &self,
+        _: Request<Streaming<PutAttachmentRequest>>,
+    ) -> Result<Response<PutAttachmentResponse>, Status> {
+        Err(Status::unimplemented("no reply has files here"))
+    }
+
     async fn fetch_attachment(
         &self,
         _: Request<FetchAttachmentRequest>,

@@ -122,6 +122,7 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::WorkerFetchJournal
         | Rpc::WorkerFetchHome
         | Rpc::WorkerFetchAttachment
+        | Rpc::WorkerPutAttachment
         | Rpc::WorkerPushDocument
         | Rpc::WorkerListTools
         | Rpc::WorkerCallTool

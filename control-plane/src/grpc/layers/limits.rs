@@ -125,6 +125,7 @@ fn pace(called: Called) -> Pace {
         | Rpc::HomePutDocument
         | Rpc::HomeImportHome
         | Rpc::MessageUploadAttachment
+        | Rpc::WorkerPutAttachment
         | Rpc::WorkerPushDocument => Pace::Upload,
 
         // GetTurn is here for its `wait`, CallTool for tools that wait; each of these has its own time limit.

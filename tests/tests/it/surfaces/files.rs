@@ -208,3 +208,70 @@ async fn files_come_by_the_command_line_and_the_api_and_only_to_whom_they_were_s
     }
     stop(up);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_of_the_workspace_are_sent_and_no_others() {
+    let (fake, model) = (FakeTelegram::start().await.unwrap(), MockModel::start().await.unwrap());
+    let bot = fake.bot(BOT);
+    let document = json!({"platforms": {"telegram": {"accounts": [account("front", "FRONT_TOKEN", &fake)]}}});
+    let up = start(&with_model(&model, document), &[("FRONT_TOKEN", BOT)]);
+    // Says what it is told; told `send …`, it sends that first.
+    model.respond(|body| {
+        let last = body["messages"].as_array().unwrap().last().unwrap().clone();
+        let text = last["content"].as_str().unwrap_or_default();
+        match text.strip_prefix("send ") {
+            Some(message) if last["role"] == "user" => {
+                let arguments = json!({ "message": message }).to_string();
+                Behaviour::Ask(String::new(), vec![Call::new("call-1", "send_message", &arguments)])
+            }
+            _ if last["role"] == "tool" => Behaviour::Say("sent".to_owned()),
+            _ => Behaviour::Say(text.to_owned()),
+        }
+    });
+    bot.push_text(1, 1, "hello");
+    assert_eq!(texts(&bot, 1, 1).await, ["hello"]);
+    let home = home(&up, "main");
+    fs::write(home.join("workspace/chart.png"), picture(4_000)).unwrap();
+    fs::write(home.join("workspace/report.txt"), "all is well").unwrap();
+    fs::write(home.join("secret.txt"), "canary").unwrap();
+    std::os::unix::fs::symlink(home.join("secret.txt"), home.join("workspace/link.txt")).unwrap();
+
+    // A reply: its text, then its files. The first upload is refused once, and goes on where it stopped.
+    bot.fail("sendPhoto", 1, Fault::flood(1));
+    bot.push_text(1, 1, "Here it is: MEDIA:chart.png and MEDIA:report.txt");
+    let sent = bot.wait_for(1, 4, SOON).await.unwrap().split_off(1);
+    let shown: Vec<_> =
+        sent.iter().map(|one| (one.text.as_str(), one.file.as_ref().map(|file| file.sha256.clone()))).collect();
+    let (chart, report) = (hash(&picture(4_000)), hash(b"all is well"));
+    assert_eq!(shown, [("Here it is: and", None), ("", Some(chart.clone())), ("", Some(report.clone()))]);
+
+    // A message from beside the reply has its first file under its text.
+    bot.push_text(1, 1, "send look MEDIA:chart.png");
+    let sent = bot.wait_for(1, 6, SOON).await.unwrap().split_off(4);
+    let shown: Vec<_> =
+        sent.iter().map(|one| (one.text.as_str(), one.file.as_ref().map(|file| file.sha256.clone()))).collect();
+    assert_eq!(shown, [("look", Some(chart)), ("sent", None)]);
+
+    // What is no file of the workspace stays where it is.
+    let paths = [
+        "../secret.txt".to_owned(),
+        home.join("secret.txt").display().to_string(),
+        "link.txt".to_owned(),
+        "none.txt".to_owned(),
+        "/etc/hostname.txt".to_owned(),
+    ];
+    for (count, path) in (7..).zip(&paths) {
+        bot.push_text(1, 1, &format!("MEDIA:{path}"));
+        let last = bot.wait_for(1, count, SOON).await.unwrap().pop().unwrap();
+        assert_eq!(
+            last.text,
+            format!("[The file {path} could not be sent: it is not in the workspace, or too large.]")
+        );
+        assert_eq!(last.file, None);
+    }
+    // Nor does somebody else's, by the id of its upload.
+    bot.push_text(1, 1, "send MEDIA:upload-00000000-0000-4000-8000-000000000000.png");
+    let said = bot.wait_for(1, 13, SOON).await.unwrap().split_off(11);
+    assert!(said[0].text.starts_with("[The file upload-") && said[0].file.is_none(), "{said:?}");
+    stop(up);
+}

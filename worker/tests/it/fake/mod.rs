@@ -455,6 +455,14 @@ impl WorkerService for Service {
     type FetchJournalStream = Answers<JournalChunk>;
     type FetchAttachmentStream = Answers<AttachmentChunk>;
 
+    async fn put_attachment(
+        &self,
+        request: Request<Streaming<PutAttachmentRequest>>,
+    ) -> Result<Response<PutAttachmentResponse>, Status> {
+        self.certified(&request)?;
+        Err(Status::unimplemented("nothing is sent from here"))
+    }
+
     async fn fetch_attachment(
         &self,
         request: Request<FetchAttachmentRequest>,
