@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+import urllib.request
 
 mode = sys.argv[1] if len(sys.argv) > 1 else "well"
 # What it says of `echo`: whatever stands in this file, while it is there.
@@ -29,7 +30,7 @@ def tool(name, description="It misbehaves.", schema=None):
 
 
 TOOLS = ["die", "hang", "line", "chatter", "huge", "garbage", "wrong-id", "wrong-shape", "requests", "stderr", "error", "environment",
-         "daemon", "changed"]
+         "daemon", "changed", "fetch"]
 
 
 def tools():
@@ -108,6 +109,11 @@ def call(number, name, arguments):
             os.setsid()
             os.execvp("sleep", ["sleep", arguments["seconds"]])
         return text("left one behind")
+    if name == "fetch":
+        try:
+            return text(urllib.request.urlopen(arguments["url"], timeout=20).read().decode())
+        except OSError as error:
+            return text(str(error), error=True)
     if name == "changed":
         with open(SAYS, "w") as file:
             file.write(arguments["says"])

@@ -23,6 +23,7 @@ use crate::home::Home;
 use crate::identity::{Dial, Identity};
 use crate::link::{Link, Registration, chain};
 use crate::prompt::Prompts;
+use crate::proxy;
 use crate::sandbox::{self, Boundary};
 use crate::seams::Seams;
 use crate::servers::Servers;
@@ -175,19 +176,21 @@ async fn attend(
     seams: Seams,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    let (published, connection) = watch::channel(Connection::none());
     let boundary = match seams.toolbox {
         Some(_) => None,
-        None => program.map(|program| Boundary::new(program, home.path().to_owned())),
+        None => program.map(|program| {
+            Boundary::new(program, home.path().to_owned()).with_way_out(proxy::way_out(connection.clone()))
+        }),
     };
     let toolbox: Arc<dyn Toolbox> = match (&seams.toolbox, &boundary) {
         (Some(toolbox), _) => Arc::clone(toolbox),
         (None, Some(boundary)) => Arc::new(LocalTools::new(boundary.clone(), home.path(), jiff::Timestamp::now)),
         (None, None) => Arc::new(NoTools),
     };
-    let mcp = boundary.as_ref().map(|boundary| McpServers::new(boundary.clone(), home.path()));
     let programs = boundary.as_ref().map(|boundary| Programs::new(boundary.clone(), home.path()));
     let documents = Documents::open(home.path(), agent).context("take over the agent's home")?;
-    let (published, connection) = watch::channel(Connection::none());
+    let mcp = boundary.as_ref().map(|boundary| McpServers::new(boundary.clone(), home.path(), connection.clone()));
     let slots = usize::try_from(registration.slots).unwrap_or(usize::MAX);
     let shared = Arc::new(Shared {
         connection,

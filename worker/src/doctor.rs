@@ -76,6 +76,11 @@ async fn examined(args: &Args, temporary: PathBuf) -> std::io::Result<ExitCode> 
     let mut out = std::io::stdout().lock();
     let rows = [
         ("boundary", "namespaces, Landlock, seccomp", ability.boundary.map(|()| "built and tried")),
+        (
+            "proxy",
+            "a listener made inside and handed over, for network: proxy",
+            ability.proxy.map(|()| "built and tried"),
+        ),
         ("limits", "processes and memory of tools", ability.limits),
     ];
     match args.output {

@@ -22,6 +22,7 @@ pub mod link;
 pub mod model;
 mod outgoing;
 pub mod prompt;
+mod proxy;
 pub mod sandbox;
 pub mod seams;
 pub mod servers;

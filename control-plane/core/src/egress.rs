@@ -83,6 +83,24 @@ impl Web {
         }
     }
 
+    /// Whether a connection to this address may be opened for a name that an operator wrote down: a private one, too, but none that a
+    /// machine has for itself alone or asks for its own credentials at, which only a name that was turned around leads to.
+    ///
+    /// # Errors
+    /// What kind of address it is, for people.
+    pub fn admits_named(&self, address: IpAddr) -> Result<(), &'static str> {
+        let canonical = address.to_canonical();
+        let own = match canonical {
+            IpAddr::V4(v4) => v4.is_link_local() || v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast(),
+            // fd00:ec2::254 is where one cloud answers for its machines.
+            IpAddr::V6(v6) => {
+                let cloud = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+                v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast() || v6 == cloud
+            }
+        };
+        if own { self.admits(canonical) } else { Ok(()) }
+    }
+
     /// Whether a connection to this port may be opened.
     pub fn admits_port(&self, port: u16) -> bool {
         matches!(port, 80 | 443) || self.ports.contains(&port)
@@ -259,6 +277,27 @@ mod tests {
             [80, 443].into_iter().all(|port| web.admits_port(port))
                 && ![22, 5432, 8080].into_iter().any(|port| web.admits_port(port))
         );
+    }
+
+    #[test]
+    fn a_name_that_an_operator_wrote_leads_inward_but_never_to_what_only_a_machine_asks() {
+        let web = Web::default();
+        for (address, admitted) in [
+            ("10.1.2.3", true),
+            ("127.0.0.1", true),
+            ("8.8.8.8", true),
+            ("fd00::1", true),
+            ("169.254.169.254", false),
+            ("::ffff:169.254.169.254", false),
+            ("fd00:ec2::254", false),
+            ("fe80::1", false),
+            ("0.0.0.0", false),
+            ("::", false),
+        ] {
+            assert_eq!(web.admits_named(address.parse().unwrap()).is_ok(), admitted, "{address}");
+        }
+        let written = Web { allow_private: vec![Block::parse("169.254.0.0/16").unwrap()], ..Web::default() };
+        assert!(written.admits_named("169.254.169.254".parse().unwrap()).is_ok());
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub enum Network {
     /// None but a loopback of its own.
     #[default]
     None,
+    /// A loopback of its own, and there an HTTP proxy: what the control plane reaches on the web for `web_fetch`, and nothing else.
+    Proxy,
     /// The machine's.
     Open,
 }
@@ -62,12 +64,13 @@ impl Level {
 
 impl Network {
     /// All networks, the strictest first.
-    pub const ALL: [Self; 2] = [Self::None, Self::Open];
+    pub const ALL: [Self; 3] = [Self::None, Self::Proxy, Self::Open];
 
     /// The name written in documents.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
+            Self::Proxy => "proxy",
             Self::Open => "open",
         }
     }
@@ -108,6 +111,10 @@ impl Default for Sandbox {
     }
 }
 
+/// What is wrong with a proxy where there is no boundary.
+pub(crate) const PROXY_WITHOUT_BOUNDARY: &str =
+    "proxy wants a boundary, and level off has none; write open, or the level strict or home";
+
 impl Sandbox {
     /// What is wrong with one that did not come as text: field and remedy.
     pub fn faults(&self) -> Vec<String> {
@@ -118,8 +125,9 @@ impl Sandbox {
             ("disk_mb", self.disk_mb, DISK_MB),
         ];
         let wrong = numbers.into_iter().filter(|(_, number, range)| !range.contains(number));
-        wrong
-            .map(|(name, _, range)| format!("{name}: write a whole number from {} to {}", range.start(), range.end()))
-            .collect()
+        let wrong = wrong
+            .map(|(name, _, range)| format!("{name}: write a whole number from {} to {}", range.start(), range.end()));
+        let bare = self.level == Level::Off && self.network == Network::Proxy;
+        wrong.chain(bare.then(|| format!("network: {PROXY_WITHOUT_BOUNDARY}"))).collect()
     }
 }

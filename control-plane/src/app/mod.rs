@@ -60,7 +60,7 @@ use crate::retention;
 use crate::store::{DatabaseClock, Store};
 use crate::tasks::Tasks;
 use crate::telemetry::{Metrics, Telemetry};
-use crate::tools::Tools;
+use crate::tools::{Secrets, Tools};
 
 /// Connections to Postgres of one replica.
 const CONNECTIONS: usize = 12;
@@ -213,7 +213,9 @@ impl Replica {
         let followed = self.registry.clone();
         let policy = Arc::new(move || followed.current().document.web.clone());
         let egress = Egress::new(policy, egress::system_lookup()).context("set up the client for the web")?;
-        let tools = Tools::new(self.registry.clone(), self.dispatcher.clone(), egress, Arc::new(secrets::resolve));
+        let secrets: Secrets = Arc::new(secrets::resolve);
+        let outside = (egress.clone(), Arc::clone(&secrets));
+        let tools = Tools::new(self.registry.clone(), self.dispatcher.clone(), egress, secrets);
         let certificate = self.authority.server_certificate(&worker_names, wall_clock())?;
         let workers = server()
             .tls_config(worker_tls(&self.authority, &certificate))
@@ -225,6 +227,7 @@ impl Replica {
                 tools,
                 attachments.clone(),
                 Judge::new(budgets.clone(), broker.clone(), metrics.clone()),
+                outside,
                 self.tasks.clone(),
             ))
             .add_service(ModelApi::server(

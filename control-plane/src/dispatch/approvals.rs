@@ -224,6 +224,8 @@ impl Dispatcher {
             (Level::Strict, Network::Open) => "they see the agent's own files alone, and reach the network",
             (Level::Home, Network::None) => "they see the agent's whole home, and no network",
             (Level::Home, Network::Open) => "they see the agent's whole home, and reach the network",
+            (Level::Strict, Network::Proxy) => "they see the agent's own files alone, and reach the public web",
+            (Level::Home, Network::Proxy) => "they see the agent's whole home, and reach the public web",
             (Level::Off, _) => "nothing keeps them from the machine that they run on",
         };
         let model = approvals.smart_model.clone();

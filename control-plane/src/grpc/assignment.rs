@@ -20,7 +20,7 @@ pub(super) fn to(assignment: Assignment) -> v1::Assignment {
             toolsets_set,
             sandbox: Some(convert::sandbox_to(&assignment.sandbox)),
             approvals: Some(Box::new(convert::approvals_to(&assignment.approvals))),
-            mcp_servers: mcp::servers_to(&assignment.mcp_servers),
+            mcp_servers: mcp::servers_for_worker(&assignment.mcp_servers),
             runtime: assignment.runtime.as_ref().map(runtime::to_worker),
         }),
         input: assignment.input,

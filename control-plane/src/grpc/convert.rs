@@ -82,6 +82,7 @@ fn sandbox_from(sandbox: v1::Sandbox) -> Sandbox {
         },
         network: match sandbox.network() {
             v1::SandboxNetwork::None | v1::SandboxNetwork::Unspecified => Network::None,
+            v1::SandboxNetwork::Proxy => Network::Proxy,
             v1::SandboxNetwork::Open => Network::Open,
         },
         memory_mb: sandbox.memory_mb.unwrap_or(usual.memory_mb),
@@ -130,6 +131,7 @@ pub(super) fn sandbox_to(sandbox: &Sandbox) -> v1::Sandbox {
     };
     let network = match sandbox.network {
         Network::None => v1::SandboxNetwork::None,
+        Network::Proxy => v1::SandboxNetwork::Proxy,
         Network::Open => v1::SandboxNetwork::Open,
     };
     v1::Sandbox {

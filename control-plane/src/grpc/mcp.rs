@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use hermes_core::mcp::{McpServer, McpServers};
+use hermes_core::config::SecretRef;
+use hermes_core::mcp::{Header, McpServer, McpServers};
 use hermes_proto::v1;
 use sha2::{Digest as _, Sha256};
 use tonic::Status;
@@ -24,6 +25,8 @@ pub(super) fn server_from(server: v1::McpServer) -> (String, McpServer) {
     let or = |seconds: u32, usual: u64| if seconds == 0 { usual } else { seconds.into() };
     let domain = McpServer {
         command: server.command,
+        url: Some(server.url).filter(|url| !url.is_empty()),
+        headers: server.headers.into_iter().map(header_from).collect(),
         env: server.env.into_iter().map(|variable| (variable.name, variable.value)).collect(),
         include: server.include.map(|list| list.values),
         exclude: server.exclude,
@@ -32,6 +35,43 @@ pub(super) fn server_from(server: v1::McpServer) -> (String, McpServer) {
         enabled: !server.disabled,
     };
     (server.name, domain)
+}
+
+fn header_from(header: v1::mcp_server::Header) -> (String, Header) {
+    let v1::mcp_server::Header { name, text, env, file } = header;
+    let domain = match (env.is_empty(), file.is_empty()) {
+        (true, true) => Header::Plain(text),
+        (false, _) => Header::Secret { prefix: text, reference: SecretRef::Env(env) },
+        (true, false) => Header::Secret { prefix: text, reference: SecretRef::File(file) },
+    };
+    (name, domain)
+}
+
+fn header_to((name, header): (&String, &Header)) -> v1::mcp_server::Header {
+    let (text, env, file) = match header.clone() {
+        Header::Plain(text) => (text, String::new(), String::new()),
+        Header::Secret { prefix, reference: SecretRef::Env(env) } => (prefix, env, String::new()),
+        Header::Secret { prefix, reference: SecretRef::File(file) } => (prefix, String::new(), file),
+    };
+    v1::mcp_server::Header { name: name.clone(), text, env, file }
+}
+
+/// What stands for where a server behind a URL is and what is sent there; none for a program.
+pub(super) fn remote(server: &McpServer) -> Option<Vec<u8>> {
+    let url = server.url.as_ref()?;
+    let what = serde_json::json!([url, server.headers]);
+    Some(Sha256::digest(what.to_string()).to_vec())
+}
+
+/// As workers are told: not where servers are, nor what is sent there.
+pub(super) fn servers_for_worker(servers: &McpServers) -> Vec<v1::McpServer> {
+    let mut told = servers_to(servers);
+    for server in &mut told {
+        server.remote = servers.get(&server.name).and_then(remote).unwrap_or_default();
+        server.url.clear();
+        server.headers.clear();
+    }
+    told
 }
 
 /// Variables of a program.
@@ -45,6 +85,9 @@ pub(super) fn servers_to(servers: &McpServers) -> Vec<v1::McpServer> {
     let server = |(name, server): (&String, &McpServer)| v1::McpServer {
         name: name.clone(),
         command: server.command.clone(),
+        url: server.url.clone().unwrap_or_default(),
+        headers: server.headers.iter().map(header_to).collect(),
+        remote: Vec::new(),
         env: variables_to(&server.env),
         include: server.include.clone().map(|values| v1::StringList { values }),
         exclude: server.exclude.clone(),
@@ -164,4 +207,39 @@ fn digest(tools: &McpTools) -> Vec<u8> {
         hash.update(tool.sha256.as_bytes());
     }
     hash.finalize().to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_is_told_neither_where_a_server_is_nor_what_is_sent_there_and_an_operator_is() {
+        let reference = SecretRef::File("/run/secrets/notes".to_owned());
+        let server = McpServer {
+            command: Vec::new(),
+            url: Some("https://mcp.example.org/mcp".to_owned()),
+            headers: [
+                ("Authorization".to_owned(), Header::Secret { prefix: "Bearer ".to_owned(), reference }),
+                ("X-Team".to_owned(), Header::Plain("platform".to_owned())),
+            ]
+            .into(),
+            env: BTreeMap::new(),
+            include: None,
+            exclude: Vec::new(),
+            timeout_seconds: 7,
+            connect_timeout_seconds: 8,
+            enabled: true,
+        };
+        let servers = McpServers::from([("notes".to_owned(), server.clone())]);
+        let told = servers_for_worker(&servers).remove(0);
+        assert!(told.url.is_empty() && told.headers.is_empty() && told.remote.len() == 32, "{told:?}");
+        let shown = servers_to(&servers).remove(0);
+        assert_eq!(server_from(shown), ("notes".to_owned(), server.clone()));
+        // What stands for it moves with all that it stands for.
+        let elsewhere = McpServer { url: Some("https://mcp.example.org/other".to_owned()), ..server.clone() };
+        let bare = McpServer { headers: BTreeMap::new(), ..server };
+        assert_ne!(remote(&elsewhere), Some(told.remote.clone()));
+        assert_ne!(remote(&bare), Some(told.remote));
+    }
 }

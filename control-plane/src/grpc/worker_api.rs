@@ -9,7 +9,6 @@ use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, FuturesUnordered};
 use hermes_core::AgentId;
-use hermes_home::DocumentPath;
 use hermes_proto::v1::control_message::Message as ToWire;
 use hermes_proto::v1::worker_message::Message as FromWire;
 use hermes_proto::v1::worker_service_server::{WorkerService, WorkerServiceServer};
@@ -24,30 +23,27 @@ use super::convert::{self, signed, store_status, unsigned};
 use super::curator;
 use super::files;
 use super::history;
-use super::homes;
 use super::layers::principal;
 use super::mcp;
+use super::mcp_http::Remotes;
 use super::runtime;
 use super::status::{Reason, invalid, refuse};
 use super::steps::{self, Recording};
-use super::tools;
+use super::{tools, tunnel, worker_home};
 use crate::attachments::Attachments;
 use crate::dispatch::{Arrival, CancelKind, DRAIN_GRACE, Dispatcher, HEARTBEAT, LEASE, Report, Running, ToWorker};
+use crate::egress::Egress;
 use crate::identity::Principal;
 use crate::judge::Judge;
 use crate::registry::{AgentEntry, Registry, Snapshot};
 use crate::store::{Ended, SessionId, TurnId};
 use crate::tasks::Tasks;
-use crate::tools::Tools;
+use crate::tools::{Secrets, Tools};
 
 /// Slots a worker may offer.
 const MAX_SLOTS: u32 = 1024;
 /// Reports of one worker on their way into the store: one for each slot, and as many sent again.
 const MAX_STORING: usize = 2 * MAX_SLOTS as usize;
-/// Largest home document, bytes.
-const MAX_DOCUMENT: usize = 1 << 20;
-/// Most documents of a home.
-const MAX_DOCUMENTS: usize = 10_000;
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -57,6 +53,8 @@ pub struct WorkerApi {
     tools: Tools,
     attachments: Attachments,
     judge: Judge,
+    remotes: Remotes,
+    tunnels: tunnel::Tunnels,
     tasks: Tasks,
 }
 
@@ -98,9 +96,12 @@ impl WorkerApi {
         tools: Tools,
         attachments: Attachments,
         judge: Judge,
+        outside: (Egress, Secrets),
         tasks: Tasks,
     ) -> WorkerServiceServer<Self> {
-        WorkerServiceServer::new(Self { registry, dispatcher, tools, attachments, judge, tasks })
+        let tunnels = tunnel::Tunnels::new(outside.0.clone(), tasks.clone());
+        let remotes = Remotes::new(outside.0, outside.1);
+        WorkerServiceServer::new(Self { registry, dispatcher, tools, attachments, judge, remotes, tunnels, tasks })
             .max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES)
             .max_encoding_message_size(2 * hermes_proto::MAX_MESSAGE_BYTES)
     }
@@ -294,6 +295,31 @@ impl WorkerService for WorkerApi {
         Ok(Response::new(runtime::secrets(store, self.tools.secrets(), agent, running.revision).await?))
     }
 
+    type McpHttpStream = BoxStream<'static, Result<v1::McpHttpChunk, Status>>;
+
+    async fn mcp_http(&self, request: Request<v1::McpHttpRequest>) -> Result<Response<Self::McpHttpStream>, Status> {
+        let caller = caller(&request)?;
+        let snapshot = self.registry.current();
+        let agent = snapshot.agent_or_removed(&caller.agent);
+        let agent = agent.ok_or_else(|| refuse(Reason::NotFound, "the agent is not registered (any more)"))?;
+        let servers = snapshot.document.mcp_servers_of(&agent.spec);
+        Ok(Response::new(self.remotes.send(&caller, servers, request.into_inner()).await?))
+    }
+
+    type OpenTunnelStream = BoxStream<'static, Result<v1::TunnelDown, Status>>;
+
+    async fn open_tunnel(
+        &self,
+        request: Request<Streaming<v1::TunnelUp>>,
+    ) -> Result<Response<Self::OpenTunnelStream>, Status> {
+        let caller = caller(&request)?;
+        let snapshot = self.registry.current();
+        let agent = snapshot.agent(&caller.agent);
+        let agent = agent.ok_or_else(|| refuse(Reason::NotFound, "the agent is not registered (any more)"))?;
+        let network = snapshot.document.sandbox_of(&agent.spec).network;
+        Ok(Response::new(self.tunnels.open(caller, network, request.into_inner()).await?))
+    }
+
     type FetchHomeStream = BoxStream<'static, Result<v1::HomeChunk, Status>>;
 
     async fn fetch_home(
@@ -302,46 +328,17 @@ impl WorkerService for WorkerApi {
     ) -> Result<Response<Self::FetchHomeStream>, Status> {
         let caller = caller(&request)?;
         let agent_no = self.agent_no(&caller)?;
-        let have = request.into_inner().have;
-        let store = self.registry.store().clone();
-        Ok(Response::new(homes::documents(store, agent_no, have).await?))
+        Ok(Response::new(worker_home::fetch(self.registry.store(), agent_no, request.into_inner().have).await?))
     }
 
     async fn push_document(
         &self,
         request: Request<Streaming<v1::PushDocumentRequest>>,
     ) -> Result<Response<v1::PushDocumentResponse>, Status> {
-        use v1::push_document_request::Part;
         let caller = caller(&request)?;
         let agent_no = self.agent_no(&caller)?;
-        let mut parts = request.into_inner();
-        let Some(Part::Header(header)) = parts.message().await?.and_then(|part| part.part) else {
-            return Err(invalid("part", "the first message must be the header"));
-        };
-        check_path(&header.path)?;
-        let mut body = Vec::new();
-        while let Some(part) = parts.message().await? {
-            let Some(Part::Body(bytes)) = part.part else {
-                return Err(invalid("part", "only body chunks follow the header"));
-            };
-            if body.len() + bytes.len() > MAX_DOCUMENT {
-                return Err(refuse(Reason::TooLarge, format!("{} is larger than {MAX_DOCUMENT} bytes", header.path)));
-            }
-            body.extend_from_slice(&bytes);
-        }
-        let base = signed("base_version", header.base_version)?;
-        if base == 0 {
-            let (_, documents) = self.registry.store().home_manifest(agent_no).await.map_err(store_status)?;
-            if documents.len() >= MAX_DOCUMENTS {
-                return Err(refuse(Reason::TooLarge, format!("the home has {MAX_DOCUMENTS} documents already")));
-            }
-        }
-        let outcome = self
-            .registry
-            .store()
-            .home_push(agent_no, &header.path, base, &body, header.deleted, &format!("worker {}", caller.worker))
-            .await
-            .map_err(store_status)?;
+        let writer = format!("worker {}", caller.worker);
+        let outcome = worker_home::push(self.registry.store(), agent_no, &writer, request.into_inner()).await?;
         self.registry.home_moved(agent_no, outcome.home_version);
         Ok(Response::new(v1::PushDocumentResponse {
             stored: outcome.stored,
@@ -542,14 +539,6 @@ fn message_to(message: ToWorker) -> ToWire {
             ToWire::Drain(v1::Drain { grace_ms: u32::try_from(grace.as_millis()).unwrap_or(u32::MAX).max(1) })
         }
     }
-}
-
-/// A document's path.
-fn check_path(path: &str) -> Result<(), Status> {
-    let known = DocumentPath::parse(path).map(|_| ());
-    known.ok_or_else(|| {
-        invalid("header.path", "documents are SOUL.md, memories/<name>.md and files below skills/, none of them hidden")
-    })
 }
 
 /// What a worker says of itself is shown to people: shortened, one line.

@@ -145,10 +145,19 @@ fn the_example_sets_every_key() {
     }
     let server = |get: fn(&McpServer) -> bool| mcp_servers.values().any(get);
     assert!(server(
-        |McpServer { command, env, include, exclude, timeout_seconds: _, connect_timeout_seconds: _, enabled: _ }| {
-            command.len() > 1 && !env.is_empty() && include.is_some() && !exclude.is_empty()
-        }
+        |McpServer {
+             command,
+             url: _,
+             headers: _,
+             env,
+             include,
+             exclude,
+             timeout_seconds: _,
+             connect_timeout_seconds: _,
+             enabled: _,
+         }| { command.len() > 1 && !env.is_empty() && include.is_some() && !exclude.is_empty() }
     ));
+    assert!(server(|server| server.url.is_some() && server.headers.len() > 1));
     let provider = |get: fn(&Provider) -> bool| providers.values().any(get);
     assert!(provider(
         |Provider { kind: _, base_url, api_key_env, prices: _ }| base_url.is_some() && api_key_env.is_some()

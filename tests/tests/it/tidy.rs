@@ -59,7 +59,7 @@ const BORDERS: &[(&[&str], &[&str])] = &[
         &["proto/", "control-plane/src/grpc/", "control-plane/src/app/mod.rs", "worker/src/", "cli/src/"],
     ),
     (&["genai"], &["control-plane/src/models/"]),
-    (&["reqwest"], &["control-plane/src/egress.rs", "control-plane/src/models/", "control-plane/platforms/src/"]),
+    (&["reqwest"], &["control-plane/src/egress/", "control-plane/src/models/", "control-plane/platforms/src/"]),
     (&["axum"], &["control-plane/src/http/", "control-plane/src/app/mod.rs"]),
     (&["nix", "libc"], &["control-plane/src/local/", "control-plane/src/app/start.rs", "worker/src/", "cli/src/"]),
     (&["comfy_table"], &["cli/src/output.rs"]),

@@ -323,9 +323,9 @@ impl Program {
     pub(crate) fn hint(&self) -> &'static str {
         match self.policy.network {
             Network::None if self.policy.level != crate::sandbox::Level::Off => {
-                " It has no network (`sandbox: {network: none}`): a program that asks a model of its own needs `network: open`."
+                " It has no network (`sandbox: {network: none}`): a program that asks a model of its own needs `network: proxy` or `open`."
             }
-            Network::None | Network::Open => "",
+            Network::None | Network::Proxy | Network::Open => "",
         }
     }
 }

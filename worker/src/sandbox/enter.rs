@@ -4,13 +4,15 @@
 //! code and to take the second stage with it when the worker dies.
 
 use std::io::{self, Write as _};
+use std::net::TcpListener;
 use std::process::{Command, ExitCode};
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use nix::unistd::{getegid, geteuid, getppid};
 
-use super::{Entering, INSIDE, NOT_BUILT, frame};
+use super::inside::loopback_up;
+use super::{Entering, INSIDE, NOT_BUILT, PROXY, frame, handover};
 
 /// Runs the stage to its end; reasons for its failure go to stderr.
 pub fn main() -> ExitCode {
@@ -34,6 +36,9 @@ fn entered() -> io::Result<u8> {
     for group in &entering.groups {
         std::fs::write(group.join("cgroup.procs"), "0").map_err(|error| said("join the control group", &error))?;
     }
+    // Before the namespaces, in which the worker is not found.
+    let socket = entering.way_out.as_ref().map(handover::reach).transpose();
+    let socket = socket.map_err(|error| said("reach the worker for the proxy", &error))?;
     let (user, group) = (geteuid(), getegid());
     let mut flags = CloneFlags::CLONE_NEWUSER
         | CloneFlags::CLONE_NEWNS
@@ -44,6 +49,11 @@ fn entered() -> io::Result<u8> {
     flags.set(CloneFlags::CLONE_NEWNET, entering.own_network);
     unshare(flags).map_err(|error| said("make namespaces (are user namespaces allowed here?)", &error.into()))?;
     map_ids(0, user.as_raw(), group.as_raw())?;
+    if let (Some(invitation), Some(socket)) = (&entering.way_out, socket) {
+        loopback_up().map_err(|error| said("bring up loopback", &error))?;
+        let listener = TcpListener::bind(PROXY).map_err(|error| said("listen for the proxy", &error))?;
+        handover::give(&socket, invitation, &listener).map_err(|error| said("hand over the proxy", &error))?;
+    }
     let program = std::env::current_exe()?;
     let mut inside = Command::new(program).arg(INSIDE).env_clear().spawn()?;
     let status = inside.wait()?;

@@ -63,7 +63,7 @@ fn closed(inside: &Inside) -> io::Result<()> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     let owned = owned(&inside.home, inside.level);
     root::build(&owned, inside.memory_bytes / 4)?;
-    if inside.network == Network::None {
+    if inside.network != Network::Open {
         loopback_up().map_err(|error| said("bring up loopback", &error))?;
     }
     // A second user namespace, in which the task has no power over the mounts of the first, and none at all once it is executed.
@@ -97,7 +97,7 @@ pub(super) fn owned(home: &Path, level: Level) -> Vec<PathBuf> {
 }
 
 /// Tells the kernel that interface 1 is up: one request over netlink.
-fn loopback_up() -> io::Result<()> {
+pub(super) fn loopback_up() -> io::Result<()> {
     const NEW_LINK: u16 = 16;
     const REQUEST: u16 = 1;
     const UP: u32 = 1;

@@ -4,7 +4,7 @@
 //! ([`Ability::probe`]). What is run inside is taken to be hostile. Always true, on the levels `strict` and `home`: it sees the
 //! agent's own entries of the home, read-only system paths, a `/tmp` of bounded size, and nothing else; no process but its
 //! own; no environment but what the tool gives; its processes, memory and processor time are bounded; it has no network unless
-//! the policy opens it; and when the call ends, or this worker does, all that it started is gone. A boundary that the machine
+//! the policy opens it, or gives it a proxy; and when the call ends, or this worker does, all that it started is gone. A boundary that the machine
 //! cannot give is an error, never a weaker boundary.
 //!
 //! A process is started in two stages, both this very program: [`enter`] makes the namespaces, [`inside`] is the first process in
@@ -23,6 +23,7 @@ mod disk;
 pub mod enter;
 mod filter;
 mod frame;
+mod handover;
 pub mod inside;
 mod root;
 mod rules;
@@ -35,21 +36,30 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use hermes_proto::v1;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpListener;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
 
 use crate::tools::local::files;
 use cgroup::Group;
+use handover::{Handover, Invitation};
 
 /// The argument by which this program becomes the first stage.
 pub const ENTER: &str = "sandbox-enter";
 /// The argument by which this program becomes the second stage.
 pub const INSIDE: &str = "sandbox-inside";
+/// Where the proxy is, in the network that a tool has for itself.
+pub const PROXY: std::net::SocketAddr =
+    std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 3128);
+/// What tells programs of the proxy, each by the name that it knows; nothing is reached without it.
+const PROXY_NAMES: [&str; 6] = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"];
 /// Exit code of a stage that could not build the boundary; the reason is on its stderr.
 pub const NOT_BUILT: u8 = 125;
 
@@ -90,6 +100,8 @@ pub enum Level {
 pub enum Network {
     /// None but its own loopback.
     None,
+    /// Its own loopback, and there an HTTP proxy, at [`PROXY`].
+    Proxy,
     /// The machine's.
     Open,
 }
@@ -124,6 +136,7 @@ impl Policy {
             v1::SandboxLevel::Strict | v1::SandboxLevel::Unspecified => Level::Strict,
         };
         let network = match sandbox.network() {
+            v1::SandboxNetwork::Proxy => Network::Proxy,
             v1::SandboxNetwork::Open => Network::Open,
             v1::SandboxNetwork::None | v1::SandboxNetwork::Unspecified => Network::None,
         };
@@ -181,6 +194,8 @@ struct Entering {
     groups: Vec<PathBuf>,
     /// Without: the machine's network stays.
     own_network: bool,
+    /// Where to hand over the listener of the way out, if there is one.
+    way_out: Option<Invitation>,
 }
 
 /// What the second stage needs.
@@ -216,6 +231,8 @@ pub enum Error {
 pub struct Ability {
     /// Why none can be built, if so.
     pub boundary: Result<(), String>,
+    /// Why no task can have a proxy, if so.
+    pub proxy: Result<(), String>,
     /// What bounds processes and memory, for people.
     pub limits: Result<&'static str, String>,
 }
@@ -223,38 +240,54 @@ pub struct Ability {
 impl Ability {
     /// Builds a strict boundary around nothing in `home` and looks what comes.
     pub async fn probe(program: &Path, home: &Path) -> Self {
-        let boundary = Boundary::new(program.to_owned(), home.to_owned());
+        let boundary =
+            Boundary::new(program.to_owned(), home.to_owned()).with_way_out(Arc::new(|_| Box::pin(async {})));
         let limits = match &*boundary.group() {
             Ok(Some(group)) => Ok(group.kind()),
             Ok(None) => Ok("resource limits of this user"),
             Err(reason) => Err(reason.clone()),
         };
-        let built = match boundary.works().await {
-            Ok(()) => Ok(()),
-            Err(Error::NotBuilt { reason }) => Err(reason),
-            Err(error) => Err(error.to_string()),
+        let reason = |built: Result<(), Error>| {
+            built.map_err(|error| match error {
+                Error::NotBuilt { reason } => reason,
+                Error::Io(error) => error.to_string(),
+            })
         };
-        Self { boundary: built, limits }
+        let built = reason(boundary.works().await);
+        let proxy = reason(boundary.works_with(Network::Proxy).await);
+        Self { boundary: built, proxy, limits }
     }
 }
 
 /// What bounds the number of processes: a group, or without one the limits of the user, who must not be root; else why nothing.
 type Bounds = Result<Option<Group>, String>;
 
+/// What serves the proxy of one task, on its listener, until it is dropped with the task.
+pub type WayOut = Arc<dyn Fn(TcpListener) -> BoxFuture<'static, ()> + Send + Sync>;
+
 /// The boundary of one worker.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Boundary {
     program: PathBuf,
+    way_out: Option<WayOut>,
     home: PathBuf,
     group: Arc<Mutex<Bounds>>,
     /// It was built once.
     tried: Arc<OnceCell<()>>,
 }
 
+impl std::fmt::Debug for Boundary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Boundary").field("home", &self.home).finish_non_exhaustive()
+    }
+}
+
 /// A task that runs.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
+    /// Serves its proxy; ends with it.
+    way_out: JoinSet<()>,
     group: Pid,
     /// What it writes to stdout and stderr, in one; of one started with [`Boundary::start_apart`] to stdout alone.
     pub output: Option<OwnedFd>,
@@ -274,7 +307,13 @@ impl Boundary {
                 "as root without writable control groups the number of processes cannot be bounded ({error}); run the worker as another user"
             )),
         };
-        Self { program, home, group: Arc::new(Mutex::new(bounds)), tried: Arc::default() }
+        Self { program, way_out: None, home, group: Arc::new(Mutex::new(bounds)), tried: Arc::default() }
+    }
+
+    /// The same, with what serves the proxies of tasks whose policy gives them one.
+    #[must_use]
+    pub fn with_way_out(self, way_out: WayOut) -> Self {
+        Self { way_out: Some(way_out), ..self }
     }
 
     fn group(&self) -> MutexGuard<'_, Bounds> {
@@ -326,7 +365,17 @@ impl Boundary {
         stdout: PipeWriter,
         stderr: PipeWriter,
     ) -> Result<Running, Error> {
-        let frames = self.frames(policy, task.clone())?;
+        let proxied = policy.network == Network::Proxy && matches!(task, Task::Command { .. } | Task::Nothing);
+        let way_out = match (policy.level, &self.way_out) {
+            (Level::Strict | Level::Home, Some(way_out)) if proxied => Some((way_out, Handover::new()?)),
+            _ if proxied => {
+                let reason = "this worker has no proxy for its tools, or no boundary to put it into".to_owned();
+                return Err(Error::NotBuilt { reason });
+            }
+            _ => None,
+        };
+        let task = if proxied { with_proxy(task) } else { task };
+        let frames = self.frames(policy, task.clone(), way_out.as_ref().map(|(_, handover)| handover.invitation()))?;
         let mut command = match (policy.level, &task) {
             (Level::Off, Task::Command { argv, cwd, env }) => {
                 let (program, arguments) = argv.split_first().ok_or_else(|| io::Error::other("there is no command"))?;
@@ -352,7 +401,14 @@ impl Boundary {
         drop(command);
         let id = child.id().and_then(|id| i32::try_from(id).ok()).ok_or_else(|| io::Error::other("it has ended"))?;
         let mut stdin = child.stdin.take();
-        let mut running = Running { child, group: Pid::from_raw(id), output: None, errors: None, input: None };
+        let mut running = Running {
+            child,
+            way_out: JoinSet::new(),
+            group: Pid::from_raw(id),
+            output: None,
+            errors: None,
+            input: None,
+        };
         if let Some(pipe) = &mut stdin {
             // A stage that ends before it has read says why on its output.
             match pipe.write_all(&frames).await {
@@ -361,11 +417,18 @@ impl Boundary {
             }
         }
         running.input = stdin;
+        if let Some((serve, handover)) = way_out {
+            tokio::select! {
+                listener = handover.taken() => drop(running.way_out.spawn(serve(listener?))),
+                // It says why on its output.
+                ended = running.child.wait() => drop(ended?),
+            }
+        }
         Ok(running)
     }
 
     /// What the stages read before the task's own input.
-    fn frames(&self, policy: &Policy, task: Task) -> Result<Vec<u8>, Error> {
+    fn frames(&self, policy: &Policy, task: Task, way_out: Option<Invitation>) -> Result<Vec<u8>, Error> {
         let mut frames = Vec::new();
         if policy.level == Level::Off {
             if matches!(task, Task::Command { .. }) {
@@ -381,7 +444,8 @@ impl Boundary {
                 Err(reason) => return Err(Error::NotBuilt { reason: reason.clone() }),
             };
             let worker = i32::try_from(std::process::id()).map_err(io::Error::other)?;
-            frame::push(&mut frames, &Entering { worker, groups, own_network: policy.network != Network::Open })?;
+            let own_network = policy.network != Network::Open;
+            frame::push(&mut frames, &Entering { worker, groups, own_network, way_out })?;
         }
         let inside = Inside {
             home: self.home.clone(),
@@ -409,7 +473,16 @@ impl Boundary {
     /// # Errors
     /// [`Error::NotBuilt`] with what is missing.
     pub async fn works(&self) -> Result<(), Error> {
-        let mut running = self.start(&Policy::default(), Task::Nothing, false).await?;
+        self.works_with(Network::None).await
+    }
+
+    /// Whether one with that network can be built.
+    ///
+    /// # Errors
+    /// [`Error::NotBuilt`] with what is missing.
+    pub async fn works_with(&self, network: Network) -> Result<(), Error> {
+        let policy = Policy { network, ..Policy::default() };
+        let mut running = self.start(&policy, Task::Nothing, false).await?;
         let output = running.output.take();
         let code = running.wait().await?;
         if code == 0 {
@@ -422,6 +495,16 @@ impl Boundary {
         }
         Err(Error::NotBuilt { reason: reason.trim().to_owned() })
     }
+}
+
+/// Tells a command of the proxy.
+fn with_proxy(task: Task) -> Task {
+    let Task::Command { argv, cwd, mut env } = task else { return task };
+    env.extend(PROXY_NAMES.map(|name| (name.to_owned(), format!("http://{PROXY}"))));
+    env.extend(["NO_PROXY", "no_proxy"].map(|name| (name.to_owned(), String::new())));
+    // Node looks at those above only when it is told to.
+    env.insert("NODE_USE_ENV_PROXY".to_owned(), "1".to_owned());
+    Task::Command { argv, cwd, env }
 }
 
 impl Running {

@@ -65,7 +65,8 @@ pub(crate) struct State {
 }
 
 impl State {
-    fn new(limits: Limits) -> Self {
+    /// Of a program that has written nothing yet.
+    pub(crate) fn new(limits: Limits) -> Self {
         Self {
             limits,
             allowance: AtomicUsize::new(limits.unasked),
@@ -151,7 +152,7 @@ impl Lines {
 }
 
 /// How many values a text of JSON has at most.
-fn values(line: &[u8]) -> usize {
+pub(crate) fn values(line: &[u8]) -> usize {
     let (mut count, mut quoted, mut escaped) = (1, false, false);
     for byte in line {
         match byte {
@@ -234,6 +235,18 @@ pub(crate) async fn start(
 }
 
 impl Process {
+    /// What runs elsewhere and is only spoken to: it ends when its connection does.
+    pub(crate) fn elsewhere(state: Arc<State>) -> Self {
+        let (end, ended) = watch::channel(None);
+        let mut tasks = JoinSet::new();
+        let over = Arc::clone(&state);
+        tasks.spawn(async move {
+            over.closed.cancelled().await;
+            end.send_replace(Some(over.reason().unwrap_or("its connection was closed").to_owned()));
+        });
+        Self { state, ended, begun: Instant::now(), tasks }
+    }
+
     /// What is known of it.
     pub(crate) fn state(&self) -> &Arc<State> {
         &self.state

@@ -64,7 +64,9 @@ mod tests {
             deny: vec!["git push*".into()],
             ..v1::Approvals::default()
         };
+        let proxied = Policy { network: Network::Proxy, ..Policy::default() };
         assert_eq!(ruled("rm -rf build", &open, None), Ruling::Ask);
+        assert_eq!(ruled("rm -rf build", &proxied, None), Ruling::Ask);
         assert_eq!(ruled("rm -rf build", &Policy::default(), None), Ruling::Allowed);
         assert_eq!(ruled("rm -rf build", &open, Some(off.clone())), Ruling::Allowed);
         let allow = v1::Approvals { allow: vec!["delete_recursive".into()], ..v1::Approvals::default() };

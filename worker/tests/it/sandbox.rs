@@ -2,11 +2,12 @@
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hermes_proto::v1::TurnRef;
 use hermes_worker::home::Home;
-use hermes_worker::sandbox::{Boundary, Level, Network, Policy};
+use hermes_worker::sandbox::{Boundary, Level, Network, Policy, WayOut};
 use hermes_worker::tools::local::LocalTools;
 use hermes_worker::tools::{ToolCall, ToolResult, Toolbox as _};
 use serde_json::json;
@@ -21,10 +22,18 @@ struct Agent {
 }
 
 fn agent() -> Agent {
+    agent_with(None)
+}
+
+fn agent_with(way_out: Option<WayOut>) -> Agent {
     let dir = tempfile::tempdir().expect("tempdir");
     let held = Home::open(&dir.path().join("home")).expect("home");
     let home = held.path().to_owned();
     let boundary = Boundary::new(PathBuf::from(env!("CARGO_BIN_EXE_hermes-worker")), home.clone());
+    let boundary = match way_out {
+        Some(way_out) => boundary.with_way_out(way_out),
+        None => boundary,
+    };
     let tools = LocalTools::new(boundary, &home, jiff::Timestamp::now);
     Agent { dir, home, tools, policy: Policy::default(), _held: held }
 }
@@ -279,4 +288,47 @@ async fn files_are_written_read_changed_and_found() {
         let error = agent.call(name, arguments).await.expect_err(part);
         assert!(error.contains(part), "{name}: {error}");
     }
+}
+
+#[tokio::test]
+async fn a_command_with_a_proxy_reaches_that_and_nothing_else_and_the_proxy_ends_with_it() {
+    use tokio::io::AsyncWriteExt as _;
+    let outside = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let (alive, watched) = tokio::sync::watch::channel(());
+    let way_out: WayOut = Arc::new(move |listener| {
+        let watched = watched.clone();
+        Box::pin(async move {
+            let _held = watched;
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let said = b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\nconnection: close\r\n\r\ncarried";
+                stream.write_all(said).await.expect("it reads");
+            }
+        })
+    });
+    let mut agent = agent_with(Some(way_out));
+    agent.policy = Policy { network: Network::Proxy, ..Policy::default() };
+    let said = agent.sh("env | grep -i proxy | sort | tr '\\n' ' '; curl -sS http://example.org/").await;
+    assert!(said.starts_with("ALL_PROXY=http://127.0.0.1:3128 HTTPS_PROXY=") && said.contains(" NO_PROXY= "), "{said}");
+    assert!(said.ends_with("carried\n[exit code 0]"), "{said}");
+    let direct = format!("curl -sS --noproxy '*' --max-time 5 http://{}/", outside.local_addr().expect("an address"));
+    assert!(!agent.sh(&direct).await.contains("[exit code 0]"));
+    // Two at once have a network, and a proxy, each.
+    let both = futures_util::join!(agent.sh("curl -sS http://one/"), agent.sh("curl -sS http://two/"));
+    assert!(both.0.starts_with("carried") && both.1.starts_with("carried"), "{both:?}");
+    // Those who serve are gone with what they served; the one that waits here is the boundary's own.
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while alive.receiver_count() > 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("their end");
+}
+
+#[tokio::test]
+async fn without_what_serves_it_nothing_is_started_with_a_proxy() {
+    let mut agent = agent();
+    agent.policy = Policy { network: Network::Proxy, ..Policy::default() };
+    let refused = agent.call("terminal", json!({"command": "true"})).await.expect_err("no weaker boundary");
+    assert!(refused.contains("has no proxy for its tools"), "{refused}");
 }

@@ -165,6 +165,18 @@ impl WorkerService for Replica {
         Err(Status::unimplemented("nothing is summed up here"))
     }
 
+    type OpenTunnelStream = Out<TunnelDown>;
+
+    async fn open_tunnel(&self, _: Request<Streaming<TunnelUp>>) -> Result<Response<Self::OpenTunnelStream>, Status> {
+        Err(Status::unimplemented("a control plane of before tunnels"))
+    }
+
+    type McpHttpStream = Out<McpHttpChunk>;
+
+    async fn mcp_http(&self, _: Request<McpHttpRequest>) -> Result<Response<Self::McpHttpStream>, Status> {
+        Err(Status::unimplemented("a control plane of before MCP servers behind a URL"))
+    }
+
     async fn pin_mcp_tools(&self, _: Request<PinMcpToolsRequest>) -> Result<Response<PinMcpToolsResponse>, Status> {
         Err(Status::unimplemented("a control plane of before MCP servers"))
     }

@@ -240,9 +240,10 @@ fn sandbox(text: &str) -> anyhow::Result<Sandbox> {
             "network" => {
                 let network = match Network::parse(value) {
                     Some(Network::None) => v1::SandboxNetwork::None,
+                    Some(Network::Proxy) => v1::SandboxNetwork::Proxy,
                     Some(Network::Open) => v1::SandboxNetwork::Open,
                     None => {
-                        let message = format!("--sandbox: {value:?} is not a network; write none or open");
+                        let message = format!("--sandbox: {value:?} is not a network; write none, proxy or open");
                         return Err(Usage(message).into());
                     }
                 };
@@ -335,7 +336,7 @@ mod tests {
         for (text, part) in [
             ("off", "not KEY=VALUE"),
             ("level=none", "strict, home or off"),
-            ("network=proxy", "none or open"),
+            ("network=proxied", "none, proxy or open"),
             ("pids=x", "whole number"),
             ("disk=1", "no key"),
         ] {

@@ -80,6 +80,7 @@ impl SandboxView {
             },
             network: match sandbox.network() {
                 v1::SandboxNetwork::None | v1::SandboxNetwork::Unspecified => "none",
+                v1::SandboxNetwork::Proxy => "proxy",
                 v1::SandboxNetwork::Open => "open",
             },
             memory_mb: sandbox.memory_mb,
@@ -91,7 +92,11 @@ impl SandboxView {
 
     /// In a word or two.
     fn short(&self) -> String {
-        if self.network == "open" { format!("{}, network", self.level) } else { self.level.to_owned() }
+        match self.network {
+            "open" => format!("{}, network", self.level),
+            "proxy" => format!("{}, proxy", self.level),
+            _ => self.level.to_owned(),
+        }
     }
 }
 
@@ -99,7 +104,12 @@ impl SandboxView {
 #[derive(Serialize)]
 struct ServerView {
     name: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     command: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    url: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    headers: BTreeMap<String, HeaderView>,
     env: BTreeMap<String, String>,
     include: Option<Vec<String>>,
     exclude: Vec<String>,
@@ -108,10 +118,33 @@ struct ServerView {
     enabled: bool,
 }
 
+/// What is sent along to a server behind a URL: a text, or where a secret is found.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum HeaderView {
+    Plain(String),
+    Env { env: String, prefix: String },
+    File { file: String, prefix: String },
+}
+
+impl HeaderView {
+    fn from_proto(header: v1::mcp_server::Header) -> (String, Self) {
+        let v1::mcp_server::Header { name, text, env, file } = header;
+        let view = match (env.is_empty(), file.is_empty()) {
+            (true, true) => Self::Plain(text),
+            (false, _) => Self::Env { env, prefix: text },
+            (true, false) => Self::File { file, prefix: text },
+        };
+        (name, view)
+    }
+}
+
 fn servers(servers: Vec<v1::McpServer>) -> Vec<ServerView> {
     let view = |server: v1::McpServer| ServerView {
         name: server.name,
         command: server.command,
+        url: Some(server.url).filter(|url| !url.is_empty()),
+        headers: server.headers.into_iter().map(HeaderView::from_proto).collect(),
         env: server.env.into_iter().map(|variable| (variable.name, variable.value)).collect(),
         include: server.include.map(|list| list.values),
         exclude: server.exclude,

@@ -395,6 +395,19 @@ pub enum SecretRef {
     File(String),
 }
 
+/// What is wrong with a reference to a secret that did not come as text; what it holds is never quoted.
+pub(crate) fn fault_of_reference(reference: &SecretRef) -> Option<String> {
+    match reference {
+        SecretRef::Env(name) => values::env_name(name).err(),
+        SecretRef::File(path) => values::secret_file(path).err(),
+    }
+}
+
+/// What is wrong with a URL that did not come as text.
+pub(crate) fn fault_of_url(text: &str) -> Option<String> {
+    values::url(text).err()
+}
+
 /// One Telegram bot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TelegramAccount {

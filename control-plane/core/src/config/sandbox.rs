@@ -6,7 +6,7 @@ use super::export::{Entries, Shape, literal, text};
 use super::fields::{self, Faults, Path, Section, integer};
 use super::shown;
 use super::tree::{Content, Node};
-use crate::sandbox::{CPU_SECONDS, DISK_MB, Level, MEMORY_MB, Network, PIDS, Sandbox};
+use crate::sandbox::{CPU_SECONDS, DISK_MB, Level, MEMORY_MB, Network, PIDS, PROXY_WITHOUT_BOUNDARY, Sandbox};
 
 const KEYS: [&str; 6] = ["level", "network", "memory_mb", "pids", "cpu_seconds", "disk_mb"];
 
@@ -27,8 +27,12 @@ pub(super) fn read(node: &Node, path: Path<'_>, faults: &mut Faults) -> Sandbox 
         word(node, path, faults, Level::parse, "a level; write strict, home or off")
     });
     let network = section.optional("network", faults, |node, path, faults| {
-        word(node, path, faults, Network::parse, "a network; write none or open")
+        word(node, path, faults, Network::parse, "a network; write none, proxy or open")
     });
+    if level == Some(Level::Off) && network == Some(Network::Proxy) {
+        let line = section.get("network").map_or(section.line(), |node| node.line);
+        faults.add(line, path.key("network"), PROXY_WITHOUT_BOUNDARY);
+    }
     Sandbox {
         level: level.unwrap_or_default(),
         network: network.unwrap_or_default(),

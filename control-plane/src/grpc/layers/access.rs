@@ -130,6 +130,8 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::WorkerAskApproval
         | Rpc::WorkerPinMcpTools
         | Rpc::WorkerFetchRuntimeSecrets
+        | Rpc::WorkerMcpHttp
+        | Rpc::WorkerOpenTunnel
         | Rpc::ModelGenerate
         | Rpc::IdentityRenew => Requirement::WorkerCertificate,
 

@@ -139,6 +139,8 @@ fn pace(called: Called) -> Pace {
         | Rpc::WorkerFetchTranscript
         | Rpc::WorkerFetchJournal
         | Rpc::WorkerAskApproval
+        | Rpc::WorkerMcpHttp
+        | Rpc::WorkerOpenTunnel
         | Rpc::WorkerFetchHome
         | Rpc::WorkerFetchAttachment
         | Rpc::ModelGenerate => Pace::Stream,

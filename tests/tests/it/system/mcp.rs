@@ -15,7 +15,7 @@ use super::{SOON, agent_of};
 use crate::node;
 
 /// A model that makes the calls which the user's message names, as JSON, and then says that it is done.
-async fn caller() -> MockModel {
+pub(super) async fn caller() -> MockModel {
     let model = MockModel::start().await.unwrap();
     model.respond(|body| {
         let last = body["messages"].as_array().and_then(|messages| messages.last()).cloned().unwrap_or_default();
@@ -34,7 +34,7 @@ async fn caller() -> MockModel {
 }
 
 /// A system whose agent has no servers yet.
-fn start(model: &MockModel) -> Up {
+pub(super) fn start(model: &MockModel) -> Up {
     Up::start(Options::config(document(model, &json!({}))))
 }
 
@@ -44,17 +44,17 @@ fn document(model: &MockModel, servers: &Value) -> String {
 }
 
 /// From its next turn on the agent has these servers.
-fn serve(up: &Up, model: &MockModel, servers: &Value) {
+pub(super) fn serve(up: &Up, model: &MockModel, servers: &Value) {
     let file = up.file("servers.yaml", document(model, servers));
     up.ctl(["apply".as_ref(), "-f".as_ref(), file.as_os_str()]).ok();
 }
 
-fn home(up: &Up) -> PathBuf {
+pub(super) fn home(up: &Up) -> PathBuf {
     PathBuf::from(agent_of(up, "main")["home"].as_str().unwrap())
 }
 
 /// Has the model make these calls in one turn; their results in order.
-fn calls(up: &Up, model: &MockModel, calls: &[(&str, Value)]) -> Vec<String> {
+pub(super) fn calls(up: &Up, model: &MockModel, calls: &[(&str, Value)]) -> Vec<String> {
     let text = serde_json::to_string(calls).unwrap();
     let answer = up.json(["send", "--platform", "irc", "--chat-id", "1", "--text", &text, "--wait"]);
     assert_eq!(answer["reply"], "done", "{answer}");
@@ -66,7 +66,7 @@ fn calls(up: &Up, model: &MockModel, calls: &[(&str, Value)]) -> Vec<String> {
 }
 
 /// The names of the tools that the model was last offered by servers.
-fn offered(model: &MockModel) -> Vec<String> {
+pub(super) fn offered(model: &MockModel) -> Vec<String> {
     let asked = model.last().json();
     let names = asked["tools"].as_array().into_iter().flatten();
     let names = names.map(|tool| tool["function"]["name"].as_str().unwrap().to_owned());
@@ -83,7 +83,7 @@ pub(super) fn plant(home: &Path) -> String {
 }
 
 /// What the worker of this system takes of memory now, and the most that it ever took, MiB.
-fn worker_memory(up: &Up) -> (u64, u64) {
+pub(super) fn worker_memory(up: &Up) -> (u64, u64) {
     let workers = up.json(["worker", "list"]);
     let pid = workers.as_array().unwrap()[0]["pid"].as_u64().unwrap();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

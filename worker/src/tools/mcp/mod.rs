@@ -1,4 +1,4 @@
-//! MCP servers: programs that an agent's profile names, and the tools that they bring.
+//! MCP servers: programs and places behind a URL that an agent's profile names, and the tools that they bring.
 //!
 //! Called by turns, for what a turn may call ([`McpServers::offered`]) and for each call ([`Offered::run`]). Owns the running
 //! servers. Always true: a server is taken to be as hostile as what a model runs, and runs behind the same boundary; it is
@@ -7,11 +7,13 @@
 //! a server says of its tools; a server that is away, or lies, costs a turn its tools and nothing else. It never answers
 //! what a server asks for.
 //!
-//! `server` starts and calls, `pipe` carries, `listing` judges what a server says of its tools, `answer` what it answers.
+//! `server` starts and calls, `pipe` and `remote` carry, `judge` says what of that is handed on, `listing` judges what a server says of its tools, `answer` what it answers.
 
 mod answer;
+mod judge;
 mod listing;
 mod pipe;
+mod remote;
 mod server;
 
 use std::collections::BTreeMap;
@@ -23,7 +25,9 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, join_all};
 use hermes_proto::v1::worker_service_client::WorkerServiceClient;
 use hermes_proto::v1::{self, PinMcpToolsRequest, ProfileRevision};
+use serde_json::json;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -31,9 +35,10 @@ use super::call::{Ran, run};
 use super::child::cut;
 use super::offer::is_on;
 use super::{Effect, ToolCall, ToolResult, ToolSpec, Toolbox};
-use crate::connection::is_broken;
+use crate::connection::{Connection, is_broken};
 use crate::sandbox::{Boundary, Policy, SCRATCH};
 use listing::{Known, Listing, Pin, told_name};
+use remote::Plane;
 use server::{Away, Called, Link, Server};
 
 /// Tools of all servers in one turn, at most: a model is offered 128, and has others.
@@ -50,6 +55,7 @@ const MAX_PROBLEM: usize = 1000;
 pub struct McpServers {
     boundary: Boundary,
     scratch: PathBuf,
+    plane: Plane,
     servers: Mutex<BTreeMap<String, Arc<Server>>>,
 }
 
@@ -72,9 +78,9 @@ struct Route {
 }
 
 impl McpServers {
-    /// For `home` (absolute, symlinks resolved), behind `boundary`. Nothing is started.
-    pub fn new(boundary: Boundary, home: &Path) -> Self {
-        Self { boundary, scratch: home.join(SCRATCH), servers: Mutex::default() }
+    /// For `home` (absolute, symlinks resolved), behind `boundary`; those behind a URL are asked over `connection`. Nothing is started.
+    pub fn new(boundary: Boundary, home: &Path, connection: watch::Receiver<Connection>) -> Self {
+        Self { boundary, scratch: home.join(SCRATCH), plane: Plane(connection), servers: Mutex::default() }
     }
 
     /// What a turn of that profile may call; starts what is not running. A server that cannot be had is left out, and the
@@ -136,7 +142,8 @@ impl McpServers {
             let known = servers.remove(&config.name);
             let same = known.filter(|server| server.config == *config && server.policy == policy);
             let server = same.unwrap_or_else(|| {
-                Arc::new(Server::new(config.clone(), policy.clone(), self.boundary.clone(), &self.scratch))
+                let boundary = self.boundary.clone();
+                Arc::new(Server::new(config.clone(), policy.clone(), boundary, &self.scratch, self.plane.clone()))
             });
             wanted.insert(config.name.clone(), server);
         }
@@ -209,9 +216,13 @@ fn all_known(link: &Link, listing: &Listing) -> Option<BTreeMap<String, Pin>> {
 }
 
 fn request(server: &Server) -> PinMcpToolsRequest {
-    let v1::McpServer { name, command, env, include, exclude, .. } = &server.config;
+    let v1::McpServer { name, command, env, include, exclude, remote, .. } = &server.config;
     let env: Vec<_> = env.iter().map(|variable| (&variable.name, &variable.value)).collect();
-    let what = serde_json::json!([command, env, include.as_ref().map(|list| &list.values), exclude]);
+    let mut what = vec![json!(command), json!(env), json!(include.as_ref().map(|list| &list.values)), json!(exclude)];
+    if !remote.is_empty() {
+        what.push(json!(remote));
+    }
+    let what = serde_json::Value::from(what);
     PinMcpToolsRequest {
         server: name.clone(),
         config_sha256: Sha256::digest(what.to_string()).to_vec(),

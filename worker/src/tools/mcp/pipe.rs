@@ -7,20 +7,15 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use rmcp::RoleClient;
-use rmcp::model::{ClientJsonRpcMessage, ErrorData, JsonRpcMessage, RequestId, ServerJsonRpcMessage};
+use rmcp::model::{ClientJsonRpcMessage, JsonRpcMessage, ServerJsonRpcMessage};
 use rmcp::transport::Transport;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
-use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::super::child::{Limits, Lines, State};
-
-/// What a server may write: 8 MiB for one request, its answer included.
-pub(super) const LIMITS: Limits = Limits { line: 2 << 20, values: 100_000, unasked: 8 << 20 };
+use super::super::child::{Lines, State};
+use super::judge::{Judged, judge};
 
 /// A server's stdout, and the way to its stdin.
 pub(super) struct Pipe {
@@ -39,57 +34,16 @@ impl Pipe {
 
     /// What to hand on of a line.
     fn judge(&self, line: &[u8]) -> Result<Option<ServerJsonRpcMessage>, String> {
-        let Ok(shape) = serde_json::from_slice::<Shape>(line) else {
-            if !line.trim_ascii().is_empty() {
-                self.state.was_odd();
-            }
-            return Ok(None);
-        };
-        match (shape.method.as_deref(), shape.id) {
-            (Some(method), Some(id)) => {
-                let answer = match method {
-                    "ping" => json!({"jsonrpc": "2.0", "id": id, "result": {}}),
-                    _ => {
-                        let error = json!({"code": -32601, "message": "this client answers no requests"});
-                        json!({"jsonrpc": "2.0", "id": id, "error": error})
-                    }
-                };
-                let queued = self.input.try_send(format!("{answer}\n").into_bytes());
+        match judge(line, &self.state, &self.changed)? {
+            Judged::Nothing => Ok(None),
+            Judged::Answer(message) => Ok(Some(*message)),
+            Judged::Reply(reply) => {
+                let queued = self.input.try_send(format!("{reply}\n").into_bytes());
                 queued.map_err(|_| "it asks without reading the answers".to_owned())?;
-                Ok(None)
-            }
-            (Some(method), None) => {
-                if method == "notifications/tools/list_changed" {
-                    self.changed.store(true, Ordering::Relaxed);
-                }
-                Ok(None)
-            }
-            (None, Some(id)) if shape.result.is_some() || shape.error.is_some() => {
-                let unreadable = |_| {
-                    let error = ErrorData::internal_error("its answer is none of the protocol", None);
-                    JsonRpcMessage::error(error, Some(id))
-                };
-                Ok(Some(serde_json::from_slice(line).unwrap_or_else(unreadable)))
-            }
-            (None, _) => {
-                self.state.was_odd();
                 Ok(None)
             }
         }
     }
-}
-
-/// As much of a message as says what it is.
-#[derive(Deserialize)]
-struct Shape {
-    #[serde(default)]
-    id: Option<RequestId>,
-    #[serde(default)]
-    method: Option<String>,
-    #[serde(default)]
-    result: Option<IgnoredAny>,
-    #[serde(default)]
-    error: Option<IgnoredAny>,
 }
 
 impl Transport<RoleClient> for Pipe {
@@ -139,8 +93,12 @@ mod tests {
     use std::io::{PipeWriter, Write as _};
     use std::process::Stdio;
 
+    use std::sync::atomic::Ordering;
+
+    use rmcp::model::RequestId;
     use tokio::task::JoinSet;
 
+    use super::super::judge::LIMITS;
     use super::*;
     use crate::tools::child::pipes;
 

@@ -1,5 +1,5 @@
-//! One server of an agent: started behind the boundary when it is first needed, asked for its tools, called, and started anew when
-//! it has ended.
+//! One server of an agent: started behind the boundary, or greeted where it is, when it is first needed, asked for its tools, called, and
+//! started anew when it has ended.
 //!
 //! Owned by [`super::McpServers`], shared by all turns of the worker. Always true: at most one process of it runs, behind the
 //! policy of the agent's profile, and it ends with this value, with all that it started; starting, listing and calling each
@@ -15,26 +15,51 @@ use std::time::Duration;
 use hermes_proto::v1;
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, ClientCapabilities, ClientConfig, ClientRequest, Implementation,
-    ListToolsRequest, PaginatedRequestParams, PingRequest, ServerResult,
+    ListToolsRequest, PaginatedRequestParams, PingRequest, ProtocolVersion, ServerResult,
 };
 use rmcp::service::{PeerRequestOptions, RunningService};
 use rmcp::{RoleClient, ServiceError, ServiceExt as _};
 use serde_json::{Map, Value};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::super::ToolResult;
 use super::super::child::{self, Comeback, Process, SHOWN_ERRORS, cut};
 use super::super::local::environment;
 use super::answer;
+use super::judge::LIMITS;
 use super::listing::{Listing, Pin};
-use super::pipe::{LIMITS, Pipe};
+use super::pipe::Pipe;
+use super::remote::{Failed, Plane, Remote};
 use crate::sandbox::{Boundary, Policy, Task};
 
 /// Pages of a list of tools, at most.
 const MAX_PAGES: u32 = 32;
 /// How long a server that did not answer a call may take to show that it lives.
 const PONG: Duration = Duration::from_secs(3);
+/// A server behind a URL is asked for its tools again by the first turn after so long: it says by itself that they changed only while it
+/// answers something else.
+const LISTED_FOR: Duration = Duration::from_secs(60);
+
+/// Until when a listing is taken to be true.
+#[derive(Debug)]
+struct Fresh(Mutex<Instant>);
+
+impl Fresh {
+    fn new() -> Self {
+        Self(Mutex::new(Instant::now() + LISTED_FOR))
+    }
+
+    /// Whether it was true for long enough; then it is for as long again.
+    fn is_over(&self) -> bool {
+        let (mut until, now) = (self.0.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+        let over = *until <= now;
+        if over {
+            *until = now + LISTED_FOR;
+        }
+        over
+    }
+}
 
 /// What became of a call.
 pub(super) enum Called {
@@ -60,6 +85,7 @@ pub(super) struct Server {
     pub(super) policy: Policy,
     boundary: Boundary,
     scratch: PathBuf,
+    plane: Plane,
     #[expect(clippy::disallowed_types, reason = "one starts it, and the others wait for that")]
     slot: tokio::sync::Mutex<Slot>,
 }
@@ -78,6 +104,8 @@ pub(super) struct Link {
     process: Process,
     /// It says that it has other tools.
     changed: Arc<AtomicBool>,
+    /// Until when the listing is taken to be true; none: until the server says otherwise.
+    fresh: Option<Fresh>,
     listing: Mutex<Arc<Listing>>,
     /// What of the listing may be offered, as the control plane last answered.
     pub(super) pinned: Mutex<Option<BTreeMap<String, Pin>>>,
@@ -85,8 +113,8 @@ pub(super) struct Link {
 
 impl Server {
     /// Of an agent with that scratch and boundary; nothing is started.
-    pub(super) fn new(config: v1::McpServer, policy: Policy, boundary: Boundary, scratch: &Path) -> Self {
-        Self { config, policy, boundary, scratch: scratch.to_owned(), slot: Default::default() }
+    pub(super) fn new(config: v1::McpServer, policy: Policy, boundary: Boundary, scratch: &Path, plane: Plane) -> Self {
+        Self { config, policy, boundary, scratch: scratch.to_owned(), plane, slot: Default::default() }
     }
 
     /// The running process; starts it where there is none.
@@ -104,7 +132,11 @@ impl Server {
         if let Some(why) = slot.comeback.waits() {
             return Err(Away { why, tried: false });
         }
-        match self.start().await {
+        let started = match self.config.remote.is_empty() {
+            true => self.start().await,
+            false => self.greet().await,
+        };
+        match started {
             Ok(link) => {
                 let link = Arc::new(link);
                 slot.link = Some(Arc::clone(&link));
@@ -127,13 +159,9 @@ impl Server {
         let pipe = Pipe::new(lines, input, Arc::clone(&state), Arc::clone(&changed));
         let patience = Duration::from_secs(self.config.connect_timeout_seconds.max(1).into());
         let ready = async {
-            let info = ClientConfig::new(
-                ClientCapabilities::default(),
-                Implementation::new("hermes-worker", env!("CARGO_PKG_VERSION")),
-            );
             // With what is wrong, whether its output had ended by then.
             let closed = |why: String| (why, state.closed.is_cancelled());
-            let client = info.serve(pipe).await.map_err(|error| closed(cut(&error.to_string(), SHOWN_ERRORS)))?;
+            let client = myself().serve(pipe).await.map_err(|error| closed(cut(&error.to_string(), SHOWN_ERRORS)))?;
             let listing = list(&client, &self.config).await.map_err(closed)?;
             Ok::<_, (String, bool)>((client, listing))
         };
@@ -143,6 +171,7 @@ impl Server {
                     client,
                     process,
                     changed,
+                    fresh: None,
                     listing: Mutex::new(Arc::new(listing)),
                     pinned: Mutex::default(),
                 });
@@ -163,7 +192,30 @@ impl Server {
         Err(end.unwrap_or_else(|| format!("it does not speak the protocol: {why}")))
     }
 
-    /// Calls a tool that was offered with that pin.
+    /// Greets one behind a URL, and asks for its tools.
+    async fn greet(&self) -> Result<Link, String> {
+        let patience = Duration::from_secs(self.config.connect_timeout_seconds.max(1).into());
+        let remote = Remote::new(&self.config, self.plane.clone());
+        let (state, changed, trouble) = (remote.state(), remote.changed(), remote.trouble());
+        let ready = async {
+            // What `remote` carries; later versions want more of each request.
+            let myself = myself().with_protocol_version(ProtocolVersion::V_2025_11_25);
+            let client = myself.serve(remote).await.map_err(|error| cut(&error.to_string(), SHOWN_ERRORS))?;
+            let listing = list(&client, &self.config).await?;
+            Ok::<_, String>((client, listing))
+        };
+        let (client, listing) = match timeout(patience, ready).await {
+            Ok(Ok(ready)) => ready,
+            Ok(Err(why)) => return Err(trouble.take().unwrap_or(why)),
+            Err(_) => return Err(format!("it was not ready within {} s", patience.as_secs())),
+        };
+        let (process, fresh) = (Process::elsewhere(state), Some(Fresh::new()));
+        let listing = Mutex::new(Arc::new(listing));
+        Ok(Link { client, process, changed, fresh, listing, pinned: Mutex::default() })
+    }
+
+    /// Calls a tool that was offered with that pin. A server that has forgotten its session has done nothing, and is greeted and called
+    /// once more.
     pub(super) async fn call(
         &self,
         tool: &str,
@@ -171,21 +223,40 @@ impl Server {
         arguments: Map<String, Value>,
         cancel: &CancellationToken,
     ) -> Called {
+        match self.call_once(tool, pin, arguments.clone(), cancel).await {
+            Some(called) => called,
+            None => self.call_once(tool, pin, arguments, cancel).await.unwrap_or_else(|| {
+                let name = &self.config.name;
+                Called::Answered(Err(format!("the MCP server {name} forgets each session as soon as it has begun")))
+            }),
+        }
+    }
+
+    /// As [`Server::call`]; none: the server has forgotten its session.
+    async fn call_once(
+        &self,
+        tool: &str,
+        pin: &Pin,
+        arguments: Map<String, Value>,
+        cancel: &CancellationToken,
+    ) -> Option<Called> {
         let name = &self.config.name;
         let link = tokio::select! {
             link = self.link() => link,
-            () = cancel.cancelled() => return Called::Answered(Err("the call was stopped before it began".to_owned())),
+            () = cancel.cancelled() => {
+                return Some(Called::Answered(Err("the call was stopped before it began".to_owned())));
+            }
         };
         let link = match link {
             Ok(link) => link,
             Err(Away { why, .. }) => {
-                return Called::Answered(Err(format!("the MCP server {name} cannot be used: {why}")));
+                return Some(Called::Answered(Err(format!("the MCP server {name} cannot be used: {why}"))));
             }
         };
         if link.listing().tools.get(tool).is_none_or(|known| known.pin != *pin) {
-            return Called::Answered(Err(format!(
+            return Some(Called::Answered(Err(format!(
                 "{tool} of the MCP server {name} is not what it was when it was offered"
-            )));
+            ))));
         }
         let patience = Duration::from_secs(self.config.timeout_seconds.max(1).into());
         let params = CallToolRequestParams::new(tool.to_owned()).with_arguments(arguments);
@@ -194,20 +265,36 @@ impl Server {
         let answered = tokio::select! {
             answered = calling => answered,
             () = cancel.cancelled() => {
-                return Called::Lost(format!("UNKNOWN: the call of the MCP server {name} was stopped. It may or may not have happened."));
+                return Some(Called::Lost(format!("UNKNOWN: the call of the MCP server {name} was stopped. It may or may not have happened.")));
             }
         };
-        match answered {
+        let broke_off = |why: &str| {
+            Called::Lost(format!(
+                "UNKNOWN: the MCP server {name} ended in the middle of this call: {why}. It may or may not have \
+                 happened. Check before you repeat it."
+            ))
+        };
+        if let Ok(Err(ServiceError::TransportSend(error))) = &answered
+            && let Some(failed) = error.error.downcast_ref::<Failed>()
+        {
+            return match failed {
+                Failed::Forgotten => {
+                    link.process.state().broken(failed.to_string());
+                    None
+                }
+                Failed::Away(why) => {
+                    Some(Called::Answered(Err(format!("the MCP server {name} cannot be used: {why}"))))
+                }
+                Failed::Lost(why) => Some(broke_off(why)),
+            };
+        }
+        Some(match answered {
             Ok(Ok(CallToolResponse::Complete(result))) => Called::Answered(answer::text(&result)),
             Ok(Ok(_)) => Called::Answered(Err(format!(
                 "the MCP server {name} asks for more instead of answering, and is given none"
             ))),
             Ok(Err(ServiceError::TransportClosed | ServiceError::TransportSend(_))) => {
-                let why = link.process.end().await;
-                Called::Lost(format!(
-                    "UNKNOWN: the MCP server {name} ended in the middle of this call: {why}. It may or may not have \
-                     happened. Check before you repeat it."
-                ))
+                broke_off(&link.process.end().await)
             }
             Ok(Err(ServiceError::McpError(error))) => Called::Answered(Err(format!(
                 "the MCP server {name} answers: {}",
@@ -224,8 +311,14 @@ impl Server {
                     patience.as_secs()
                 )))
             }
-        }
+        })
     }
+}
+
+/// Who asks, as servers are told.
+fn myself() -> ClientConfig {
+    let name = Implementation::new("hermes-worker", env!("CARGO_PKG_VERSION"));
+    ClientConfig::new(ClientCapabilities::default(), name)
 }
 
 impl Link {
@@ -234,9 +327,9 @@ impl Link {
         Arc::clone(&self.listing.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Asks for the tools again where the server said that they changed.
+    /// Asks for the tools again where the server said that they changed, or could not have said it.
     pub(super) async fn refresh(&self, config: &v1::McpServer) {
-        if !self.changed.swap(false, Ordering::Relaxed) {
+        if !self.changed.swap(false, Ordering::Relaxed) && !self.fresh.as_ref().is_some_and(Fresh::is_over) {
             return;
         }
         let patience = Duration::from_secs(config.connect_timeout_seconds.max(1).into());
@@ -289,4 +382,16 @@ async fn list(client: &RunningService<RoleClient, ClientConfig>, config: &v1::Mc
         }
     }
     Err(format!("its list of tools has more than {MAX_PAGES} pages"))
+}
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listing_is_asked_for_again_once_a_minute_and_no_more_often() {
+        let fresh = Fresh::new();
+        assert!(!fresh.is_over());
+        tokio::time::advance(LISTED_FOR).await;
+        assert!(fresh.is_over() && !fresh.is_over());
+    }
 }

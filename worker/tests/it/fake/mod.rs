@@ -526,6 +526,18 @@ impl WorkerService for Service {
         Ok(Response::new(AskApprovalResponse { state: state.into(), reason }))
     }
 
+    type OpenTunnelStream = Answers<TunnelDown>;
+
+    async fn open_tunnel(&self, _: Request<Streaming<TunnelUp>>) -> Result<Response<Self::OpenTunnelStream>, Status> {
+        Err(Status::unimplemented("a control plane of before tunnels"))
+    }
+
+    type McpHttpStream = Answers<McpHttpChunk>;
+
+    async fn mcp_http(&self, _: Request<McpHttpRequest>) -> Result<Response<Self::McpHttpStream>, Status> {
+        Err(Status::unimplemented("a control plane of before MCP servers behind a URL"))
+    }
+
     async fn pin_mcp_tools(&self, _: Request<PinMcpToolsRequest>) -> Result<Response<PinMcpToolsResponse>, Status> {
         Err(Status::unimplemented("a control plane of before MCP servers"))
     }

@@ -1,6 +1,6 @@
-//! The one client for places that models name, and for the search provider that the operator names.
+//! The one client for places that models name, and for the search provider and the MCP servers that the operator names.
 //!
-//! Called by the tools that reach the web. Always true: a connection is opened only to an address that `hermes_core::egress` admits:
+//! Called by the tools that reach the web, and for workers whose agents have MCP servers behind a URL. Always true: a connection is opened only to an address that `hermes_core::egress` admits:
 //! names are resolved here, every address of a name is judged, and the connection goes to the very addresses that were judged, for
 //! each redirect anew; it carries no cookie, no credential and goes through no proxy of the environment; bodies, redirects and
 //! times have bounds, and nothing is unpacked. It deliberately does not know who asks, nor what a page means.
@@ -13,14 +13,17 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use hermes_core::egress::{Search, SearchProvider, Web};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::{Response, Url, header};
+use reqwest::{Method, Response, StatusCode, Url, header};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 
 /// Redirects that are followed.
 const MAX_REDIRECTS: usize = 5;
 /// Longest URL, bytes.
 const MAX_URL: usize = 4096;
+/// Longest name of a host.
+const MAX_HOST: usize = 253;
 /// How much of a page is read, bytes; what is beyond is not asked for.
 const MAX_PAGE: usize = 2 << 20;
 /// How much of a provider's answer is read, bytes.
@@ -41,7 +44,10 @@ pub struct Egress {
     guarded: reqwest::Client,
     /// For the operator's own places.
     trusted: reqwest::Client,
+    /// For the operator's own places that answer for as long as they like.
+    named: reqwest::Client,
     policy: Policy,
+    lookup: Lookup,
 }
 
 impl std::fmt::Debug for Egress {
@@ -95,17 +101,60 @@ struct Refused {
 struct Guard {
     lookup: Lookup,
     policy: Policy,
+    admits: fn(&Web, IpAddr) -> Result<(), &'static str>,
+}
+
+/// Why a connection was not opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unopened {
+    /// For people and models.
+    pub reason: String,
+    /// It may be reached, but was not.
+    pub allowed: bool,
+}
+
+/// What a place answers: its head, and its body as it comes.
+#[derive(Debug)]
+pub struct Answer(Response);
+
+impl Answer {
+    /// The status, which may be a failure's.
+    pub fn status(&self) -> StatusCode {
+        self.0.status()
+    }
+
+    /// The text of a header; none where it is not there, or no text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.0.headers().get(name)?.to_str().ok()
+    }
+
+    /// What comes next of the body; none: it has ended. As much at once as the other side sends: a bound is the caller's.
+    ///
+    /// # Errors
+    /// Why it broke off, for people.
+    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, String> {
+        self.0.chunk().await.map(|chunk| chunk.map(Into::into)).map_err(|error| cause(&error))
+    }
+}
+
+/// A request that came to nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// For people; never with a URL or a header in it.
+    pub reason: String,
+    /// It was perhaps sent, and may have had an effect.
+    pub begun: bool,
 }
 
 impl Resolve for Guard {
     fn resolve(&self, name: Name) -> Resolving {
-        let (name, web) = (name.as_str().to_owned(), (self.policy)());
+        let (name, web, admits) = (name.as_str().to_owned(), (self.policy)(), self.admits);
         let looked = (self.lookup)(name.clone());
         Box::pin(async move {
             let addresses = looked.await?;
             // One of them is enough to refuse the name: the others may be there to hide it.
             for address in &addresses {
-                web.admits(*address).map_err(|kind| Refused { host: name.clone(), kind })?;
+                admits(&web, *address).map_err(|kind| Refused { host: name.clone(), kind })?;
             }
             let checked: Addrs = Box::new(addresses.into_iter().map(|address| SocketAddr::new(address, 0)));
             Ok(checked)
@@ -119,7 +168,7 @@ impl Egress {
     /// # Errors
     /// TLS could not be set up.
     pub fn new(policy: Policy, lookup: Lookup) -> Result<Self, reqwest::Error> {
-        let plain = || {
+        let endless = || {
             reqwest::Client::builder()
                 .no_proxy()
                 .redirect(reqwest::redirect::Policy::none())
@@ -130,13 +179,78 @@ impl Egress {
                 .no_deflate()
                 .no_zstd()
                 .connect_timeout(CONNECT)
-                .timeout(TIME_LIMIT)
                 .user_agent(AGENT)
         };
+        let plain = || endless().timeout(TIME_LIMIT);
         // A kept connection would outlive the policy that admitted it.
-        let guard = Guard { lookup, policy: Arc::clone(&policy) };
-        let guarded = plain().pool_max_idle_per_host(0).dns_resolver(Arc::new(guard)).build()?;
-        Ok(Self { guarded, trusted: plain().build()?, policy })
+        let guard = |admits| Arc::new(Guard { lookup: Arc::clone(&lookup), policy: Arc::clone(&policy), admits });
+        let guarded = plain().pool_max_idle_per_host(0).dns_resolver(guard(Web::admits)).build()?;
+        let named = endless().pool_max_idle_per_host(0).dns_resolver(guard(Web::admits_named)).build()?;
+        Ok(Self { guarded, trusted: plain().build()?, named, policy, lookup })
+    }
+
+    /// Opens a connection to what a model's program names: a name or an address, and a port.
+    ///
+    /// # Errors
+    /// [`Unopened`].
+    pub async fn dial(&self, host: &str, port: u16) -> Result<TcpStream, Unopened> {
+        let refused = |reason: String| Unopened { reason, allowed: false };
+        let web = (self.policy)();
+        if host.is_empty() || host.len() > MAX_HOST || host.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            return Err(refused("this is no name of a host".to_owned()));
+        }
+        if !web.admits_port(port) {
+            return Err(refused(format!("port {port} is not allowed (web.ports of the operator's document)")));
+        }
+        let away = |reason: String| Unopened { reason, allowed: true };
+        let dialling = async {
+            let addresses = match host.parse::<IpAddr>() {
+                Ok(literal) => vec![literal],
+                Err(_) => {
+                    let looked = (self.lookup)(host.to_owned()).await;
+                    looked.map_err(|error| away(format!("{host} has no address: {error}")))?
+                }
+            };
+            for address in &addresses {
+                let kind = web.admits(*address);
+                kind.map_err(|kind| refused(Refused { host: host.to_owned(), kind }.to_string()))?;
+            }
+            let mut last = format!("{host} has no address");
+            for address in addresses {
+                // This very address, and no other that the name may have by now.
+                match TcpStream::connect((address, port)).await {
+                    Ok(stream) => return Ok(stream),
+                    Err(error) => last = format!("{host} could not be reached: {error}"),
+                }
+            }
+            Err(away(last))
+        };
+        let late = || Err(away(format!("{host} could not be reached within {} s", CONNECT.as_secs())));
+        tokio::time::timeout(CONNECT, dialling).await.unwrap_or_else(|_| late())
+    }
+
+    /// Sends one request to a place that the operator's document names, and answers with its status and headers; the caller reads the
+    /// body, and bounds how long all of it takes. A redirect is an answer like another: what is sent is for that place alone.
+    ///
+    /// # Errors
+    /// [`Failed`].
+    pub async fn send(
+        &self,
+        method: Method,
+        url: &str,
+        headers: header::HeaderMap,
+        body: Vec<u8>,
+    ) -> Result<Answer, Failed> {
+        let unsent = |reason: &str| Failed { reason: reason.to_owned(), begun: false };
+        let url = Url::parse(url).map_err(|_| unsent("its URL cannot be read"))?;
+        let request = self.named.request(method, url).header(header::ACCEPT_ENCODING, "identity").headers(headers);
+        let response = request.body(body).send().await;
+        let response = response.map_err(|error| Failed { reason: cause(&error), begun: !error.is_connect() })?;
+        let encoding = response.headers().get(header::CONTENT_ENCODING);
+        if encoding.is_some_and(|encoding| encoding != "identity") {
+            return Err(Failed { reason: "it answers packed although nobody asked for that".to_owned(), begun: true });
+        }
+        Ok(Answer(response))
     }
 
     /// Gets a page, following redirects.
@@ -303,171 +417,4 @@ fn cause(error: &reqwest::Error) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use hermes_core::egress::Block;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::TcpListener;
-    use tokio::task::JoinSet;
-
-    use super::*;
-
-    fn install() {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    }
-
-    /// A server on loopback that answers each connection with these bytes; how often it was connected to, and its port.
-    async fn server(
-        tasks: &mut JoinSet<()>,
-        answer: impl Fn(u16) -> String + Send + 'static,
-    ) -> (Arc<AtomicUsize>, u16) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (met, port) = (Arc::new(AtomicUsize::new(0)), listener.local_addr().unwrap().port());
-        let count = Arc::clone(&met);
-        tasks.spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                count.fetch_add(1, Ordering::SeqCst);
-                let mut request = [0; 4096];
-                let _ = stream.read(&mut request).await;
-                let _ = stream.write_all(answer(port).as_bytes()).await;
-            }
-        });
-        (met, port)
-    }
-
-    fn says(body: &str) -> String {
-        format!(
-            "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-            body.len()
-        )
-    }
-
-    fn egress(web: Web, lookup: Lookup) -> Egress {
-        install();
-        Egress::new(Arc::new(move || web.clone()), lookup).unwrap()
-    }
-
-    /// Answers these addresses one after the other, the last one for ever.
-    fn answers(all: &'static [&'static str]) -> Lookup {
-        let asked = Arc::new(AtomicUsize::new(0));
-        Arc::new(move |_| {
-            let at = asked.fetch_add(1, Ordering::SeqCst).min(all.len() - 1);
-            let addresses = all[at].split(' ').map(|address| address.parse().unwrap()).collect();
-            Box::pin(async move { Ok(addresses) })
-        })
-    }
-
-    #[tokio::test]
-    async fn no_spelling_of_an_inner_address_is_connected_to() {
-        let mut tasks = JoinSet::new();
-        let (met, port) = server(&mut tasks, |_| says("secret")).await;
-        let egress = egress(Web { ports: vec![port], ..Web::default() }, answers(&["127.0.0.1"]));
-        for host in [
-            "127.0.0.1",
-            "127.1",
-            "0x7f.1",
-            "0x7f000001",
-            "2130706433",
-            "017700000001",
-            "0177.0.0.1",
-            "0",
-            "0.0.0.0",
-            "127.0.0.1.",
-            "localhost",
-            "localhost.",
-            "LOCALHOST",
-            "localtest.me",
-            "metadata.google.internal",
-            "１２７.０.０.１",
-            "127。0。0。1",
-            "①②⑦.0.0.1",
-            "[::1]",
-            "[::]",
-            "[::ffff:127.0.0.1]",
-            "[::ffff:7f00:1]",
-            "[0:0:0:0:0:ffff:7f00:0001]",
-            "[64:ff9b::7f00:1]",
-            "[2002:7f00:1::]",
-            "[fe80::1%25lo]",
-            "[fd00::1]",
-            "169.254.169.254",
-            "0xa9fea9fe",
-            "[::ffff:169.254.169.254]",
-            "100.100.100.200",
-            "10.0.0.1",
-            "192.168.0.1",
-            "a@127.0.0.1",
-            "1.1.1.1:80@127.0.0.1",
-            "127.0.0.1%2f.example.org",
-            "xn--lcalhost-54a",
-            "bücher.example",
-        ] {
-            let url = format!("http://{host}:{port}/");
-            assert!(egress.get(&url).await.is_err(), "{url}");
-        }
-        for url in [
-            "ftp://1.1.1.1/",
-            "file:///etc/passwd",
-            "gopher://1.1.1.1/",
-            "http://1.1.1.1:22/",
-            "https://1.1.1.1:5432/",
-            "",
-            "//1.1.1.1",
-            "data:,x",
-        ] {
-            assert!(egress.get(url).await.is_err(), "{url}");
-        }
-        assert_eq!(met.load(Ordering::SeqCst), 0);
-    }
-
-    #[tokio::test]
-    async fn a_name_that_turns_inward_or_hides_an_inner_address_is_not_connected_to() {
-        let mut tasks = JoinSet::new();
-        let (met, port) = server(&mut tasks, |_| says("secret")).await;
-        // One that is public when it is first asked for, and one that is both.
-        for lookup in
-            [answers(&["192.0.2.1", "127.0.0.1"]), answers(&["127.0.0.1 1.1.1.1"]), answers(&["::ffff:127.0.0.1"])]
-        {
-            let egress = egress(Web { ports: vec![port], ..Web::default() }, lookup);
-            for _ in 0..3 {
-                let refused = egress.get(&format!("http://rebinds.example:{port}/")).await.unwrap_err();
-                assert!(refused.contains("rebinds.example is a"), "{refused}");
-            }
-        }
-        assert_eq!(met.load(Ordering::SeqCst), 0);
-    }
-
-    #[tokio::test]
-    async fn what_an_operator_allows_is_fetched_and_every_redirect_is_judged_anew() {
-        let mut tasks = JoinSet::new();
-        let (inner, hidden) = server(&mut tasks, |_| says("secret")).await;
-        let to = move |place: &str| {
-            format!("HTTP/1.1 302 Found\r\nlocation: {place}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-        };
-        let (_, good) = server(&mut tasks, |_| says("a page")).await;
-        let (_, on) = server(&mut tasks, move |_| to(&format!("http://site.example:{good}/x"))).await;
-        let (_, inward) = server(&mut tasks, move |_| to(&format!("http://127.0.0.2:{hidden}/"))).await;
-        let (_, metadata) = server(&mut tasks, move |_| to("http://169.254.169.254/latest/")).await;
-        let (_, scheme) = server(&mut tasks, move |_| to("file:///etc/passwd")).await;
-        let (turns, round) = server(&mut tasks, move |port| to(&format!("http://site.example:{port}/"))).await;
-        let (_, packed) =
-            server(&mut tasks, |_| says("x").replace("content-type", "content-encoding: gzip\r\ncontent-type")).await;
-        let (_, large) = server(&mut tasks, |_| says(&"x".repeat(MAX_PAGE + 10))).await;
-        let ports = vec![good, on, inward, metadata, scheme, round, packed, large, hidden];
-        let web = Web { allow_private: vec![Block::parse("127.0.0.1").unwrap()], ports, ..Web::default() };
-        let egress = egress(web, answers(&["127.0.0.1"]));
-        let get = async |port: u16| egress.get(&format!("http://site.example:{port}/")).await;
-        let page = get(on).await.unwrap();
-        assert_eq!((page.body.as_slice(), page.url), (b"a page".as_slice(), format!("http://site.example:{good}/x")));
-        assert!(get(inward).await.unwrap_err().contains("127.0.0.2 is a loopback address"));
-        assert!(get(metadata).await.unwrap_err().contains("169.254.169.254 is a link-local or metadata address"));
-        assert!(get(scheme).await.unwrap_err().contains("only http and https"));
-        assert!(get(round).await.unwrap_err().contains("redirects more than 5 times"));
-        assert_eq!(turns.load(Ordering::SeqCst), 6);
-        assert!(get(packed).await.unwrap_err().contains("packed"));
-        let page = get(large).await.unwrap();
-        assert!(page.cut && page.body.len() == MAX_PAGE);
-        assert_eq!(inner.load(Ordering::SeqCst), 0);
-    }
-}
+mod tests;
