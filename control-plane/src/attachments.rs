@@ -8,15 +8,17 @@ use std::sync::Arc;
 
 use hermes_core::attachment::{Attachment, Kind, MAX_BYTES};
 use hermes_core::turn::TurnInput;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::models::Picture;
+use crate::models::{Picture, Room};
 use crate::store::{self, Store, TurnId};
 
 /// Files on their way into the store at the same time, at most: each is whole in memory.
 const AT_ONCE: usize = 4;
 /// Bytes of all pictures of one model call, at most.
-const PICTURE_BYTES: usize = 16 << 20;
+const PICTURE_BYTES: u64 = 16 << 20;
+/// Of all model calls that are being made, KiB: as base64, and once more in the request, they take about three times that.
+const SHOWN_KIB: usize = 48 << 10;
 
 /// Why a file was not kept.
 #[derive(Debug, thiserror::Error)]
@@ -34,12 +36,21 @@ pub enum Error {
 pub struct Attachments {
     store: Store,
     room: Arc<Semaphore>,
+    arriving: Arc<Semaphore>,
+    shown: Arc<Semaphore>,
 }
 
 impl Attachments {
     /// Those of this store.
     pub fn new(store: Store) -> Self {
-        Self { store, room: Arc::new(Semaphore::new(AT_ONCE)) }
+        let room = |permits| Arc::new(Semaphore::new(permits));
+        Self { store, room: room(AT_ONCE), arriving: room(AT_ONCE), shown: room(SHOWN_KIB) }
+    }
+
+    /// Waits until a file may be taken into memory, from a caller who sends it at their own pace.
+    pub async fn arrival(&self) -> Option<OwnedSemaphorePermit> {
+        // Closed by nobody.
+        Arc::clone(&self.arriving).acquire_owned().await.ok()
     }
 
     /// Keeps a file; what is known of it.
@@ -88,16 +99,30 @@ impl Attachments {
     ///
     /// # Errors
     /// [`store::Error::NotFound`], [`store::Error::Unavailable`].
-    pub async fn pictures(&self, turn: TurnId) -> store::Result<Vec<Picture>> {
-        let mut pictures = Vec::new();
-        let mut room = PICTURE_BYTES;
-        for file in self.of_turn(turn).await?.into_iter().filter(Attachment::is_picture) {
-            let Some(content) = self.store.blob(&file.sha256).await? else { continue };
-            let Some(rest) = room.checked_sub(content.len()) else { break };
-            room = rest;
-            pictures.push(Picture::new(file.media_type, &content));
+    pub async fn pictures(&self, turn: TurnId) -> store::Result<(Vec<Picture>, Room)> {
+        let mut left = PICTURE_BYTES;
+        let fits = |file: &Attachment| match left.checked_sub(file.bytes) {
+            Some(rest) => {
+                left = rest;
+                true
+            }
+            None => false,
+        };
+        let files: Vec<Attachment> =
+            self.of_turn(turn).await?.into_iter().filter(Attachment::is_picture).take_while(fits).collect();
+        let bytes: u64 = files.iter().map(|file| file.bytes).sum();
+        if files.is_empty() {
+            return Ok(Default::default());
         }
-        Ok(pictures)
+        let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX).saturating_add(1);
+        let room = Arc::clone(&self.shown).acquire_many_owned(kib).await.map(Room::from).unwrap_or_default();
+        let mut pictures = Vec::with_capacity(files.len());
+        for file in files {
+            if let Some(content) = self.store.blob(&file.sha256).await? {
+                pictures.push(Picture::new(file.media_type, &content));
+            }
+        }
+        Ok((pictures, room))
     }
 }
 

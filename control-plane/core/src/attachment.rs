@@ -10,12 +10,13 @@ use serde::{Deserialize, Serialize};
 pub const MAX_BYTES: usize = 20 << 20;
 /// Most files of one message.
 pub const MAX_FILES: usize = 10;
-/// Largest picture that is shown to a model, bytes: Anthropic's limit, the smallest of the known ones.
-pub const MAX_PICTURE_BYTES: u64 = 5 << 20;
+/// Largest picture that is shown to a model, bytes: in base64 it takes 5 MiB, Anthropic's limit and the smallest of the known ones.
+pub const MAX_PICTURE_BYTES: u64 = (5 << 20) / 4 * 3;
 /// Where files lie, in the home.
 pub const INBOX: &str = "workspace/inbox";
-/// Longest name that is shown, characters.
+/// Longest name that is shown, characters and bytes: with the hash before it, it is the name of a file.
 const MAX_NAME_CHARS: usize = 80;
+const MAX_NAME_BYTES: usize = 200;
 /// So much of the hash stands before the name of a file, characters.
 const HASH_CHARS: usize = 12;
 
@@ -123,13 +124,11 @@ pub fn shown_name(given: &str) -> String {
     let allowed = |c: char| c.is_alphanumeric() || " ._-()".contains(c);
     let name: String = last.chars().map(|c| if allowed(c) { c } else { '_' }).collect();
     let name = name.trim_matches(|c: char| c == '.' || c == ' ');
-    let count = name.chars().count();
-    let name: String = match count.checked_sub(MAX_NAME_CHARS) {
-        None | Some(0) => name.to_owned(),
-        // The end says what it is.
-        Some(too_many) => name.chars().skip(too_many).collect(),
-    };
-    if name.is_empty() { "file".to_owned() } else { name }
+    // The end says what it is.
+    let too_many = name.chars().count().saturating_sub(MAX_NAME_CHARS);
+    let name: String = name.chars().skip(too_many).collect();
+    let name = name.get(name.ceil_char_boundary(name.len().saturating_sub(MAX_NAME_BYTES))..).unwrap_or_default();
+    if name.is_empty() { "file".to_owned() } else { name.to_owned() }
 }
 
 #[cfg(test)]
@@ -155,6 +154,8 @@ mod tests {
         }
         let long = shown_name(&format!("{}.png", "x".repeat(500)));
         assert_eq!((long.chars().count(), long.ends_with(".png")), (80, true));
+        let styled = shown_name(&format!("{}.png", "𝓯".repeat(500)));
+        assert_eq!((styled.len(), styled.ends_with("𝓯.png")), (200, true));
         assert_eq!(file("my notes.txt").path, "workspace/inbox/abababababab-my_notes.txt");
     }
 

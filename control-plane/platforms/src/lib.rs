@@ -119,6 +119,8 @@ pub trait InboundSink: Send + Sync {
     /// Answers in input order, after the commit. Messages of one call that belong to one session keep their order. The
     /// future may be dropped at the stop; what it committed by then is known as a duplicate when offered again.
     fn accept(&self, messages: Vec<InboundMessage>) -> BoxFuture<'_, Vec<Receipt>>;
+    /// Whether a message of this stranger is anybody's: its files are fetched only then.
+    fn hears<'a>(&'a self, source: &'a Source) -> BoxFuture<'a, bool>;
     /// Keeps a file of a message that is about to be offered.
     fn keep<'a>(&'a self, kind: Kind, name: &'a str, content: &'a [u8]) -> BoxFuture<'a, Result<Attachment, NotKept>>;
     /// How the account stands, for people: "polling", "unauthorized: …". Called on every change.

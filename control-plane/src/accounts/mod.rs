@@ -13,6 +13,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
+use hermes_core::Source;
 use hermes_core::attachment::{Attachment, Kind};
 use hermes_platforms::{AccountState, Adapter, InboundMessage, InboundSink, NotKept, Receipt};
 use tokio::sync::{Notify, watch};
@@ -279,6 +280,10 @@ struct Noting<'a> {
 impl InboundSink for Noting<'_> {
     fn accept(&self, messages: Vec<InboundMessage>) -> BoxFuture<'_, Vec<Receipt>> {
         self.sink.accept(messages)
+    }
+
+    fn hears<'a>(&'a self, source: &'a Source) -> BoxFuture<'a, bool> {
+        self.sink.hears(source)
     }
 
     fn keep<'a>(&'a self, kind: Kind, name: &'a str, content: &'a [u8]) -> BoxFuture<'a, Result<Attachment, NotKept>> {

@@ -19,6 +19,10 @@ impl InboundSink for Nowhere {
     fn accept(&self, messages: Vec<InboundMessage>) -> BoxFuture<'_, Vec<Receipt>> {
         Box::pin(async move { messages.iter().map(|_| Receipt::Unavailable).collect() })
     }
+    fn hears<'a>(&'a self, _: &'a Source) -> BoxFuture<'a, bool> {
+        Box::pin(std::future::ready(false))
+    }
+
     fn keep<'a>(&'a self, _: Kind, _: &'a str, _: &'a [u8]) -> BoxFuture<'a, Result<Attachment, NotKept>> {
         Box::pin(std::future::ready(Err(NotKept::Unavailable)))
     }

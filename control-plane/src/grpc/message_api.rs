@@ -220,6 +220,7 @@ impl MessageService for MessageApi {
         request: Request<Streaming<v1::UploadAttachmentRequest>>,
     ) -> Result<Response<v1::UploadAttachmentResponse>, Status> {
         let submitter = caller_of(principal(&request));
+        let _room = self.attachments.arrival().await;
         let (name, content) = files::received(request.into_inner()).await?;
         let kept = self.attachments.keep(Kind::Document, &name, &content).await;
         let file = kept.map_err(files::unkept)?;

@@ -224,9 +224,9 @@ impl ModelService for ModelApi {
             return Ok(Response::new(generation::replayed(&asked, &journaled)));
         }
         if let Some(at) = pictures_at {
-            let pictures = self.attachments.pictures(turn).await.map_err(store_status)?;
+            let (pictures, room) = self.attachments.pictures(turn).await.map_err(store_status)?;
             bytes = bytes.saturating_add(pictures.len().saturating_mul(PICTURE_COST));
-            request.shown = Shown { at, pictures: pictures.into() };
+            request.shown = Shown { at, pictures: pictures.into(), room };
         }
         let input_bytes = u64::try_from(bytes.saturating_add(tool_bytes)).unwrap_or(u64::MAX);
         match self.budgets.admit(&snapshot, entry, models, Wish { turn, epoch, step, input_bytes }).await {

@@ -7,6 +7,7 @@ use hermes_core::config::{AgentSpec, SecretRef};
 use hermes_core::runtime::{Acp, Runtime};
 use hermes_proto::v1;
 use secrecy::ExposeSecret as _;
+use sha2::{Digest as _, Sha256};
 use tonic::Status;
 
 use super::convert::store_status;
@@ -54,7 +55,7 @@ pub(super) fn to(runtime: &Runtime) -> v1::Runtime {
             SecretRef::Env(name) => v1::runtime_secret::From::Env(name.clone()),
             SecretRef::File(path) => v1::runtime_secret::From::File(path.clone()),
         };
-        v1::RuntimeSecret { name: name.clone(), from: Some(from) }
+        v1::RuntimeSecret { name: name.clone(), from: Some(from), reference: Vec::new() }
     });
     v1::Runtime {
         kind: v1::RuntimeKind::Acp.into(),
@@ -68,7 +69,15 @@ pub(super) fn to(runtime: &Runtime) -> v1::Runtime {
 /// As workers see it: where a secret is found is none of their business.
 pub(super) fn to_worker(runtime: &Runtime) -> v1::Runtime {
     let mut runtime = to(runtime);
-    runtime.secrets.iter_mut().for_each(|secret| secret.from = None);
+    for secret in &mut runtime.secrets {
+        // Opaque, but another one when the reference is: then the program is started anew.
+        let reference = match secret.from.take() {
+            Some(v1::runtime_secret::From::Env(name)) => format!("env {name}"),
+            Some(v1::runtime_secret::From::File(path)) => format!("file {path}"),
+            None => String::new(),
+        };
+        secret.reference = Sha256::digest(reference).to_vec();
+    }
     runtime
 }
 

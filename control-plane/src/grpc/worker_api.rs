@@ -237,6 +237,7 @@ impl WorkerService for WorkerApi {
         request: Request<Streaming<v1::PutAttachmentRequest>>,
     ) -> Result<Response<v1::PutAttachmentResponse>, Status> {
         let caller = caller(&request)?;
+        let _room = self.attachments.arrival().await;
         let (header, content) = files::put(request.into_inner()).await?;
         let (turn, _) = self.running(&caller, header.turn.as_ref())?;
         self.attachments.keep_for(turn, &header.path, &content).await.map_err(files::unkept)?;

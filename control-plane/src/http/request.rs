@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use hermes_core::attachment::MAX_FILES;
 use hermes_core::turn::{HistoryMessage, Role};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -69,9 +70,14 @@ pub(super) fn parse(body: &[u8]) -> Result<ChatRequest, ApiError> {
     let mut files = Vec::new();
     let first_trailing = body.messages.iter().rposition(|message| message.role != "user").map_or(0, |last| last + 1);
     for (index, message) in body.messages.into_iter().enumerate() {
-        let (message, came) = understood(index, message)?;
+        let (mut message, came) = understood(index, message)?;
         if index >= first_trailing {
             files.extend(came);
+        } else if !came.is_empty() {
+            // Shown when it came; a model is told of it, as of files in other histories.
+            message
+                .text
+                .push_str(&format!("\n[{} came with this message and are not shown again]", counted(came.len())));
         }
         history.push(message);
     }
@@ -80,6 +86,9 @@ pub(super) fn parse(body: &[u8]) -> Result<ChatRequest, ApiError> {
         return Err(ApiError::invalid("messages", "the last message must be of role user"));
     }
     let text = trailing.into_iter().map(|message| message.text).collect::<Vec<_>>().join("\n\n");
+    if files.len() > MAX_FILES {
+        return Err(ApiError::invalid("messages", format!("the last messages have more than {MAX_FILES} files")));
+    }
     if text.trim().is_empty() && files.is_empty() {
         return Err(ApiError::invalid("messages", "the last user message is empty"));
     }
@@ -160,6 +169,10 @@ fn parts_text(index: usize, parts: Vec<Value>, mut files: Option<&mut Vec<File>>
         }
     }
     Ok(texts.join("\n"))
+}
+
+fn counted(files: usize) -> String {
+    if files == 1 { "A file".to_owned() } else { format!("{files} files") }
 }
 
 /// The file of a part, whose bytes stand in it.

@@ -430,8 +430,8 @@ impl Intake {
             text.insert_str(0, &sender_prefix(source));
         }
         let attachments = if compress.is_some() { Vec::new() } else { message.attachments };
-        // What is taken in by a running turn is its text alone.
-        if !attachments.is_empty() && policy.mode == BusyMode::Steer {
+        // What is taken in by a running turn is its text alone, and a program takes in nothing.
+        if policy.mode == BusyMode::Steer && (!attachments.is_empty() || agent.spec.acp().is_some()) {
             policy.mode = BusyMode::Queue;
         }
         let text = attachment::told(&text, &attachments);

@@ -4,6 +4,7 @@
 //! Called by the sink. Always true: whether somebody has paired is read for each message; a stranger's text goes no
 //! further than here; a group is told nothing.
 
+use hermes_core::Source;
 use hermes_core::pairing::{CODE_CHARS, Code};
 use hermes_platforms::InboundMessage;
 use rand::TryRngCore as _;
@@ -24,6 +25,14 @@ impl Intake {
             group.break_off();
             Error::Unavailable(error.to_string())
         })
+    }
+
+    /// Whether somebody whom the account does not name has paired; nobody has while the store cannot be asked.
+    pub(super) async fn hears(&self, source: &Source) -> bool {
+        let (Some(account), Some(user_id)) = (source.account.as_deref(), source.user_id.as_deref()) else {
+            return false;
+        };
+        self.dispatcher.store().is_paired(&source.platform, account, user_id).await.unwrap_or(false)
     }
 
     async fn judge(&self, message: &InboundMessage) -> store::Result<bool> {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use hermes_core::Source;
 use hermes_core::attachment::{Attachment, Kind};
 use hermes_platforms::{AccountState, InboundMessage, InboundSink, NotKept, Receipt};
 
@@ -85,6 +86,10 @@ impl InboundSink for Sink {
             receipts
         }
         .boxed()
+    }
+
+    fn hears<'a>(&'a self, source: &'a Source) -> BoxFuture<'a, bool> {
+        self.intake.hears(source).boxed()
     }
 
     fn keep<'a>(&'a self, kind: Kind, name: &'a str, content: &'a [u8]) -> BoxFuture<'a, Result<Attachment, NotKept>> {

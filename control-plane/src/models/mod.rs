@@ -33,6 +33,7 @@ use hermes_core::budget::Price;
 use hermes_core::config::{Model, ProviderKind, Resolved};
 use hermes_core::turn::{Role, Usage};
 use secrecy::{ExposeSecret as _, SecretString};
+use tokio::sync::OwnedSemaphorePermit;
 
 pub use failure::{FailureReason, ModelFailure};
 pub use tools::{MAX_ARGUMENTS, MAX_CALL_ID, MAX_CALLS, Reply, Tool, ToolCall, is_name};
@@ -214,7 +215,29 @@ pub struct Shown {
     pub at: usize,
     /// None of them: nothing is shown.
     pub pictures: Arc<[Picture]>,
+    /// What they take of the memory that all calls have for pictures.
+    pub room: Room,
 }
+
+/// A part of something that is given back when nobody has it any more. It makes no two things different.
+#[derive(Clone, Debug, Default)]
+pub struct Room {
+    _held: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+impl From<OwnedSemaphorePermit> for Room {
+    fn from(permit: OwnedSemaphorePermit) -> Self {
+        Self { _held: Some(Arc::new(permit)) }
+    }
+}
+
+impl PartialEq for Room {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Room {}
 
 impl Shown {
     /// Those of the message at this place.
@@ -316,6 +339,16 @@ impl Call {
         let Request { messages, shown, tools, max_output_tokens } = request;
         let (messages, tools) = (messages.into(), tools.into());
         Self { agent: agent.clone(), messages, shown, tools, provider: None, max_output_tokens, key: None }
+    }
+
+    /// Leaves the pictures out, and says so where they were.
+    fn without_pictures(&mut self) {
+        let at = std::mem::take(&mut self.shown).at;
+        let mut messages = self.messages.to_vec();
+        if let Some(message) = messages.get_mut(at) {
+            message.extend("\n[You cannot see pictures, so they are not shown to you.]", Vec::new());
+        }
+        self.messages = messages.into();
     }
 }
 

@@ -10,7 +10,7 @@ use rand::Rng as _;
 use tokio::time::Instant;
 
 use super::failure::{CallError, FailureReason, ModelFailure};
-use super::{Call, ChatModel, ModelEvent, Piece, Settings, Shown, retry, tools};
+use super::{Call, ChatModel, ModelEvent, Piece, Settings, retry, tools};
 
 /// Tokens that are ready together are joined up to this many bytes.
 const JOINED_BYTES: usize = 16 * 1024;
@@ -119,7 +119,7 @@ impl Run {
                         "the model does not take pictures, asking without them",
                     );
                     self.open = None;
-                    self.call.shown = Shown::default();
+                    self.call.without_pictures();
                 }
                 Err(error) => match self.pause_for(&error) {
                     Some(pause) => self.wait(pause, &error).await,

@@ -128,7 +128,9 @@ impl Call {
         }
         if let Some(places) = said.get("locations").and_then(Value::as_array) {
             let paths = places.iter().filter_map(|place| place.get("path").and_then(Value::as_str));
-            self.paths = paths.take(MAX_PATHS).map(|path| cut(path, MAX_LINE)).collect();
+            let paths: Vec<&str> = paths.collect();
+            self.cut |= paths.len() > MAX_PATHS || paths.iter().any(|path| path.chars().count() > MAX_LINE);
+            self.paths = paths.into_iter().take(MAX_PATHS).map(|path| cut(path, MAX_LINE)).collect();
         }
         for (key, kept) in [("rawInput", &mut self.input), ("content", &mut self.content)] {
             let Some(value) = said.get(key).filter(|value| !value.is_null()) else {

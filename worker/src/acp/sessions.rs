@@ -5,12 +5,19 @@
 //! can load its sessions in another process.
 
 use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::beneath::{self, Folder};
+
 /// Where they are kept, in the home.
 const FILE: &str = ".hermes-acp-sessions.json";
+/// Largest file of them, bytes.
+const MAX_BYTES: u64 = 4 << 20;
 /// Sessions that are remembered; those unused for longest go first.
 const MAX: usize = 1024;
 
@@ -45,16 +52,16 @@ pub(super) struct Place<'a> {
 /// All of them.
 #[derive(Debug)]
 pub(super) struct Sessions {
-    file: PathBuf,
+    home: PathBuf,
     known: BTreeMap<u64, Entry>,
 }
 
 impl Sessions {
     /// Those of a home.
     pub(super) fn read(home: &Path) -> Self {
-        let file = home.join(FILE);
-        let read = std::fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        Self { file, known: read.unwrap_or_default() }
+        let read = beneath::read(home, FILE, MAX_BYTES).ok().flatten();
+        let known = read.and_then(|(bytes, _)| serde_json::from_slice(&bytes).ok());
+        Self { home: home.to_owned(), known: known.unwrap_or_default() }
     }
 
     /// The session that this turn goes on with.
@@ -75,14 +82,23 @@ impl Sessions {
         {
             self.known.remove(&oldest);
         }
-        if kept {
-            let new = self.file.with_extension("json.new");
-            let bytes = serde_json::to_vec(&self.known).unwrap_or_default();
-            let written = std::fs::write(&new, bytes).and_then(|()| std::fs::rename(&new, &self.file));
-            if let Err(error) = written {
-                tracing::warn!(%error, "the sessions of the program that answers turns are not kept");
-            }
+        if kept && let Err(error) = self.write() {
+            tracing::warn!(%error, "the sessions of the program that answers turns are not kept");
         }
+    }
+
+    /// By rename, and through no link: at level `home` the program itself may write where this lies.
+    fn write(&self) -> io::Result<()> {
+        let folder = Folder::open(&self.home, "")?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let new = folder.path(&format!(".hermes-new-{}", uuid::Uuid::new_v4().simple()));
+        let bytes = serde_json::to_vec(&self.known).unwrap_or_default();
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        let written = file.write_all(&bytes).and_then(|()| fs::rename(&new, folder.path(FILE)));
+        if written.is_err() {
+            // A temporary file left behind is hidden and harmless.
+            let _ = fs::remove_file(&new);
+        }
+        written
     }
 }
 

@@ -25,7 +25,7 @@ use crate::error::{ExitStatus, Lines, Usage, status_text};
 /// What the control plane answered, or a SOUL file that cannot be read.
 pub(crate) async fn run(command: AgentCommand, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
     match command {
-        AgentCommand::Add(args) => add(args, inv).await,
+        AgentCommand::Add(args) => Box::pin(add(args, inv)).await,
         AgentCommand::List(limit) => list(limit, inv).await,
         AgentCommand::Show { id } => show(id, inv).await,
         AgentCommand::Update(args) => Box::pin(update(args, inv)).await,
@@ -86,7 +86,7 @@ async fn update(args: AgentUpdateArgs, inv: &mut Invocation) -> anyhow::Result<E
         soul,
         expected_revision: args.expected_revision,
     };
-    let answer = connection.answer(client(&connection).update_agent(request)).await?;
+    let answer = Box::pin(connection.answer(client(&connection).update_agent(request))).await?;
     changed(answer.agent, &answer.warnings, inv)
 }
 

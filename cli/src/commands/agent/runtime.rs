@@ -43,7 +43,11 @@ pub(super) fn read(text: &str) -> anyhow::Result<v1::Runtime> {
                         return Err(Usage(message).into());
                     }
                 };
-                runtime.secrets.push(v1::RuntimeSecret { name: name.to_owned(), from: Some(from) });
+                runtime.secrets.push(v1::RuntimeSecret {
+                    name: name.to_owned(),
+                    from: Some(from),
+                    reference: Vec::new(),
+                });
             }
             _ => {
                 let keys = "kind, command, start_timeout_seconds, env.NAME and secret.NAME";

@@ -17,6 +17,7 @@ mod check;
 mod curator;
 mod export;
 mod fields;
+mod limits;
 mod mcp;
 mod merge;
 mod models;
@@ -39,6 +40,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::{check, check_compiled, check_spec, load_offline};
 pub use export::{agent_from_yaml, agent_to_yaml, to_yaml};
+pub use limits::Limits;
 pub use merge::{Change, ChangeKind, diff};
 pub use models::{Endpoint, Model, Resolved, resolve_model, resolve_models, unserved_message, with_own_model};
 pub use patch::{LimitsPatch, Patch, Positions, Reading, parse, read};
@@ -199,47 +201,6 @@ impl Document {
     /// The reset policies, for selection.
     pub fn reset_rules(&self) -> ResetRules<'_> {
         ResetRules { default: &self.session_reset, by_type: &self.reset_by_type, by_platform: &self.reset_by_platform }
-    }
-}
-
-/// Bounds of what is accepted and shown to a model.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Limits {
-    /// Largest accepted message, bytes of UTF-8. Default 262144.
-    pub message_bytes: u64,
-    /// Most history given to a model, bytes of text; a longer one is summed up, all but its newest turns. Default 65536, about 16,000 tokens: every turn
-    /// pays for its history again.
-    pub history_bytes: u64,
-    /// How long one attempt at a turn may take, seconds; then the turn is ended and its chat told. Default 1800.
-    pub turn_seconds: u64,
-    /// How long a running turn may show no sign of progress (a model event, a step, text, a sign of life of a tool), seconds;
-    /// then it is ended as above. Default 600.
-    pub stall_seconds: u64,
-    /// Most turns of one agent that wait; further messages are refused. Default 10000.
-    pub queued_per_agent: u64,
-    /// Most turns of one session that have not ended, the running one included; further messages are refused. Default 100.
-    pub queued_per_session: u64,
-    /// An agent of which a session has waited longer than this, seconds, takes no further messages from the APIs, whose callers can
-    /// come back; 0: never mind. Default 600.
-    pub shed_after_seconds: u64,
-    /// Most messages that one platform account brings in a second, on average over five; more stay at the platform, or are
-    /// told to come back. 0: no bound. Default 1000.
-    pub inbound_per_second: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            message_bytes: 262_144,
-            history_bytes: 65_536,
-            turn_seconds: 1800,
-            stall_seconds: 600,
-            queued_per_agent: 10_000,
-            queued_per_session: 100,
-            shed_after_seconds: 600,
-            inbound_per_second: 1000,
-        }
     }
 }
 

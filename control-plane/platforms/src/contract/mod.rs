@@ -173,6 +173,10 @@ impl InboundSink for Sink {
         })
     }
 
+    fn hears<'a>(&'a self, _: &'a hermes_core::Source) -> BoxFuture<'a, bool> {
+        Box::pin(std::future::ready(false))
+    }
+
     fn keep<'a>(&'a self, _: attachment::Kind, _: &'a str, _: &'a [u8]) -> BoxFuture<'a, Result<Attachment, NotKept>> {
         Box::pin(std::future::ready(Err(NotKept::Unavailable)))
     }

@@ -87,6 +87,9 @@ impl Telegram {
         wanted: Wanted,
         sink: &dyn InboundSink,
     ) -> Option<InboundMessage> {
+        if message.stranger && !sink.hears(&message.source).await {
+            return Some(message);
+        }
         let missing = match tokio::time::timeout(FILE_TIME, self.fetched(&wanted)).await {
             Ok(Ok(content)) => match sink.keep(wanted.kind, &wanted.name, &content).await {
                 Ok(file) => {

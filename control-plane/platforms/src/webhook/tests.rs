@@ -23,6 +23,10 @@ impl InboundSink for Sink {
         Box::pin(std::future::ready(receipts))
     }
 
+    fn hears<'a>(&'a self, _: &'a hermes_core::Source) -> BoxFuture<'a, bool> {
+        Box::pin(std::future::ready(false))
+    }
+
     fn keep<'a>(&'a self, _: Kind, _: &'a str, _: &'a [u8]) -> BoxFuture<'a, Result<Attachment, NotKept>> {
         Box::pin(std::future::ready(Err(NotKept::Unavailable)))
     }

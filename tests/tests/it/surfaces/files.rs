@@ -99,7 +99,13 @@ async fn a_model_that_does_not_see_is_asked_without_the_picture() {
     });
     send(&bot, 1, json!({"photo": [{"file_id": "photo"}]}));
     assert_eq!(texts(&bot, 1, 1).await, ["I cannot see, but it is there"]);
-    assert!(told(&model).as_str().unwrap().starts_with("[The user sent a picture: photo.jpg"));
+    let content = told(&model);
+    let text = content.as_str().unwrap();
+    assert!(
+        text.starts_with("[The user sent a picture: photo.jpg")
+            && text.ends_with("\n[You cannot see pictures, so they are not shown to you.]"),
+        "{text}"
+    );
     stop(up);
 }
 

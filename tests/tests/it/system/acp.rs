@@ -200,7 +200,7 @@ async fn a_program_that_misbehaves_costs_its_turn_and_the_next_message_runs() {
     // Without network it says what may be the matter.
     rig.runs(&["well"], json!({}));
     let sentence = rig.fails("1", "error");
-    assert!(sentence.contains("It has no network") && sentence.contains("`network: open`"), "{sentence}");
+    assert!(sentence.contains("It has no network") && sentence.contains("`network: proxy` or `open`"), "{sentence}");
 
     for (mode, expected) in [
         ("gone", "it ended with exit code 1 (on stderr: no licence found for [REDACTED])"),

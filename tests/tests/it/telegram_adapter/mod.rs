@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use hermes_core::Source;
 use hermes_core::attachment::{Attachment, Kind};
 use hermes_core::config::{Rate, Streaming};
 use hermes_platforms::telegram::{Settings, Telegram};
@@ -78,6 +79,10 @@ impl InboundSink for Sink {
             .collect();
         self.changed.notify_waiters();
         Box::pin(std::future::ready(receipts))
+    }
+
+    fn hears<'a>(&'a self, _: &'a Source) -> BoxFuture<'a, bool> {
+        Box::pin(std::future::ready(false))
     }
 
     fn keep<'a>(&'a self, kind: Kind, name: &'a str, content: &'a [u8]) -> BoxFuture<'a, Result<Attachment, NotKept>> {
