@@ -36,10 +36,13 @@ BEGIN
       o_state := 1; RETURN NEXT; RETURN;
     END IF;
     SELECT q.lane_id INTO lane FROM turns q WHERE q.session_id = p_session AND q.seq = p_seq;
-    o_judge := p_judge_ms > 0; o_asked := NOT o_judge;
+    -- Whoever was refused thrice in a turn is not heard by the model again: it would be asked until it errs.
+    o_judge := p_judge_ms > 0 AND (SELECT count(*) FROM approvals x WHERE x.session_id = p_session AND x.seq = p_seq AND x.state = 2
+         AND x.answered_by = 'smart') < 3;
+    o_asked := NOT o_judge;
     INSERT INTO approvals(session_id, seq, step, agent_no, lane_id, call_hash, asker, tool, shown, reason, patterns, asked_at, expires_at, judge_until)
       VALUES (p_session, p_seq, p_step, r.agent_no, lane, p_hash, p_asker, p_tool, p_shown, p_reason, p_patterns, t,
-              t + (p_judge_ms + p_timeout_ms) * interval '1 millisecond',
+              t + (CASE WHEN o_judge THEN p_judge_ms ELSE 0 END + p_timeout_ms) * interval '1 millisecond',
               CASE WHEN o_judge THEN t + p_judge_ms * interval '1 millisecond' END) RETURNING * INTO a;
     IF o_asked THEN a := approval_put(a.approval_id, p_timeout_ms, p_before, p_behind); END IF;
   ELSIF a.call_hash <> p_hash THEN

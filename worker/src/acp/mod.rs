@@ -376,6 +376,38 @@ fn masked(masks: &[String], text: &str) -> String {
     redacted(&hide(masks, text)).into_owned()
 }
 
+/// What a program says, with its secrets hidden although it comes in pieces: the last word is held back until it is whole.
+#[derive(Debug, Default)]
+pub(crate) struct Held(String);
+
+/// A word that is longer is passed on in parts, bytes.
+const LONGEST_WORD: usize = 8 << 10;
+
+impl Held {
+    /// What can be passed on with this piece.
+    pub(crate) fn push(&mut self, link: &Link, piece: &str) -> String {
+        masked(&link.masks, &self.whole(&link.masks, piece))
+    }
+
+    /// What was held back.
+    pub(crate) fn rest(&mut self, link: &Link) -> String {
+        masked(&link.masks, &std::mem::take(&mut self.0))
+    }
+
+    fn whole(&mut self, masks: &[String], piece: &str) -> String {
+        self.0.push_str(piece);
+        let longest = masks.iter().map(String::len).max().unwrap_or_default().max(LONGEST_WORD);
+        let in_words = !masks.iter().any(|mask| mask.contains(char::is_whitespace));
+        let end = match self.0.rfind(char::is_whitespace).filter(|_| in_words) {
+            Some(at) => self.0.ceil_char_boundary(at + 1),
+            None if self.0.len() > 2 * longest => self.0.floor_char_boundary(self.0.len() - longest),
+            None => 0,
+        };
+        let rest = self.0.split_off(end);
+        std::mem::replace(&mut self.0, rest)
+    }
+}
+
 /// What a program answered instead of what it should.
 pub(crate) fn said(fault: &Fault) -> String {
     match fault.message.trim() {
@@ -420,6 +452,24 @@ impl Drop for Prompt {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_secret_that_comes_in_pieces_is_hidden() {
+        let masks = ["sesame-4711".to_owned()];
+        let mut held = Held::default();
+        let mut told = String::new();
+        for piece in ["the key is ses", "ame-", "4711", ", I think", " so"] {
+            told += &masked(&masks, &held.whole(&masks, piece));
+        }
+        assert!(!told.contains("ame-"), "{told}");
+        told += &masked(&masks, &held.0);
+        assert!(told.starts_with("the key is ") && told.ends_with(" I think so") && !told.contains("4711"), "{told}");
+        // One with spaces in it is hidden, too.
+        let masks = ["open sesame now".to_owned()];
+        let mut held = Held::default();
+        assert_eq!(held.whole(&masks, "say open ses"), "");
+        assert_eq!(held.whole(&masks, "ame now"), "");
+    }
 
     #[test]
     fn secrets_are_masked_in_what_a_program_says() {

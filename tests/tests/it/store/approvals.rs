@@ -250,6 +250,19 @@ pub(super) fn a_model_judges_a_call_once_and_what_it_leaves_open_is_asked(db: &m
     Ok(())
 }
 
+pub(super) fn whoever_is_refused_thrice_in_a_turn_is_not_judged_again(db: &mut Db) -> Result<()> {
+    running(db)?;
+    for step in 1..=3 {
+        same!(ask(db, &smart(step))?, format!("{step} pending judge judging"));
+        ensure!(db.wait(db.store.approval_judged(&smart(step), Judged::Denied, "It spoils."))?);
+    }
+    // The person is asked at once.
+    same!(ask(db, &smart(4))?, "4 pending*");
+    same!(db.look(SAID)?, "may:4?");
+    same!(ask(db, &smart(1))?, "1 denied It spoils.");
+    Ok(())
+}
+
 pub(super) fn a_verdict_that_does_not_come_leaves_it_to_the_person(db: &mut Db) -> Result<()> {
     running(db)?;
     same!(ask(db, &smart(1))?, "1 pending judge judging");

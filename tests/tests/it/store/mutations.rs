@@ -811,6 +811,11 @@ const MUTATIONS: &[Mutation] = &[
         caught_by: &["a_model_judges_a_call_once_and_what_it_leaves_open_is_asked"],
     },
     Mutation {
+        name: "a model is asked until it errs",
+        edits: &[("         AND x.answered_by = 'smart') < 3;", "         AND x.answered_by = 'smart') < 3000;")],
+        caught_by: &["whoever_is_refused_thrice_in_a_turn_is_not_judged_again"],
+    },
+    Mutation {
         name: "whoever asks has the call judged again",
         edits: &[("  o_judging := a.state = 0", "  o_judge := a.judge_until IS NOT NULL; o_judging := a.state = 0")],
         caught_by: &["a_model_judges_a_call_once_and_what_it_leaves_open_is_asked"],
