@@ -129,7 +129,6 @@ impl Attachments {
 /// What a file is, by its content.
 fn media_type(content: &[u8]) -> &'static str {
     match infer::get(content) {
-        // What a browser or a shell would run is nothing to show.
         Some(kind) => kind.mime_type(),
         None if std::str::from_utf8(content).is_ok_and(|text| !text.contains('\0')) => "text/plain",
         None => "application/octet-stream",

@@ -30,6 +30,15 @@ pub(crate) struct Attachment {
     bytes: u64,
     /// In the home.
     path: String,
+    #[serde(default)]
+    media_type: String,
+}
+
+impl Attachment {
+    /// Whether a model may be shown it.
+    pub(crate) fn is_picture(&self) -> bool {
+        self.media_type.starts_with("image/")
+    }
 }
 
 /// Why a file is not here.

@@ -11,7 +11,6 @@ use super::status::{Reason, invalid, refuse};
 use crate::attachments::{self, Attachments};
 
 const HEADER_FIRST: &str = "the first message must be the header";
-const BODY_ONLY: &str = "only the file's bytes follow the header";
 
 /// A file as it comes in: its name and its content.
 pub(super) async fn received(mut parts: Streaming<v1::UploadAttachmentRequest>) -> Result<(String, Vec<u8>), Status> {
@@ -19,36 +18,45 @@ pub(super) async fn received(mut parts: Streaming<v1::UploadAttachmentRequest>) 
     let Some(Part::Header(header)) = parts.message().await?.and_then(|part| part.part) else {
         return Err(invalid("part", HEADER_FIRST));
     };
-    let mut content = Vec::new();
-    while let Some(part) = parts.message().await? {
-        let Some(Part::Body(body)) = part.part else { return Err(invalid("part", BODY_ONLY)) };
-        extend(&mut content, &body)?;
-    }
-    Ok((header.name, content))
-}
-
-/// A file of a turn as it comes in: what it is for, and its content.
-pub(super) async fn put(
-    mut parts: Streaming<v1::PutAttachmentRequest>,
-) -> Result<(v1::PutAttachmentHeader, Vec<u8>), Status> {
-    use v1::put_attachment_request::Part;
-    let Some(Part::Header(header)) = parts.message().await?.and_then(|part| part.part) else {
-        return Err(invalid("part", HEADER_FIRST));
+    let body = |request: v1::UploadAttachmentRequest| match request.part {
+        Some(Part::Body(body)) => Some(body),
+        _ => None,
     };
-    let mut content = Vec::new();
-    while let Some(part) = parts.message().await? {
-        let Some(Part::Body(body)) = part.part else { return Err(invalid("part", BODY_ONLY)) };
-        extend(&mut content, &body)?;
-    }
-    Ok((header, content))
+    Ok((header.name, content(&mut parts, body).await?))
 }
 
-fn extend(content: &mut Vec<u8>, body: &[u8]) -> Result<(), Status> {
-    if content.len() + body.len() > MAX_BYTES {
-        return Err(refuse(Reason::TooLarge, format!("a file has at most {MAX_BYTES} bytes")));
+/// What a file of a turn that comes in is for; its content follows.
+pub(super) async fn put_header(
+    parts: &mut Streaming<v1::PutAttachmentRequest>,
+) -> Result<v1::PutAttachmentHeader, Status> {
+    use v1::put_attachment_request::Part;
+    match parts.message().await?.and_then(|part| part.part) {
+        Some(Part::Header(header)) => Ok(header),
+        _ => Err(invalid("part", HEADER_FIRST)),
     }
-    content.extend_from_slice(body);
-    Ok(())
+}
+
+/// The content of a file of a turn.
+pub(super) async fn put_content(parts: &mut Streaming<v1::PutAttachmentRequest>) -> Result<Vec<u8>, Status> {
+    use v1::put_attachment_request::Part;
+    let body = |request: v1::PutAttachmentRequest| match request.part {
+        Some(Part::Body(body)) => Some(body),
+        _ => None,
+    };
+    content(parts, body).await
+}
+
+/// All that follows a header.
+async fn content<T>(parts: &mut Streaming<T>, body: impl Fn(T) -> Option<Vec<u8>>) -> Result<Vec<u8>, Status> {
+    let mut content = Vec::new();
+    while let Some(part) = parts.message().await? {
+        let body = body(part).ok_or_else(|| invalid("part", "only the file's bytes follow the header"))?;
+        if content.len() + body.len() > MAX_BYTES {
+            return Err(refuse(Reason::TooLarge, format!("a file has at most {MAX_BYTES} bytes")));
+        }
+        content.extend_from_slice(&body);
+    }
+    Ok(content)
 }
 
 /// Why a file is not kept, for whoever brought it.

@@ -237,9 +237,11 @@ impl WorkerService for WorkerApi {
         request: Request<Streaming<v1::PutAttachmentRequest>>,
     ) -> Result<Response<v1::PutAttachmentResponse>, Status> {
         let caller = caller(&request)?;
-        let _room = self.attachments.arrival().await;
-        let (header, content) = files::put(request.into_inner()).await?;
+        let mut parts = request.into_inner();
+        let header = files::put_header(&mut parts).await?;
         let (turn, _) = self.running(&caller, header.turn.as_ref())?;
+        let _room = self.attachments.arrival().await;
+        let content = files::put_content(&mut parts).await?;
         self.attachments.keep_for(turn, &header.path, &content).await.map_err(files::unkept)?;
         Ok(Response::new(v1::PutAttachmentResponse {}))
     }

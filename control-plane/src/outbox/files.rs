@@ -5,6 +5,8 @@
 //! the text. A reply's files follow its text, each by itself, since the text may become the message that showed the turn; a
 //! text from beside a turn is the first file's caption where it fits. Few files are in memory at a time.
 
+use std::panic::AssertUnwindSafe;
+
 use bytes::Bytes;
 use hermes_core::attachment::{Attachment, Kind};
 use hermes_home::media::{self, Reply};
@@ -87,7 +89,9 @@ pub(super) async fn parts(
     }
     let mut files = files.into_iter();
     let mut parts: Vec<Part> = if beside && let Some(first) = files.next() {
-        let mut parts: Vec<Part> = adapter.split_with_file(&text).into_iter().map(Part::said).collect();
+        let split = std::panic::catch_unwind(AssertUnwindSafe(|| adapter.split_with_file(&text)));
+        let Ok(split) = split else { return Ok(None) };
+        let mut parts: Vec<Part> = split.into_iter().map(Part::said).collect();
         match parts.last_mut() {
             Some(last) => last.file = Some(first),
             None => parts.push(Part { text: String::new(), file: Some(first) }),

@@ -22,7 +22,7 @@ use super::reports::{Reported, Reports};
 use super::{End, Ended, Said, Shared};
 use crate::connection::{Connection, STEPS_SINCE, is_broken, ready};
 use crate::documents;
-use crate::inbox;
+use crate::inbox::{self, Attachment};
 use crate::model::{self, Message};
 use crate::outgoing;
 use crate::prompt::Basis;
@@ -373,7 +373,7 @@ impl Course {
         messages.push(Message::new(ModelRole::System, system));
         messages.extend(history);
         let said = Message::new(ModelRole::User, input.text.as_str());
-        messages.push(Message { with_pictures: !input.attachments.is_empty(), ..said });
+        messages.push(Message { with_pictures: input.attachments.iter().any(Attachment::is_picture), ..said });
         messages
     }
 }
