@@ -45,6 +45,36 @@ pub struct TurnInput {
     /// Where an agent asks: whose message began it all, and who pays as a user. Not for the agent that is asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub behalf: Option<crate::Source>,
+    /// The turn is a run of a scheduled job; then `text` is the job's prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cron: Option<CronInput>,
+}
+
+/// What a run of a scheduled job has beside its prompt. The worker makes the model's message of it: `before`, then what the script printed,
+/// then the skills' texts, then the prompt.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CronInput {
+    /// The job's id, 12 hexadecimal digits.
+    pub job: String,
+    /// Its name.
+    pub name: String,
+    /// The slot that it runs for, RFC 3339.
+    pub slot: String,
+    /// What stands before everything else: what such a run is, and what the jobs that it builds upon came to.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub before: String,
+    /// A file of the home's `scripts/`, run before the model is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub script: Option<String>,
+    /// The script is all there is: what it prints is the answer, and no model is asked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_agent: bool,
+    /// Names of skills whose texts the model is given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skills: Vec<String>,
+    /// Where the script and the commands of the run begin, below `workspace/`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<String>,
 }
 
 /// How a session's history is to be compressed: its older turns are summed up in a text that stands for them from then on.

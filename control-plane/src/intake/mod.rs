@@ -441,7 +441,7 @@ impl Intake {
             source: Some(message.source),
             compress,
             attachments,
-            behalf: None,
+            ..TurnInput::default()
         };
         let payload = serde_json::to_vec(&input)
             .map_err(|error| Error::Invalid { field: "text", message: format!("it cannot be stored: {error}") })?;

@@ -169,11 +169,9 @@ impl Question {
         let key = session_key(namespace(Some(asked.as_str()), None), &source, Isolation::default(), &no_aliases);
         let input = TurnInput {
             text: self.message.clone(),
-            history: None,
             behalf: caller.behalf.or(caller.source),
             source: Some(source),
-            attachments: Vec::new(),
-            compress: None,
+            ..TurnInput::default()
         };
         let ask = Ask {
             asked_no: *asked_no,

@@ -6,6 +6,9 @@
 //! gap, together with what else falls there; one that a clock change repeats comes the first time, and with a pattern that steps through
 //! such a stretch both times. What a job does and who runs it is not known here.
 
+mod deliver;
+mod due;
+mod job;
 mod pattern;
 mod times;
 
@@ -15,6 +18,12 @@ use jiff::civil;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Span, Timestamp};
 
+pub use deliver::Deliver;
+pub use due::{Due, MissedSlots, due};
+pub use job::{
+    Conversation, Fault, Job, MAX_JITTER, MAX_LISTED, MAX_MADE_UP, MAX_NAME, MAX_PROMPT, Missed, Overlap, TIMEOUTS,
+    is_id, jitter, judge_name,
+};
 pub use pattern::Pattern;
 
 /// How long after its time a run that happens once is still taken in, seconds (spec e.2).
