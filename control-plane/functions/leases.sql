@@ -13,12 +13,12 @@ CREATE FUNCTION register_worker(p_agent int, p_replica bigint, p_identity text, 
 -- the accounts it receives for, and answers for all loops. o_alive: the workers whose lease still holds (an expired one cannot be
 -- revived, unless it expired while nobody polled and is only suspected). o_draining: workers of this replica that somebody wants to part with,
 -- and o_grace_ms what is left to each. p_want: accounts it could receive for; with p_leave it does not (any more) and gives up what it
--- has. o_have: places in p_want of the accounts it may receive for, o_left_ms until when. o_live: replicas that live.
+-- has. o_cron_ms: how long until a job is due; o_cron_open: some of their runs go on. o_have: places in p_want of the accounts it may receive for, o_left_ms until when. o_live: replicas that live.
 CREATE FUNCTION poll(p_replica bigint, p_workers bigint[], p_ttl_ms bigint, p_platform text[] DEFAULT '{}', p_want text[] DEFAULT '{}',
     p_leave boolean[] DEFAULT '{}', p_state text[] DEFAULT '{}', p_detail text[] DEFAULT '{}', p_silent_ms bigint[] DEFAULT '{}')
 RETURNS TABLE (o_now timestamptz, o_version bigint, o_alive bigint[], o_ready int[], o_outbox boolean, o_lost boolean, o_removed boolean,
     o_homes bigint, o_draining bigint[], o_grace_ms bigint[], o_live bigint, o_have int[], o_epoch bigint[], o_left_ms bigint[],
-    o_signals boolean, o_forsaken boolean)
+    o_signals boolean, o_forsaken boolean, o_cron_ms bigint, o_cron_open boolean)
 LANGUAGE plpgsql AS $$
 DECLARE t timestamptz := clock_timestamp(); ttl interval := p_ttl_ms * interval '1 millisecond'; alive bigint[]; live bigint;
   have int[]; epochs bigint[]; lefts bigint[];
@@ -57,7 +57,9 @@ BEGIN
     (SELECT coalesce(sum(home_version), 0)::bigint FROM agents), d.workers, d.grace_ms,
     live, coalesce(have, '{}'), coalesce(epochs, '{}'), coalesce(lefts, '{}'), EXISTS (SELECT 1 FROM turn_signals),
     EXISTS (SELECT 1 FROM asks x LEFT JOIN sessions s ON s.session_id = x.session_id
-             WHERE NOT x.settled AND (x.done OR s.session_id IS NULL OR s.head_seq > x.seq OR x.wait_until < t - interval '10 seconds'))
+             WHERE NOT x.settled AND (x.done OR s.session_id IS NULL OR s.head_seq > x.seq OR x.wait_until < t - interval '10 seconds')),
+    (SELECT greatest(0, extract(epoch FROM min(j.due_at) - t) * 1000)::bigint FROM cron_jobs j WHERE j.due_at IS NOT NULL),
+    EXISTS (SELECT 1 FROM cron_runs c WHERE c.state IN (0, 1) OR c.mirrors)
     FROM (SELECT coalesce(array_agg(worker_id ORDER BY worker_id), '{}') AS workers, coalesce(array_agg(
             greatest(0, extract(epoch FROM drain_until - t) * 1000)::bigint ORDER BY worker_id), '{}') AS grace_ms
             FROM workers WHERE replica_id = p_replica AND drain_until IS NOT NULL AND NOT lost) d;

@@ -48,6 +48,13 @@ BEGIN
     -- Their pieces and uploads go with them.
     DELETE FROM blobs f WHERE f.ctid >= a AND f.ctid < b AND f.used_at < over;
     GET DIAGNOSTICS n = ROW_COUNT;
+  WHEN 'cron_runs' THEN
+    -- The last answer of a job stays, for those that build upon it. Removed jobs go, and then what is left of them.
+    DELETE FROM cron_runs c WHERE c.ctid >= a AND c.ctid < b AND c.ended_at < over AND NOT c.mirrors
+       AND (EXISTS (SELECT 1 FROM cron_runs m WHERE m.job_no = c.job_no AND m.slot > c.slot AND m.state = 2)
+         OR NOT EXISTS (SELECT 1 FROM cron_jobs j WHERE j.job_no = c.job_no AND j.removed_at IS NULL));
+    GET DIAGNOSTICS n = ROW_COUNT;
+    DELETE FROM cron_jobs j WHERE j.removed_at < over;
   WHEN 'leases' THEN
     -- Small tables, one step: workers that are long lost (their slots were reclaimed) and accounts that nobody wants any more,
     -- and the notes of dead turns; that a turn is dead its end says.

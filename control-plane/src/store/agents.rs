@@ -153,9 +153,9 @@ impl Store {
             .await?;
         }
         if !change.removed.is_empty() {
-            let sql =
-                "UPDATE agents SET removed_at = clock_timestamp() WHERE agent_id = ANY($1) AND removed_at IS NULL";
-            tx.execute(sql, &[&change.removed]).await?;
+            let sql = "UPDATE agents SET removed_at = clock_timestamp() WHERE agent_id = ANY($1) AND removed_at IS NULL RETURNING agent_no";
+            let gone: Vec<i32> = tx.query(sql, &[&change.removed]).await?.iter().map(|row| row.get(0)).collect();
+            tx.execute("SELECT cron_orphan($1,$2)", &[&gone, &super::cron::AGENT_REMOVED]).await?;
         }
         if let Some(routes) = &change.routes {
             let keys: Vec<&Value> = routes.iter().map(|(keys, _)| keys).collect();

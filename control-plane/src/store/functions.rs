@@ -27,6 +27,7 @@ const SOURCES: &[&str] = &[
     include_str!("../../functions/homes.sql"),
     include_str!("../../functions/pairing.sql"),
     include_str!("../../functions/blobs.sql"),
+    include_str!("../../functions/cron.sql"),
 ];
 
 /// One set of transition functions.

@@ -17,6 +17,7 @@ mod busy;
 mod calls;
 mod clock;
 mod commands;
+mod cron;
 mod dead_letters;
 mod deliveries;
 mod documents;
@@ -61,6 +62,10 @@ pub use busy::{Absorbed, Backlog, Signal, Signalled, Stopped};
 pub use calls::{CallEffect, CallScope, CallStep, Called, Caller, Looked, Wakes};
 pub use clock::DatabaseClock;
 pub use commands::{Again, Answer, CommandRow, Commanded, Effect, Listed, Outcome, Resumed, Standing, Used};
+pub use cron::{
+    Begin, CronEdit, CronJobRow, CronRunRow, CronRunState, CronTick, CronTimes, DueJob, EndedRun, Fired, Firing,
+    NewCronJob, Settle, WaitingRun,
+};
 pub use dead_letters::{DeadTurnRow, DeliveryFilter, DeliveryId, DeliveryRow, DeliveryState, Redrive};
 pub use deliveries::{DeliveryOutcome, DueDelivery, LaneKey, SendResult};
 pub use doorbell::{Bell, Rung};

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::{Result, Store, millis};
 
 /// What retention removes, one kind at a time. Turns come before the sessions that are empty without them.
-pub const RETAINED: [&str; 7] = ["inbound", "steps", "turns", "sessions", "deliveries", "blobs", "leases"];
+pub const RETAINED: [&str; 8] = ["inbound", "steps", "turns", "sessions", "deliveries", "blobs", "cron_runs", "leases"];
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -43,7 +43,7 @@ fn kept(what: &str, days: &Retention) -> Option<(Duration, Duration)> {
         "steps" => (time(days.steps_days), dead),
         // A dead letter shows its turn and may be sent again with its reply; it died some days after the turn's end at most.
         "turns" | "sessions" => (time(days.turns_days?).max(dead + 30 * DAY), dead),
-        "deliveries" => (time(days.deliveries_days), dead),
+        "deliveries" | "cron_runs" => (time(days.deliveries_days), dead),
         "blobs" => (time(days.attachments_days), dead),
         _ => (DAY, dead),
     })

@@ -76,6 +76,10 @@ pub struct PollAnswer {
     pub signals: bool,
     /// Somebody waits no more for what they asked another agent.
     pub forsaken: bool,
+    /// How long until a job is due.
+    pub cron_due: Option<Duration>,
+    /// Runs of jobs wait or go on.
+    pub cron_open: bool,
 }
 
 impl Store {
@@ -144,6 +148,8 @@ impl Store {
             accounts: held.collect(),
             signals: row.get("o_signals"),
             forsaken: row.get("o_forsaken"),
+            cron_due: row.get::<_, Option<i64>>("o_cron_ms").map(|ms| Duration::from_millis(ms.unsigned_abs())),
+            cron_open: row.get("o_cron_open"),
         })
     }
 
