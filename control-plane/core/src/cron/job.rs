@@ -270,11 +270,11 @@ impl Job {
         }
     }
 
-    /// Judges the whole job as it is taken in at `now`; its schedule.
+    /// Judges the whole job as it is taken in at `now`; its schedule. `platforms` are those that there are.
     ///
     /// # Errors
     /// All that is wrong with it.
-    pub fn judged(&self, now: Timestamp, zone: &TimeZone) -> Result<Schedule, Vec<Fault>> {
+    pub fn judged(&self, now: Timestamp, zone: &TimeZone, platforms: &[&str]) -> Result<Schedule, Vec<Fault>> {
         let mut faults = Vec::new();
         let mut fault = |field, message: String| faults.push(Fault { field, message });
         let schedule = self.schedule(now, zone).and_then(|schedule| schedule.admit(now));
@@ -315,6 +315,9 @@ impl Job {
         }
         if self.model.as_deref().is_some_and(|model| model.trim().is_empty() || model.len() > MAX_PATH) {
             fault("model", "name a model as provider/model".to_owned());
+        }
+        if let Err(Error(message)) = self.deliver.clone().admit(platforms) {
+            fault("deliver", message);
         }
         if self.jitter_seconds > MAX_JITTER {
             fault("jitter_seconds", format!("at most {MAX_JITTER} seconds, a day"));
@@ -399,7 +402,7 @@ mod tests {
 
     #[test]
     fn all_faults_of_a_job_are_told_at_once() {
-        assert!(job().judged(now(), &TimeZone::UTC).is_ok());
+        assert!(job().judged(now(), &TimeZone::UTC, &["telegram"]).is_ok());
         let wrong = Job {
             schedule: "0 0 30 2 *".to_owned(),
             prompt: String::new(),
@@ -409,13 +412,17 @@ mod tests {
             jitter_seconds: MAX_JITTER + 1,
             timeout_seconds: Some(9),
             model: Some(" ".to_owned()),
+            deliver: Deliver::parse("telegarm"),
             ..job()
         };
-        let faults = wrong.judged(now(), &TimeZone::UTC).unwrap_err();
+        let faults = wrong.judged(now(), &TimeZone::UTC, &["telegram"]).unwrap_err();
         let fields: Vec<&str> = faults.iter().map(|fault| fault.field).collect();
-        assert_eq!(fields, ["schedule", "no_agent", "skills", "script", "model", "jitter_seconds", "timeout_seconds"]);
+        assert_eq!(
+            fields,
+            ["schedule", "no_agent", "skills", "script", "model", "deliver", "jitter_seconds", "timeout_seconds"]
+        );
         let zone = Job { timezone: Some("Mars/Olympus".to_owned()), ..job() };
-        assert_eq!(zone.judged(now(), &TimeZone::UTC).unwrap_err()[0].field, "timezone");
+        assert_eq!(zone.judged(now(), &TimeZone::UTC, &["telegram"]).unwrap_err()[0].field, "timezone");
         for (path, good) in [("a/b.sh", true), ("/a", false), ("a//b", false), ("a/..", false), ("a\\b", false)] {
             assert_eq!(judge_path(path).is_ok(), good, "{path}");
         }

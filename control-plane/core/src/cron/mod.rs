@@ -1,4 +1,5 @@
-//! When a scheduled job runs: what people write for it, and the instants that it comes to.
+//! When a scheduled job runs: what people write for it, and the instants that it comes to. Beside it, what becomes of its answer:
+//! whether it is told, in which words, and to whom ([`Deliver`]).
 //!
 //! Called by whoever takes a job in, asks for its next slot or shows the coming ones. Pure: the time and the zone are given. A schedule is one
 //! of three (spec e.2): once, at a fixed distance, or a cron pattern, which is matched against the wall clock of its zone. Always true of
@@ -6,6 +7,7 @@
 //! gap, together with what else falls there; one that a clock change repeats comes the first time, and with a pattern that steps through
 //! such a stretch both times. What a job does and who runs it is not known here.
 
+mod answer;
 mod deliver;
 mod due;
 mod job;
@@ -18,7 +20,8 @@ use jiff::civil;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Span, Timestamp};
 
-pub use deliver::Deliver;
+pub use answer::{Gate, failure_line, gate, is_narrated_silence, is_silent, next_notice, notice_due, wrapped};
+pub use deliver::{Deliver, Place, Resolved};
 pub use due::{Due, MissedSlots, due};
 pub use job::{
     Conversation, Fault, Job, MAX_JITTER, MAX_LISTED, MAX_MADE_UP, MAX_NAME, MAX_PROMPT, Missed, Overlap, TIMEOUTS,
@@ -37,7 +40,7 @@ const MAX_MINUTES: u64 = 60 * 24 * 36_525;
 const MINUTES_PER_HOUR: u64 = 60;
 const MINUTES_PER_DAY: u64 = 24 * 60;
 
-/// Why a text is no schedule, or none that anybody can want; says what to write instead.
+/// Why a text is no schedule or no value of `deliver`, or none that anybody can want; says what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Error(String);

@@ -4,7 +4,9 @@
 
 mod agent_ids;
 mod attach_agent;
+mod cron_delivery_targets;
 mod cron_schedule;
+mod cron_silence;
 mod delivery_targets;
 mod memory_ops;
 mod reset_policy;
