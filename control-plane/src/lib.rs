@@ -10,6 +10,7 @@ pub mod app;
 pub mod attachments;
 pub mod bodies;
 pub mod budget;
+pub mod cron;
 pub mod dispatch;
 pub mod doorbell;
 pub mod egress;

@@ -33,6 +33,7 @@ pub use process::{Seams, process};
 use crate::accounts::DEAF_DETAIL;
 use crate::attachments::Attachments;
 use crate::budget::Budgets;
+use crate::cron;
 use crate::dispatch::Dispatcher;
 use crate::egress::{self, Egress};
 use crate::grpc::agent_api::AgentApi;
@@ -148,6 +149,7 @@ impl Replica {
         let broker = Broker::new(common.model.settings(), secrets::for_models()).context("set up model calls")?;
         let attachments = Attachments::new(store.clone());
         let sink = Sink::new(intake.clone(), adapters.clone(), attachments);
+        cron::start(registry.clone(), dispatcher.clone(), &tasks);
         tasks.spawn("retention", retention::run(registry.clone(), metrics.clone(), tasks.stopping()));
         let doors = tasks.stopping().child_token();
         accounts::start(registry.clone(), adapters, sink.clone(), &tasks, &doors);

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{Dispatcher, Report, STOPPED, journal};
+use crate::cron;
 use crate::outbox::HandingOver;
 use crate::store::{self, BATCH_ROWS, Completion, CompletionOutcome, DueDelivery, Ended, Leased, Signal, TurnEnd};
 
@@ -229,6 +230,9 @@ fn settle(dispatcher: &Dispatcher, pending: Pending, outcome: CompletionOutcome,
             handing_over.send(delivery);
         }
         inner.live.end(completion.turn, end);
+        if place.as_ref().is_some_and(|place| cron::is_session(&place.session_key)) {
+            inner.alarm.ended_somewhere();
+        }
     } else {
         tracing::info!(turn = %completion.turn, epoch = completion.epoch, "a stale report was refused");
         inner.metrics.report_fenced("end");

@@ -135,8 +135,7 @@ impl Dispatcher {
             self.delivers();
         }
         if let Some(agent_no) = wakes.agent {
-            self.inner.pressure.waits(agent_no);
-            self.waits_anywhere(agent_no);
+            self.begins(agent_no);
         }
     }
 

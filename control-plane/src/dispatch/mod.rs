@@ -40,6 +40,7 @@ pub use live::{Live, Question, TurnEvent};
 pub use pressure::{COME_BACK, OnTheWay, Pressed, Pressure};
 pub use signals::STOPPED;
 
+use crate::cron::Alarm;
 use crate::doorbell::Word;
 use crate::outbox::Outbox;
 use crate::registry::{AgentEntry, Registry, Snapshot};
@@ -181,6 +182,7 @@ struct Inner {
     approvals: Notify,
     pressure: Pressure,
     curations: curation::Curations,
+    alarm: Arc<Alarm>,
     /// A worker's stream has ended.
     detached: Notify,
     launcher: OnceLock<LauncherEnd>,
@@ -233,6 +235,7 @@ impl Dispatcher {
             approvals: Notify::new(),
             pressure: Pressure::default(),
             curations: curation::Curations::default(),
+            alarm: Arc::default(),
             detached: Notify::new(),
             launcher: OnceLock::new(),
             metrics,
@@ -499,6 +502,24 @@ impl Dispatcher {
     pub fn waits_anywhere(&self, agent_no: i32) {
         self.waits(agent_no);
         self.inner.registry.bell().ring(Word::Ready(agent_no));
+    }
+
+    /// A turn of the agent was accepted beside intake: whoever has a worker for it may run it.
+    pub fn begins(&self, agent_no: i32) {
+        self.inner.pressure.waits(agent_no);
+        self.waits_anywhere(agent_no);
+    }
+
+    /// When scheduled jobs have something to do.
+    pub fn alarm(&self) -> Arc<Alarm> {
+        Arc::clone(&self.inner.alarm)
+    }
+
+    /// Jobs were made, changed or wanted: this replica and the others look when the next one is due.
+    pub fn jobs_changed(&self) {
+        self.inner.alarm.ended_somewhere();
+        self.nudge();
+        self.inner.registry.bell().ring(Word::Look);
     }
 
     /// Another replica rang.

@@ -226,6 +226,10 @@ async fn poll_once(dispatcher: &Dispatcher) -> store::Result<()> {
     if answer.forsaken {
         dispatcher.forsake().await?;
     }
+    inner.alarm.set(answer.cron_due);
+    if answer.cron_open {
+        inner.alarm.ended_somewhere();
+    }
     if answer.signals {
         dispatcher.signalled();
     }

@@ -30,7 +30,7 @@ const ACCESS_KEYS: [&str; 4] =
 /// Reads `platforms`.
 pub(super) fn read(node: &Node, patch: &mut Patch, faults: &mut Faults) {
     let path = Path::Root.key("platforms");
-    let section = Section::open(node, &path, &["telegram", "webhook"], faults);
+    let section = Section::open(node, &path, super::PLATFORMS, faults);
     each(&section, &path, "telegram", faults, |item, path, faults| {
         let account = Section::open(item, &path, &[&TELEGRAM_KEYS[..], &ACCESS_KEYS].concat(), faults);
         let id = account_id(&account, path, faults);

@@ -324,7 +324,16 @@ pub struct Platforms {
     pub webhook: IndexMap<String, WebhookAccount>,
 }
 
+/// The platforms that accounts can be on.
+pub const PLATFORMS: &[&str] = &["telegram", "webhook"];
+
 impl Platforms {
+    /// Ids of the accounts on a platform.
+    pub fn ids(&self, platform: &str) -> impl Iterator<Item = &str> {
+        let telegram = self.telegram.keys().filter(move |_| platform == "telegram");
+        telegram.chain(self.webhook.keys().filter(move |_| platform == "webhook")).map(String::as_str)
+    }
+
     /// Who may give which commands on an account; of one that is not here everybody may.
     pub fn access(&self, platform: &str, account: &str) -> Option<&AccessLists> {
         match platform {

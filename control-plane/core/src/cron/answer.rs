@@ -239,7 +239,7 @@ mod tests {
             ("timeout", "timed out"),
             ("status=504", "timed out"),
             // Numbers and settings that only look alike.
-            ("429 files are missing", "429 files are missing"),
+            ("all 429 files are missing", "all 429 files are missing"),
             ("timeout must be at least 1", "timeout must be at least 1"),
             ("the key for provider acme is not set (ACME_KEY)", "the key for provider acme is not set (ACME_KEY)"),
             ("no such\n\tfile\u{7}: x", "no such file : x"),

@@ -13,7 +13,7 @@ use tokio_postgres::types::{Json, ToSql};
 
 use super::{CallScope, Error, LaneKey, Result, SessionId, Store, TurnId};
 
-pub use ticks::{Begin, CronTick, DueJob, EndedRun, Fired, Firing, Settle, WaitingRun};
+pub use ticks::{Begin, Compose, CronTick, Decide, DueJob, EndedRun, Fired, Firing, Judge, Mirror, Settle, WaitingRun};
 
 /// Why the jobs of an agent that was removed run no more.
 pub(super) const AGENT_REMOVED: &str = "its agent was removed";
@@ -281,9 +281,14 @@ async fn one<C: GenericClient>(client: &C, no: i64) -> Result<CronJobRow> {
     row.as_ref().map(job).ok_or_else(|| Error::NotFound("the job is gone".to_owned()))
 }
 
-async fn create<C: GenericClient>(client: &C, new: &NewCronJob) -> Result<CronJobRow> {
+async fn create<C: GenericClient>(client: &C, new: &NewCronJob, most: i64) -> Result<CronJobRow> {
     let NewCronJob { agent_no, id, name, job, by_agent, origin, by, times } = new;
     let (lane, session) = (origin.map(|(lane, _)| lane), origin.map(|(_, session)| session.0));
+    let count = "SELECT count(*) FROM cron_jobs WHERE agent_no = $1 AND removed_at IS NULL";
+    let there: i64 = client.query_one(&client.prepare_cached(count).await?, &[agent_no]).await?.get(0);
+    if there >= most {
+        return Err(Error::Conflict(format!("the agent has {there} jobs, and {most} are the most; remove one")));
+    }
     let sql = "INSERT INTO cron_jobs(job_id, agent_no, name, spec, by_agent, origin, origin_session, created_by, anchored_at, slot, due_at) \
                VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11) RETURNING job_no";
     let statement = client.prepare_cached(sql).await?;
@@ -394,8 +399,8 @@ macro_rules! both {
 }
 
 both! {
-    /// Stores a new job.
-    cron_create = create(new: &NewCronJob) -> CronJobRow;
+    /// Stores a new job, if its agent has fewer than `most`.
+    cron_create = create(new: &NewCronJob, most: i64) -> CronJobRow;
     /// Changes a job.
     cron_edit = edit(change: &CronEdit) -> CronJobRow;
     /// Removes a job: what waits of it never runs, what runs is told to stop.

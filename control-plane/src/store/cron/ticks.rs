@@ -177,6 +177,13 @@ pub type Judge<'d> = &'d (dyn Fn(&EndedRun) -> Settle + Send + Sync);
 /// The message that a delivered answer becomes in another conversation: JSON of the `TurnInput`.
 pub type Mirror<'d> = &'d (dyn Fn(&str, &str) -> Vec<u8> + Send + Sync);
 
+/// One of both ticks.
+#[derive(Clone, Copy)]
+enum Tick<'d> {
+    Fire { most: i64, decide: Decide<'d>, compose: Compose<'d> },
+    Settle { most: i32, judge: Judge<'d>, mirror: Mirror<'d>, compose: Compose<'d> },
+}
+
 /// Most turns that a job's session may hold: its runs come one after the other.
 const MOST_TURNS: i64 = 64;
 
@@ -195,7 +202,7 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`]: it was done whole or not at all, and doing it again finds out.
     pub async fn cron_fire(&self, most: i64, decide: Decide<'_>, compose: Compose<'_>) -> Result<CronTick> {
-        self.cron_repeated("cron_fire", async |tx| self.fire(tx, most, decide, compose).await).await
+        self.cron_repeated(Tick::Fire { most, decide, compose }).await
     }
 
     /// Runs whose turns have ended are over and their answers on their way; what takes too long is stopped, and what waited
@@ -210,26 +217,31 @@ impl Store {
         mirror: Mirror<'_>,
         compose: Compose<'_>,
     ) -> Result<CronTick> {
-        self.cron_repeated("cron_settle", async |tx| self.settle(tx, most, judge, mirror, compose).await).await
+        self.cron_repeated(Tick::Settle { most, judge, mirror, compose }).await
     }
 
-    async fn cron_repeated(
-        &self,
-        name: &str,
-        work: impl AsyncFn(&Transaction<'_>) -> Result<CronTick>,
-    ) -> Result<CronTick> {
+    async fn cron_repeated(&self, tick: Tick<'_>) -> Result<CronTick> {
+        let name = match tick {
+            Tick::Fire { .. } => "cron_fire",
+            Tick::Settle { .. } => "cron_settle",
+        };
         self.cron_point(name, "before").await?;
         let mut attempt = 0;
-        let tick = loop {
+        let done = loop {
             let mut client = self.client().await?;
             let once = async {
                 let tx = client.transaction().await?;
-                let tick = work(&tx).await?;
+                let done = match tick {
+                    Tick::Fire { most, decide, compose } => self.fire(&tx, most, decide, compose).await?,
+                    Tick::Settle { most, judge, mirror, compose } => {
+                        self.settle(&tx, most, judge, mirror, compose).await?
+                    }
+                };
                 tx.commit().await?;
-                Ok(tick)
+                Ok(done)
             };
             match tokio::time::timeout(CALL_LIMIT, once).await {
-                Ok(Ok(tick)) => break tick,
+                Ok(Ok(done)) => break done,
                 Ok(Err(error)) => pause_before_repeating(&mut attempt, error).await?,
                 Err(_) => {
                     drop(deadpool_postgres::Object::take(client));
@@ -238,7 +250,7 @@ impl Store {
             }
         };
         self.cron_point(name, "after").await?;
-        Ok(tick)
+        Ok(done)
     }
 
     /// A drill's point.

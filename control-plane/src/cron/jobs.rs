@@ -1,0 +1,270 @@
+//! What owners do with scheduled jobs: make, change, pause, run, remove and look at them.
+//!
+//! Called by the gRPC service, and in its parts ([`judged`]) by the agents' own tool and the document. Always true: a job is stored only when it was judged
+//! whole, at the database's time; whoever is confined to one agent ([`Jobs::of`]) finds no other one's jobs, as if there were none.
+
+use hermes_core::AgentId;
+use hermes_core::cron::{Fault, Job, judge_name};
+use hermes_home::threats::{self, Scope};
+use jiff::Timestamp;
+
+use super::rules::{begins, zone_of};
+use crate::dispatch::Dispatcher;
+use crate::registry::{Registry, Snapshot};
+use crate::store::{self, CronEdit, CronJobRow, CronRunRow, CronTimes, NewCronJob, Store};
+
+/// Jobs of one agent, at most.
+const MOST_JOBS: i64 = 10_000;
+
+/// Why nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The job would be wrong: all that is.
+    #[error("{}", told(.0))]
+    Faults(Vec<Fault>),
+    /// There is no such agent, or job.
+    #[error("{0}")]
+    NotFound(String),
+    /// The store did not do it.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+fn told(faults: &[Fault]) -> String {
+    faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// A name, and a job as somebody wants it.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// What it is to be called; empty: after its prompt, skill or script.
+    pub name: String,
+    /// What it is to be.
+    pub job: Job,
+}
+
+impl Wanted {
+    /// With a name in any case: the first words of the prompt, the first skill or the script (spec e.1).
+    #[must_use]
+    pub fn named(mut self) -> Self {
+        if self.name.is_empty() {
+            let first = [self.job.prompt.as_str()]
+                .into_iter()
+                .chain(self.job.skills.first().map(String::as_str))
+                .chain(self.job.script.as_deref())
+                .map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "))
+                .find(|text| !text.is_empty());
+            let name: String = first.unwrap_or_default().chars().filter(|c| !c.is_control()).take(50).collect();
+            name.trim().clone_into(&mut self.name);
+        }
+        self
+    }
+}
+
+/// Judges a job as a whole: when it runs from `now` on. `anchored_at`: when its schedule was written, where that was before.
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn judged(
+    snapshot: &Snapshot,
+    id: &str,
+    wanted: &Wanted,
+    anchored_at: Option<Timestamp>,
+    now: Timestamp,
+) -> Result<CronTimes, Vec<Fault>> {
+    let Wanted { name, job } = wanted;
+    let mut faults = Vec::new();
+    if let Err(message) = judge_name(name) {
+        faults.push(Fault { field: "name", message });
+    }
+    if let Some(threat) = threats::scan(&job.prompt, Scope::Strict) {
+        let message = format!("it reads like an attack on the agent ({threat}); say it in other words");
+        faults.push(Fault { field: "prompt", message });
+    }
+    let zone = zone_of(snapshot);
+    let anchor = anchored_at.unwrap_or(now);
+    match job.judged(anchor, &zone, hermes_core::config::PLATFORMS) {
+        Ok(schedule) => match schedule.admit(now) {
+            Ok(schedule) if faults.is_empty() => {
+                let slot = schedule.next(now).map(|slot| slot.at).filter(|_| !job.paused);
+                let due_at = slot.map(|slot| begins(id, slot, job.jitter_seconds));
+                return Ok(CronTimes { anchored_at: anchor, slot, due_at });
+            }
+            Ok(_) => {}
+            Err(error) => faults.push(Fault { field: "schedule", message: error.to_string() }),
+        },
+        Err(more) => faults.extend(more),
+    }
+    Err(faults)
+}
+
+/// A job id that nobody has.
+pub fn new_id() -> String {
+    format!("{:012x}", rand::random::<u64>() >> 16)
+}
+
+/// The jobs, as one caller may see them; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Jobs {
+    store: Store,
+    registry: Registry,
+    dispatcher: Dispatcher,
+    only: Option<AgentId>,
+}
+
+impl Jobs {
+    /// Those of all agents.
+    pub fn new(registry: Registry, dispatcher: Dispatcher) -> Self {
+        Self { store: registry.store().clone(), registry, dispatcher, only: None }
+    }
+
+    /// Those of one agent alone.
+    #[must_use]
+    pub fn of(self, agent: AgentId) -> Self {
+        Self { only: Some(agent), ..self }
+    }
+
+    /// Number of an agent that the caller may name; of the caller's own where none is named, and of none where they have none.
+    fn agent_no(&self, agent: Option<&AgentId>) -> Result<Option<i32>, Error> {
+        let unknown =
+            |id: &AgentId| Error::NotFound(format!("there is no agent {id}; `hermesctl agent list` shows them"));
+        let Some(id) = agent.or(self.only.as_ref()) else { return Ok(None) };
+        if self.only.as_ref().is_some_and(|only| only != id) {
+            return Err(unknown(id));
+        }
+        let snapshot = self.registry.current();
+        snapshot.agent(id).map(|agent| Some(agent.no)).ok_or_else(|| unknown(id))
+    }
+
+    /// Makes a job.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing was stored.
+    pub async fn create(&self, agent: &AgentId, wanted: Wanted, by: &str) -> Result<CronJobRow, Error> {
+        // Always there where one is named.
+        let agent_no = self.agent_no(Some(agent))?.unwrap_or_default();
+        let (id, wanted, now) = (new_id(), wanted.named(), self.store.cron_now().await?);
+        let times = judged(&self.registry.current(), &id, &wanted, None, now).map_err(Error::Faults)?;
+        let new = NewCronJob {
+            agent_no,
+            id,
+            name: wanted.name,
+            job: wanted.job,
+            by_agent: false,
+            origin: None,
+            by: by.to_owned(),
+            times,
+        };
+        let row = self.store.cron_create(&new, MOST_JOBS).await?;
+        self.dispatcher.jobs_changed();
+        Ok(row)
+    }
+
+    /// The job with that id or name; of the agent, where one is named.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Store`].
+    pub async fn find(&self, agent: Option<&AgentId>, reference: &str) -> Result<CronJobRow, Error> {
+        Ok(self.store.cron_find(self.agent_no(agent)?, reference).await?)
+    }
+
+    /// Changes a job. `version`: what the caller saw, where they say so. A schedule that stays the same stays as it was written.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing was changed.
+    pub async fn edit(
+        &self,
+        agent: Option<&AgentId>,
+        reference: &str,
+        version: Option<i64>,
+        edit: impl FnOnce(&mut Wanted) -> Result<(), Vec<Fault>>,
+    ) -> Result<CronJobRow, Error> {
+        let found = self.find(agent, reference).await?;
+        let now = self.store.cron_now().await?;
+        let change = changed(&self.registry.current(), found, version, now, edit)?;
+        let row = self.store.cron_edit(&change).await?;
+        self.dispatcher.jobs_changed();
+        Ok(row)
+    }
+
+    /// Removes a job.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn remove(&self, agent: Option<&AgentId>, reference: &str) -> Result<CronJobRow, Error> {
+        let found = self.find(agent, reference).await?;
+        self.store.cron_remove(found.no).await?;
+        self.dispatcher.jobs_changed();
+        Ok(found)
+    }
+
+    /// Wants a run of a job now; for which slot that counts.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn run(&self, agent: Option<&AgentId>, reference: &str) -> Result<(CronJobRow, Timestamp), Error> {
+        let found = self.find(agent, reference).await?;
+        let slot = self.store.cron_run_now(found.no).await?;
+        self.dispatcher.jobs_changed();
+        Ok((found, slot))
+    }
+
+    /// Jobs by number, behind the one with number `after`.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn list(&self, agent: Option<&AgentId>, after: i64, limit: i64) -> Result<Vec<CronJobRow>, Error> {
+        Ok(self.store.cron_list(self.agent_no(agent)?, after, limit).await?)
+    }
+
+    /// Runs of a job, the newest first, for slots before `before`.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn runs(
+        &self,
+        agent: Option<&AgentId>,
+        reference: &str,
+        before: Option<Timestamp>,
+        limit: i64,
+    ) -> Result<(CronJobRow, Vec<CronRunRow>), Error> {
+        let found = self.find(agent, reference).await?;
+        let runs = self.store.cron_runs(found.no, before, limit).await?;
+        Ok((found, runs))
+    }
+}
+
+/// The change that an edit of a stored job comes to.
+///
+/// # Errors
+/// [`Error`].
+pub fn changed(
+    snapshot: &Snapshot,
+    row: CronJobRow,
+    version: Option<i64>,
+    now: Timestamp,
+    edit: impl FnOnce(&mut Wanted) -> Result<(), Vec<Fault>>,
+) -> Result<CronEdit, Error> {
+    if row.removed_at.is_some() {
+        return Err(Error::NotFound(format!("the job \"{}\" was removed; only its runs can be looked at", row.name)));
+    }
+    let Some(before) = row.job else {
+        let newer = "a newer control plane wrote this job; change it there".to_owned();
+        return Err(Error::Store(store::Error::Conflict(newer)));
+    };
+    let mut wanted = Wanted { name: row.name, job: before.clone() };
+    edit(&mut wanted).map_err(Error::Faults)?;
+    let same = (&before.schedule, &before.timezone) == (&wanted.job.schedule, &wanted.job.timezone);
+    let anchor = same.then_some(row.anchored_at);
+    let times = judged(snapshot, &row.id, &wanted, anchor, now).map_err(Error::Faults)?;
+    // What is paused and goes on, or has a new schedule, counts its slots anew once it had run as often as it should.
+    let recount = !same || before.repeat != wanted.job.repeat || row.stopped.is_some();
+    Ok(CronEdit {
+        no: row.no,
+        version: version.unwrap_or(row.version),
+        name: wanted.name,
+        job: wanted.job,
+        times,
+        recount,
+    })
+}
