@@ -67,7 +67,7 @@ RETURNS TABLE (o_lane bigint, o_pos bigint, o_session bigint, o_seq bigint, o_at
 LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE due bigint[]; gone bigint[];
 BEGIN
-  due := ARRAY(SELECT o.lane_id FROM outbox o WHERE o.head AND o.state = 3 AND o.next_at <= clock_timestamp() ORDER BY o.next_at LIMIT p_n);
+  due := ARRAY(SELECT o.lane_id FROM outbox o WHERE o.head AND o.state = 3 AND o.next_at <= (SELECT clock_timestamp()) ORDER BY o.next_at LIMIT p_n);
   gone := ARRAY(WITH RECURSIVE w AS (
       (SELECT o.owner FROM outbox o WHERE o.head AND o.state = 1 ORDER BY o.owner LIMIT 1)
       UNION ALL

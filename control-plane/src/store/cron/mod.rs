@@ -13,7 +13,9 @@ use tokio_postgres::types::{Json, ToSql};
 
 use super::{CallScope, Error, LaneKey, Result, SessionId, Store, TurnId};
 
-pub use ticks::{Begin, Compose, CronTick, Decide, DueJob, EndedRun, Fired, Firing, Judge, Mirror, Settle, WaitingRun};
+pub use ticks::{
+    Begin, CRON_DUE, Compose, CronTick, Decide, DueJob, EndedRun, Fired, Firing, Judge, Mirror, Settle, WaitingRun,
+};
 
 /// Why the jobs of an agent that was removed run no more.
 pub(super) const AGENT_REMOVED: &str = "its agent was removed";

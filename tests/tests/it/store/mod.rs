@@ -11,6 +11,7 @@ mod budgets;
 mod busy;
 mod calls;
 mod commands;
+mod cron;
 mod db;
 mod deliveries;
 mod homes;
@@ -102,6 +103,23 @@ drills! {
         what_was_taken_in_is_not_cancelled_with_its_agent,
         a_full_session_keeps_the_first_come_and_nothing_of_the_rest,
         the_backlog_counts_turns_that_wait,
+    }
+    cron::{
+        a_due_slot_is_one_run_and_one_turn,
+        a_slot_that_somebody_fires_is_passed_over_by_others,
+        a_replica_that_dies_while_it_fires_leaves_a_slot_whole_or_not_at_all,
+        a_run_that_has_ended_is_settled_once_with_what_it_delivers,
+        runs_of_a_job_come_one_after_the_other,
+        a_job_may_go_on_with_one_conversation,
+        a_run_that_is_replaced_or_takes_too_long_is_stopped,
+        a_job_that_its_agent_made_reaches_what_the_agent_reaches,
+        an_answer_becomes_part_of_the_conversation_when_nothing_runs_there,
+        jobs_are_changed_by_whoever_saw_them_last,
+        a_removed_job_ends_what_runs_and_keeps_its_history,
+        jobs_of_a_removed_agent_stop_and_say_so,
+        a_job_is_told_what_others_of_its_agent_said_last,
+        old_runs_go_and_the_last_answer_stays,
+        looking_for_due_jobs_does_not_grow_with_jobs,
     }
     commands::{
         a_command_that_comes_twice_acts_and_answers_once,

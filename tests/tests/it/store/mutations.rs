@@ -24,6 +24,86 @@ const DEDUPE: &str = "b.dedupe_key IS NOT NULL OR row_number() OVER (PARTITION B
 
 const MUTATIONS: &[Mutation] = &[
     Mutation {
+        name: "a slot may have two runs",
+        edits: &[("  PRIMARY KEY (job_no, slot));", "  UNIQUE (job_no, slot, at));")],
+        caught_by: &["a_due_slot_is_one_run_and_one_turn"],
+    },
+    Mutation {
+        name: "the next slot is not noted",
+        edits: &[("UPDATE cron_jobs j SET slot = i.next, due_at = i.due,", "UPDATE cron_jobs j SET")],
+        caught_by: &["a_due_slot_is_one_run_and_one_turn"],
+    },
+    Mutation {
+        name: "two runs of a job go on at once",
+        edits: &[("AND NOT EXISTS (SELECT 1 FROM cron_runs b WHERE b.job_no = j.job_no AND b.state = 1) ORDER", "ORDER")],
+        caught_by: &["runs_of_a_job_come_one_after_the_other"],
+    },
+    Mutation {
+        name: "a run that is over does not move on",
+        edits: &[("UPDATE cron_runs c SET state = p_state, reason", "UPDATE cron_runs c SET reason")],
+        caught_by: &["a_run_that_has_ended_is_settled_once_with_what_it_delivers"],
+    },
+    Mutation {
+        name: "whoever settles a job does not hold it",
+        edits: &[("LIMIT p_n FOR UPDATE SKIP LOCKED\n$$;\n\n-- Of locked jobs the runs that have a turn", "LIMIT p_n\n$$;\n\n-- Of")],
+        caught_by: &["a_run_that_has_ended_is_settled_once_with_what_it_delivers"],
+    },
+    Mutation {
+        name: "an answer is not delivered with the end of its run",
+        edits: &[("pos[i] := enqueue(p_lane[i], r.session_id, r.seq, p_body[i]);", "pos[i] := 0;")],
+        caught_by: &["a_run_that_has_ended_is_settled_once_with_what_it_delivers"],
+    },
+    Mutation {
+        name: "an agent's own job reaches every chat",
+        edits: &[("IF lane IS NOT NULL OR p_by_agent THEN", "IF lane IS NOT NULL THEN")],
+        caught_by: &["a_job_that_its_agent_made_reaches_what_the_agent_reaches"],
+    },
+    Mutation {
+        name: "what other agents hear counts",
+        edits: &[("OR c.lane_id IS NOT NULL OR EXISTS (SELECT 1 FROM home_channels h WHERE h.agent_no = p_agent AND h.lane_id = l.lane_id))\n   ORDER BY l.lane_id = p_origin", "OR true)\n   ORDER BY l.lane_id = p_origin")],
+        caught_by: &["a_job_that_its_agent_made_reaches_what_the_agent_reaches"],
+    },
+    Mutation {
+        name: "what is to end goes on",
+        edits: &[("PERFORM stop_head(r.session_id, r.seq, NULL);", "")],
+        caught_by: &["a_run_that_is_replaced_or_takes_too_long_is_stopped", "a_removed_job_ends_what_runs_and_keeps_its_history"],
+    },
+    Mutation {
+        name: "what waits of a removed job runs",
+        edits: &[("IF NOT p_late THEN\n    UPDATE cron_runs", "IF false THEN\n    UPDATE cron_runs")],
+        caught_by: &["a_removed_job_ends_what_runs_and_keeps_its_history"],
+    },
+    Mutation {
+        name: "an answer falls into a turn",
+        edits: &[("IF r.state <> 0 OR r.ended_at IS NOT NULL THEN RETURN false", "IF r.ended_at IS NOT NULL THEN RETURN false")],
+        caught_by: &["an_answer_becomes_part_of_the_conversation_when_nothing_runs_there"],
+    },
+    Mutation {
+        name: "other agents' answers are told",
+        edits: &[("WHERE k.agent_no = j.agent_no AND k.removed_at", "WHERE k.removed_at")],
+        caught_by: &["a_job_is_told_what_others_of_its_agent_said_last"],
+    },
+    Mutation {
+        name: "that a job stops is said again and again",
+        edits: &[("AND j.removed_at IS NULL AND j.stopped IS NULL RETURNING", "AND j.removed_at IS NULL RETURNING")],
+        caught_by: &["jobs_of_a_removed_agent_stop_and_say_so"],
+    },
+    Mutation {
+        name: "the last answer goes, too",
+        edits: &[("(EXISTS (SELECT 1 FROM cron_runs m WHERE m.job_no = c.job_no AND m.slot > c.slot AND m.state = 2)", "(true")],
+        caught_by: &["old_runs_go_and_the_last_answer_stays"],
+    },
+    Mutation {
+        name: "each run goes on with the last one's conversation",
+        edits: &[("AND (i.fresh OR k.session_id IS NULL)", "AND k.session_id IS NULL")],
+        caught_by: &["runs_of_a_job_come_one_after_the_other"],
+    },
+    Mutation {
+        name: "the job's model is not its session's",
+        edits: &[("UPDATE sessions s SET model = r.model WHERE", "UPDATE sessions s SET model = NULL WHERE")],
+        caught_by: &["a_job_may_go_on_with_one_conversation"],
+    },
+    Mutation {
         name: "a version of a document is not kept",
         edits: &[(
             "INSERT INTO home_revisions(agent_no, path, version, deleted, sha256, body, written_by)
@@ -399,7 +479,7 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "a claim reads all that is due",
-        edits: &[("clock_timestamp() ORDER BY o.next_at LIMIT p_n)", "clock_timestamp() ORDER BY o.next_at)")],
+        edits: &[("(SELECT clock_timestamp()) ORDER BY o.next_at LIMIT p_n)", "(SELECT clock_timestamp()) ORDER BY o.next_at)")],
         caught_by: &["a_backlog_costs_a_claim_no_more_than_it_takes"],
     },
     Mutation {
