@@ -8,7 +8,7 @@ use hermes_core::cron::{Fault, Job, judge_name};
 use hermes_home::threats::{self, Scope};
 use jiff::Timestamp;
 
-use super::rules::{begins, zone_of};
+use super::rules::begins;
 use crate::dispatch::Dispatcher;
 use crate::registry::{Registry, Snapshot};
 use crate::store::{self, CronEdit, CronJobRow, CronRunRow, CronTimes, NewCronJob, Store};
@@ -81,9 +81,8 @@ pub fn judged(
         let message = format!("it reads like an attack on the agent ({threat}); say it in other words");
         faults.push(Fault { field: "prompt", message });
     }
-    let zone = zone_of(snapshot);
     let anchor = anchored_at.unwrap_or(now);
-    match job.judged(anchor, &zone, hermes_core::config::PLATFORMS) {
+    match job.judged(anchor, &snapshot.zone, hermes_core::config::PLATFORMS) {
         Ok(schedule) => match schedule.admit(now) {
             Ok(schedule) if faults.is_empty() => {
                 let slot = schedule.next(now).map(|slot| slot.at).filter(|_| !job.paused);

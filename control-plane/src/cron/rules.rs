@@ -11,7 +11,6 @@ use hermes_core::cron::{
 use hermes_core::session_key::{Isolation, namespace, no_aliases, session_key};
 use hermes_core::turn::{CronInput, TurnInput};
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 
 use crate::registry::Snapshot;
 use crate::store::{Begin, CronRunState, DueJob, EndedRun, Fired, Firing, LaneKey, Settle, WaitingRun};
@@ -29,15 +28,7 @@ const DONE: &str = "it has run as often as it should";
 const OVER: &str = "its time is over";
 
 /// The rules under one snapshot of the document.
-pub(super) struct Rules {
-    snapshot: Arc<Snapshot>,
-    zone: TimeZone,
-}
-
-/// The document's zone.
-pub(super) fn zone_of(snapshot: &Snapshot) -> TimeZone {
-    TimeZone::get(&snapshot.document.timezone).unwrap_or(TimeZone::UTC)
-}
+pub(super) struct Rules(Arc<Snapshot>);
 
 /// When a slot begins.
 pub(super) fn begins(job: &str, slot: Timestamp, spread_seconds: u32) -> Timestamp {
@@ -46,14 +37,14 @@ pub(super) fn begins(job: &str, slot: Timestamp, spread_seconds: u32) -> Timesta
 
 impl Rules {
     pub(super) fn of(snapshot: Arc<Snapshot>) -> Self {
-        Self { zone: zone_of(&snapshot), snapshot }
+        Self(snapshot)
     }
 
     /// What becomes of the slots of a job that came due.
     pub(super) fn decide(&self, due: &DueJob) -> Firing {
         let DueJob { job, slot, now, .. } = due;
         let stopped = |reason: String| Firing { runs: Vec::new(), next: None, stopped: Some(reason), replaces: None };
-        let schedule = match job.schedule(due.anchored_at, &self.zone) {
+        let schedule = match job.schedule(due.anchored_at, &self.0.zone) {
             Ok(schedule) => schedule,
             Err(error) => return stopped(format!("its schedule cannot be read any more: {error}")),
         };
@@ -102,8 +93,8 @@ impl Rules {
 
     /// How a run begins.
     pub(super) fn begin(&self, run: &WaitingRun) -> Begin {
-        let limit = run.job.timeout_seconds.map_or(self.snapshot.document.limits.turn_seconds, u64::from);
-        let agent = self.snapshot.by_no(run.agent_no).filter(|_| !run.is_removed);
+        let limit = run.job.timeout_seconds.map_or(self.0.document.limits.turn_seconds, u64::from);
+        let agent = self.0.by_no(run.agent_no).filter(|_| !run.is_removed);
         let id = agent.map_or_else(|| run.agent_no.to_string(), |agent| agent.id.to_string());
         let source = Source {
             platform: PLATFORM.to_owned(),
@@ -181,7 +172,7 @@ impl Rules {
     fn lane(&self, place: &Place) -> LaneKey {
         let platform = place.platform.to_lowercase();
         let account = {
-            let mut accounts = self.snapshot.document.platforms.ids(&platform);
+            let mut accounts = self.0.document.platforms.ids(&platform);
             accounts.next().filter(|_| accounts.next().is_none()).unwrap_or_default().to_owned()
         };
         LaneKey {
@@ -238,10 +229,11 @@ fn input(run: &WaitingRun, source: Source) -> TurnInput {
 /// What such a run is, and what the jobs that it builds upon came to.
 fn before(run: &WaitingRun) -> String {
     let mut text = format!(
-        "[This is a run of the scheduled job \"{}\". Nobody is here: nobody can answer a question or allow anything. Your last answer is sent by \
+        "[This is a run of the scheduled job \"{}\", for {}. Nobody is here: nobody can answer a question or allow anything. Your last answer is sent by \
          itself to whoever is to see it, so do not send it yourself. If there is nothing worth telling, answer with exactly [SILENT] and \
          nothing else.]",
-        run.name.escape_debug()
+        run.name.escape_debug(),
+        run.slot
     );
     for (name, said) in &run.said {
         let name = name.escape_debug();
@@ -264,4 +256,166 @@ fn before(run: &WaitingRun) -> String {
 pub(super) fn mirrored(name: &str, said: &str) -> Vec<u8> {
     let input = TurnInput { text: format!("[Cron delivery: {name}]\n{said}"), ..TurnInput::default() };
     serde_json::to_vec(&input).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use hermes_core::cron::Job;
+
+    use super::*;
+    use crate::store::{SessionId, TurnId};
+
+    fn rules() -> Rules {
+        Rules::of(Arc::default())
+    }
+
+    fn at(text: &str) -> Timestamp {
+        format!("2027-01-31T{text}Z").parse().unwrap()
+    }
+
+    fn job(more: &str) -> Job {
+        serde_json::from_str(&format!(r#"{{"schedule":"*/5 * * * *","prompt":"look"{more}}}"#)).unwrap()
+    }
+
+    fn due(more: &str, now: &str) -> DueJob {
+        DueJob {
+            no: 1,
+            id: "0123456789ab".to_owned(),
+            job: job(more),
+            anchored_at: at("09:00:00"),
+            slot: at("10:00:00"),
+            fired: 0,
+            waiting: 0,
+            is_running: false,
+            now: at(now),
+        }
+    }
+
+    /// `minute state` of each row, the next slot, why it stops.
+    fn decided(due: &DueJob) -> (String, Option<String>, Option<String>) {
+        let firing = rules().decide(due);
+        let row = |run: &Fired| format!("{} {}", run.slot.strftime("%M"), run.state.as_str());
+        let rows: Vec<String> = firing.runs.iter().map(row).collect();
+        (rows.join(", "), firing.next.map(|(slot, _)| slot.strftime("%M").to_string()), firing.stopped)
+    }
+
+    #[test]
+    fn a_slot_runs_unless_an_earlier_one_goes_on() {
+        let next = Some("05".to_owned());
+        assert_eq!(decided(&due("", "10:00:00")), ("00 waiting".to_owned(), next.clone(), None));
+        let busy = |more| DueJob { is_running: true, ..due(more, "10:00:00") };
+        assert_eq!(decided(&busy("")), ("00 skipped".to_owned(), next.clone(), None));
+        assert_eq!(decided(&busy(r#","overlap":"queue""#)), ("00 waiting".to_owned(), next.clone(), None));
+        assert_eq!(rules().decide(&busy(r#","overlap":"queue""#)).replaces, None);
+        let cancelled = rules().decide(&busy(r#","overlap":"cancel""#));
+        assert_eq!((cancelled.runs[0].state, cancelled.replaces.is_some()), (CronRunState::Waiting, true));
+        assert_eq!(rules().decide(&due(r#","overlap":"cancel""#, "10:00:00")).replaces, None);
+        let full = DueJob { waiting: MOST_WAITING, ..busy(r#","overlap":"queue""#) };
+        assert_eq!(decided(&full), ("00 skipped".to_owned(), next, None));
+    }
+
+    #[test]
+    fn what_was_missed_is_one_row_and_what_is_made_up_for_ignores_overlap() {
+        let late = |more| decided(&due(more, "10:11:00"));
+        let next = Some("15".to_owned());
+        assert_eq!(late(r#","missed":"skip""#).0, "00 missed, 10 waiting");
+        assert_eq!(late(""), ("00 missed, 10 waiting".to_owned(), next.clone(), None));
+        assert_eq!(rules().decide(&due("", "10:11:00")).runs[0].slots, 2);
+        let all = DueJob { is_running: true, ..due(r#","missed":"all""#, "10:11:00") };
+        assert_eq!(decided(&all), ("00 waiting, 05 waiting, 10 waiting".to_owned(), next, None));
+    }
+
+    #[test]
+    fn a_job_ends_when_it_has_run_as_often_as_it_should() {
+        let counted = |fired, more| decided(&DueJob { fired, ..due(more, "10:00:00") });
+        assert_eq!(counted(0, r#","repeat":2"#).2, None);
+        assert_eq!(counted(1, r#","repeat":2"#), ("00 waiting".to_owned(), None, Some(DONE.to_owned())));
+        let all = DueJob { fired: 1, ..due(r#","repeat":3,"missed":"all""#, "10:11:00") };
+        assert_eq!(decided(&all), ("00 waiting, 05 waiting".to_owned(), None, Some(DONE.to_owned())));
+        let once = |now, missed: &str| {
+            let job = Job { schedule: "2027-01-31T10:00".to_owned(), missed: missed.parse().unwrap(), ..job("") };
+            decided(&DueJob { job, ..due("", now) })
+        };
+        assert_eq!(once("10:00:00", "skip"), ("00 waiting".to_owned(), None, Some(DONE.to_owned())));
+        assert_eq!(once("11:00:00", "skip"), ("00 missed".to_owned(), None, Some(OVER.to_owned())));
+    }
+
+    fn run(more: &str, ended: i16, said: &str) -> EndedRun {
+        EndedRun {
+            no: 1,
+            slot: at("10:00:00"),
+            id: "0123456789ab".to_owned(),
+            name: "news".to_owned(),
+            job: job(more),
+            agent_no: 1,
+            turn: TurnId { session: SessionId(1), seq: 1 },
+            ended,
+            said: said.to_owned(),
+            is_late: false,
+            reason: None,
+            failures: 0,
+            told: false,
+            origin: None,
+            homes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_a_run_says_is_delivered_wrapped_and_silence_is_not() {
+        let chat = r#","deliver":"telegram:7:42""#;
+        let said = rules().settle(&run(chat, 2, "hello"));
+        assert_eq!((said.state, said.failed, said.deliver.len()), (CronRunState::Ran, Some(false), 1));
+        let (lane, text) = &said.deliver[0];
+        assert_eq!((lane.chat_id.as_str(), lane.thread_id.as_str(), lane.account.as_str()), ("7", "42", ""));
+        assert!(text.contains("news") && text.contains("hello") && text.contains("0123456789ab"), "{text}");
+        let bare = rules().settle(&run(&format!(r#"{chat},"bare":true"#), 2, "hello"));
+        assert_eq!(bare.deliver[0].1, "hello");
+        for silent in ["[SILENT]", "done\nNO_REPLY", "*(silence)*"] {
+            let settled = rules().settle(&run(chat, 2, silent));
+            assert!(settled.state == CronRunState::Ran && settled.deliver.is_empty(), "{silent}");
+        }
+        let nowhere = rules().settle(&run(r#","deliver":"telegram""#, 2, "hello"));
+        assert!(nowhere.undelivered.is_some() && nowhere.notice.is_some() && nowhere.deliver.is_empty());
+        assert_eq!(rules().settle(&run("", 2, "kept here")).undelivered, None);
+    }
+
+    #[test]
+    fn failures_are_told_ever_more_rarely() {
+        let chat = r#","deliver":"telegram:7""#;
+        let failed = |failures, ended| rules().settle(&EndedRun { failures, ..run(chat, ended, "no key\nmore") });
+        let first = failed(0, 3);
+        assert_eq!(
+            (first.state, first.failed, first.reason.as_deref()),
+            (CronRunState::Failed, Some(true), Some("no key"))
+        );
+        assert_eq!(first.deliver[0].1, "⚠️ Cron 'news' failed: no key");
+        assert!(failed(2, 3).deliver.is_empty() && failed(2, 3).failed == Some(true));
+        assert!(failed(3, 4).deliver[0].1.contains("4 times in a row"), "{:?}", failed(3, 4).deliver);
+        assert_eq!(rules().settle(&run(chat, 2, " ")).state, CronRunState::Failed);
+        let late = rules().settle(&EndedRun { is_late: true, ..run(chat, 5, "") });
+        assert_eq!(
+            (late.state, late.deliver[0].1.as_str()),
+            (CronRunState::Failed, "⚠️ Cron 'news' failed: timed out")
+        );
+        let stopped = rules().settle(&run(chat, 5, "Stopped."));
+        assert_eq!((stopped.state, stopped.failed, stopped.deliver.len()), (CronRunState::Cancelled, None, 0));
+    }
+
+    #[test]
+    fn a_run_is_told_what_it_is_and_what_others_said() {
+        let run = WaitingRun {
+            no: 1,
+            slot: at("10:00:00"),
+            id: "0123456789ab".to_owned(),
+            name: "news".to_owned(),
+            job: job(""),
+            agent_no: 1,
+            is_removed: false,
+            said: vec![("a".to_owned(), Some(b"x".repeat(9000))), ("b".to_owned(), None)],
+        };
+        let text = before(&run);
+        assert!(text.starts_with("[This is a run of the scheduled job \"news\", for 2027-01-31T10:00:00Z. "), "{text}");
+        assert!(text.contains("The job \"b\" has no answer yet") && text.len() < 10_000, "{text}");
+        assert!(rules().begin(&run).payload.is_err_and(|why| why.contains("removed")), "there is no such agent");
+    }
 }

@@ -1,9 +1,10 @@
-//! What a plane costs that has nothing to do: queries a second and CPU, with many workers connected.
+//! What a plane costs that has nothing to do: queries a second and CPU, with many workers connected, and with many scheduled jobs.
 //!
 //! Called by `main` for the subcommand. It owns the workers: real `hermes-worker` processes of the agent `main`, which
 //! join with a token as on another machine, each with a home of its own. Always true: nothing is measured before all of
 //! them are registered and had time to settle; none of them runs afterwards. Queries are Postgres' own count of
-//! transactions of that database; our statements are one transaction each.
+//! transactions of that database; our statements are one transaction each. Jobs are rows, made at once; how late their slots begin is what their
+//! history says by the database's own clock.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -49,6 +50,12 @@ pub(crate) struct Args {
     /// How long everything rests before that.
     #[arg(long, default_value = "10", value_parser = crate::seconds)]
     warm_up: Duration,
+    /// Scheduled jobs, due in a year.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    jobs: u32,
+    /// One of the jobs is due each second instead.
+    #[arg(long, requires = "jobs")]
+    due: bool,
     /// How the figures are printed.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -75,6 +82,13 @@ struct Figures {
     /// All workers together; not in `cpu_percent`.
     workers_cpu_percent: f64,
     control_plane_rss_mb: Option<f64>,
+    /// Scheduled jobs.
+    jobs: u32,
+    /// Slots that came, and how late their turns were accepted, milliseconds: the median, the 99th of a hundred, the latest.
+    slots: i64,
+    late_p50_ms: Option<f64>,
+    late_p99_ms: Option<f64>,
+    late_most_ms: Option<f64>,
 }
 
 /// Measures and prints.
@@ -120,6 +134,7 @@ async fn measure(args: &Args, binaries: &Path, plane: &mut Plane, workers: &mut 
     // A lost connection shows as an error of the next statement.
     let mut connections = JoinSet::new();
     connections.spawn(connection);
+    add_jobs(&database, args).await?;
     plane.meanwhile(sleep(args.warm_up)).await?;
     let (began, before, usage, cpu) = (Instant::now(), transactions(&database).await?, plane.usage()?, workers.cpu());
     plane.meanwhile(sleep(args.seconds)).await?;
@@ -127,6 +142,11 @@ async fn measure(args: &Args, binaries: &Path, plane: &mut Plane, workers: &mut 
         (began.elapsed().as_secs_f64(), transactions(&database).await?, plane.usage()?, workers.cpu());
     let connected = operator.status().await?.workers;
     anyhow::ensure!(connected == all, "{connected} of {all} workers are connected at the end");
+    let late = "SELECT count(*), percentile_cont('{0.5,0.99,1}'::float8[]) WITHIN GROUP (ORDER BY extract(epoch FROM at - slot) * 1000) FROM hermes.cron_runs";
+    let late = database.query_one(late, &[]).await.context("read how late jobs were")?;
+    let (slots, late): (i64, Option<Vec<f64>>) = (late.try_get(0)?, late.try_get(1)?);
+    let late = |place: usize| late.as_ref().and_then(|late| late.get(place)).map(|ms| rounded(*ms));
+    let (late_p50_ms, late_p99_ms, late_most_ms) = (late(0), late(1), late(2));
     drop(database);
     connections.join_all().await;
 
@@ -143,7 +163,24 @@ async fn measure(args: &Args, binaries: &Path, plane: &mut Plane, workers: &mut 
         postgres_cpu_percent: percent(used.postgres),
         workers_cpu_percent: percent(used.workers + cpu_after - cpu),
         control_plane_rss_mb: end.largest_mb(Role::ControlPlane),
+        jobs: args.jobs,
+        slots,
+        late_p50_ms,
+        late_p99_ms,
+        late_most_ms,
     })
+}
+
+/// The jobs, of `main`: due in a year, or one a second from now on.
+async fn add_jobs(database: &tokio_postgres::Client, args: &Args) -> anyhow::Result<()> {
+    let sql = "INSERT INTO hermes.cron_jobs(job_id, agent_no, name, spec, created_by, slot, due_at)
+          SELECT lpad(to_hex(n), 12, '0'), agent_no, 'job ' || n, '{\"schedule\":\"0 0 1 1 *\",\"prompt\":\"say something\"}', 'hermes-bench', at, at
+            FROM generate_series(1, $1::int) n, hermes.agents,
+                 LATERAL (SELECT date_trunc('second', now()) + n * interval '1 second' + CASE WHEN $2 THEN '2 seconds' ELSE '1 year' END::interval AS at) x
+           WHERE agent_id = 'main'";
+    let jobs = i32::try_from(args.jobs).context("count the jobs")?;
+    database.execute(sql, &[&jobs, &args.due]).await.context("make the jobs")?;
+    database.batch_execute("ANALYZE hermes.cron_jobs").await.context("count the jobs")
 }
 
 async fn transactions(database: &tokio_postgres::Client) -> anyhow::Result<i64> {
@@ -170,6 +207,12 @@ impl Figures {
         let _ = writeln!(text, "{} workers connected, {} s", self.workers, self.seconds);
         for (name, value) in rows {
             let _ = writeln!(text, "{name:<48} {value:>8.2}");
+        }
+        let _ = writeln!(text, "{} jobs, {} slots", self.jobs, self.slots);
+        for (name, value) in [("p50", self.late_p50_ms), ("p99", self.late_p99_ms), ("the latest", self.late_most_ms)] {
+            if let Some(ms) = value {
+                let _ = writeln!(text, "{:<48} {ms:>8.2}", format!("late, ms, {name}"));
+            }
         }
         text
     }

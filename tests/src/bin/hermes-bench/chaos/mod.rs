@@ -6,6 +6,7 @@
 //! nothing that was started is left.
 
 mod checker;
+mod cron;
 mod faults;
 mod inject;
 mod model;
@@ -53,6 +54,8 @@ pub(crate) enum Command {
     Outage(Common),
     /// One agent's worker keeps dying, a second agent has a long queue: a third one's answers are hardly slower.
     Neighbour(NeighbourArgs),
+    /// Many jobs on the same second while replicas and Postgres keep dying: each slot is answered once.
+    Cron(cron::CronArgs),
 }
 
 /// What every kind takes.
@@ -155,6 +158,7 @@ pub(crate) async fn run(command: &Command) -> anyhow::Result<()> {
         }
         Command::Chaos(ChaosArgs { common, .. }) | Command::Neighbour(NeighbourArgs { common, .. }) => common,
         Command::Rolling(common) | Command::Outage(common) => common,
+        Command::Cron(args) => &args.common,
     };
     let plan = common.plan()?;
     writeln!(std::io::stderr(), "seed {}", plan.seed).context("write to stderr")?;
@@ -167,6 +171,7 @@ pub(crate) async fn run(command: &Command) -> anyhow::Result<()> {
             Command::Rolling(_) => rolling::run(common, &plan).await,
             Command::Outage(_) => outage::run(common, &plan).await,
             Command::Neighbour(args) => neighbour::run(args, &plan).await,
+            Command::Cron(args) => cron::run(args, &plan).await,
         }
     };
     // What is dropped here takes its processes along.

@@ -167,7 +167,31 @@ fn text_of(content: &Value) -> String {
     }
 }
 
+/// What every run of a scheduled job is told, before its name.
+const SCHEDULED: &str = "This is a run of the scheduled job \"";
+
+/// Job and slot that a run's message is about, as the control plane says it.
+fn scheduled(body: &[u8]) -> Option<(String, String)> {
+    let request: Value = serde_json::from_slice(body).ok()?;
+    let messages = request["messages"].as_array()?;
+    let last = messages.iter().rfind(|message| message["role"] == "user")?;
+    let text = text_of(&last["content"]);
+    let (job, rest) = text.split_once(SCHEDULED)?.1.split_once("\", for ")?;
+    let (slot, _) = rest.split_once(". ")?;
+    Some((job.to_owned(), slot.to_owned()))
+}
+
+/// Job and slot that an answer to such a message names.
+pub(crate) fn named_slot(text: &str) -> Option<(&str, &str)> {
+    text.split_once('{')?.1.split_once('}')?.0.split_once(" @ ")
+}
+
 async fn complete(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    if let Some((job, slot)) = scheduled(&body) {
+        let said = frame(&json!({"role": "assistant", "content": format!("{{{job} @ {slot}}}")}), None);
+        let body = [said, frame(&json!({}), Some("stop")), "data: [DONE]\n\n".to_owned()].concat();
+        return ([(CONTENT_TYPE, "text/event-stream")], body).into_response();
+    }
     let Some(turn) = Turn::read(&body) else {
         return (StatusCode::BAD_REQUEST, "no message of this run").into_response();
     };
@@ -278,6 +302,15 @@ mod tests {
             most = most.max(made.len());
         }
         assert_eq!(most, 3);
+    }
+
+    #[test]
+    fn a_run_of_a_job_is_answered_with_its_slot() {
+        let text =
+            "[This is a run of the scheduled job \"job-7\", for 2027-01-31T09:00:00Z. Nobody is here.]\n\nsay it";
+        let body = json!({"messages": [{"role": "user", "content": text}]}).to_string();
+        let (job, slot) = scheduled(body.as_bytes()).unwrap();
+        assert_eq!(named_slot(&format!("{{{job} @ {slot}}}")), Some(("job-7", "2027-01-31T09:00:00Z")));
     }
 
     #[test]

@@ -262,6 +262,15 @@ impl World {
         serde_json::from_slice(&output.stdout).context("read hermesctl's answer")
     }
 
+    /// [`World::ask`] of any replica that is ready.
+    ///
+    /// # Errors
+    /// When hermesctl fails.
+    pub(crate) async fn command(&self, plan: &Plan, args: &[&str]) -> anyhow::Result<Value> {
+        let replica = self.addresses("grpc").into_iter().flatten().next().context("no replica is ready")?;
+        self.ask(plan, replica, args).await
+    }
+
     /// Where each replica listens for `name`; `None` for one that is not ready.
     pub(crate) fn addresses(&self, name: &str) -> Vec<Option<SocketAddr>> {
         self.replicas.iter().map(|replica| address(&replica.process, name)).collect()
