@@ -1,10 +1,16 @@
 -- Questions whether a call may be made, and their answers.
 
--- Puts a question to the person, from now on. Its session is locked. The text is p_before, the question's number and p_behind.
-CREATE FUNCTION approval_put(p_id bigint, p_timeout_ms bigint, p_before text, p_behind text) RETURNS approvals
+-- Puts a question to the person, from now on; without p_attended there is none, and it is denied. Its session is locked. The text is p_before,
+-- the question's number and p_behind.
+CREATE FUNCTION approval_put(p_id bigint, p_timeout_ms bigint, p_before text, p_behind text, p_attended boolean) RETURNS approvals
 LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE a approvals;
 BEGIN
+  IF NOT p_attended THEN
+    UPDATE approvals SET state = 2, judge_until = NULL, answered_at = clock_timestamp(), answered_by = 'nobody' WHERE approval_id = p_id
+      RETURNING * INTO a;
+    RETURN a;
+  END IF;
   UPDATE approvals SET judge_until = NULL, expires_at = clock_timestamp() + p_timeout_ms * interval '1 millisecond'
    WHERE approval_id = p_id RETURNING * INTO a;
   IF a.lane_id IS NOT NULL THEN
@@ -17,9 +23,10 @@ END $$;
 -- Asks once, in the chat of the turn; however often it is repeated, it is the same question. o_state: 0 waits, 1 allowed, 2 denied, 3 nobody
 -- answered in time, -1 fenced, -2 another call was asked about at that step. o_asked: the person, by this call, just now. o_left_ms: until
 -- the time is over. What was granted before is allowed without a question. Where p_judge_ms is not 0 a model is to judge first, by the call
--- that gets o_judge, and within that time; meanwhile o_judging. o_why: what the model said where it decided.
+-- that gets o_judge, and within that time; meanwhile o_judging. Without p_attended nobody is there to be asked: what would be put to them is denied. o_why: what the model said where it decided.
 CREATE FUNCTION approval_ask(p_session bigint, p_epoch bigint, p_seq bigint, p_step int, p_hash bytea, p_asker text, p_tool text, p_shown text,
-    p_reason text, p_patterns text[], p_timeout_ms bigint, p_before text, p_behind text, p_judge_ms bigint)
+    p_reason text, p_patterns text[], p_timeout_ms bigint, p_before text, p_behind text, p_judge_ms bigint,
+    p_attended boolean)
 RETURNS TABLE (o_state int, o_id bigint, o_asked boolean, o_left_ms bigint, o_judge boolean, o_judging boolean, o_why text)
 LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE r sessions; a approvals; lane bigint; t timestamptz;
@@ -39,19 +46,19 @@ BEGIN
     -- Whoever was refused thrice in a turn is not heard by the model again: it would be asked until it errs.
     o_judge := p_judge_ms > 0 AND (SELECT count(*) FROM approvals x WHERE x.session_id = p_session AND x.seq = p_seq AND x.state = 2
          AND x.answered_by = 'smart') < 3;
-    o_asked := NOT o_judge;
+    o_asked := NOT o_judge AND p_attended;
     INSERT INTO approvals(session_id, seq, step, agent_no, lane_id, call_hash, asker, tool, shown, reason, patterns, asked_at, expires_at, judge_until)
       VALUES (p_session, p_seq, p_step, r.agent_no, lane, p_hash, p_asker, p_tool, p_shown, p_reason, p_patterns, t,
               t + (CASE WHEN o_judge THEN p_judge_ms ELSE 0 END + p_timeout_ms) * interval '1 millisecond',
               CASE WHEN o_judge THEN t + p_judge_ms * interval '1 millisecond' END) RETURNING * INTO a;
-    IF o_asked THEN a := approval_put(a.approval_id, p_timeout_ms, p_before, p_behind); END IF;
+    IF NOT o_judge THEN a := approval_put(a.approval_id, p_timeout_ms, p_before, p_behind, p_attended); END IF;
   ELSIF a.call_hash <> p_hash THEN
     o_state := -2; o_id := a.approval_id; RETURN NEXT; RETURN;
   ELSIF a.state = 0 AND a.judge_until <= t THEN
     -- Whoever asked the model is gone. It is not asked again.
     UPDATE approvals SET judgement = 'no verdict came in time' WHERE approval_id = a.approval_id;
-    a := approval_put(a.approval_id, p_timeout_ms, p_before, p_behind);
-    o_asked := true;
+    a := approval_put(a.approval_id, p_timeout_ms, p_before, p_behind, p_attended);
+    o_asked := p_attended;
   ELSIF a.state = 0 AND a.expires_at <= t THEN
     UPDATE approvals SET state = 3, answered_at = t WHERE approval_id = a.approval_id;
     a.state := 3;
@@ -66,7 +73,7 @@ END $$;
 -- What the model said of a call, or why it said nothing: p_state 1 allows it, 2 refuses it, 0 puts it to the person. True: that counts. It
 -- does not where somebody was asked or has answered meanwhile, or the turn has ended.
 CREATE FUNCTION approval_judged(p_session bigint, p_seq bigint, p_step int, p_hash bytea, p_state int, p_judgement text, p_timeout_ms bigint,
-    p_before text, p_behind text)
+    p_before text, p_behind text, p_attended boolean)
 RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE a approvals;
 BEGIN
@@ -77,7 +84,7 @@ BEGIN
   IF a.approval_id IS NULL THEN RETURN false; END IF;
   UPDATE approvals x SET judgement = p_judgement WHERE x.approval_id = a.approval_id;
   IF p_state = 0 THEN
-    PERFORM approval_put(a.approval_id, p_timeout_ms, p_before, p_behind);
+    PERFORM approval_put(a.approval_id, p_timeout_ms, p_before, p_behind, p_attended);
   ELSE
     UPDATE approvals x SET state = p_state, judge_until = NULL, answered_at = clock_timestamp(), answered_by = 'smart'
      WHERE x.approval_id = a.approval_id;

@@ -148,7 +148,7 @@ async fn carry_out(
         );
     }
     let request = files::Curate { order, settings, jobs, now: (shared.now)() };
-    let done = local::on_files(boundary, policy, files::Request::Curate(Box::new(request))).await;
+    let done = local::on_files(boundary, policy, files::Request::Curate(Box::new(request)), None).await;
     if moves {
         documents.look_again();
         if let Err(error) = documents.refresh(channel, 0).await {

@@ -11,6 +11,7 @@ pub mod beneath;
 pub mod config;
 pub mod connection;
 pub mod context;
+mod cron;
 pub mod curator;
 pub mod doctor;
 pub mod documents;

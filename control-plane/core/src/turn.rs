@@ -128,7 +128,23 @@ impl Compress {
     }
 }
 
+/// How a stored input begins to say that it is a run of a scheduled job; in a text the quotes are escaped.
+const CRON: &[u8] = b"\"cron\":";
+
+/// What of a stored input says that it is a run of a scheduled job.
+#[derive(Deserialize)]
+struct OfJob {
+    #[serde(default)]
+    cron: Option<serde::de::IgnoredAny>,
+}
+
 impl TurnInput {
+    /// Whether a stored input is a run of a scheduled job. Of others hardly more than the bytes are looked at.
+    pub fn is_of_job(stored: &[u8]) -> bool {
+        stored.windows(CRON.len()).any(|part| part == CRON)
+            && serde_json::from_slice::<OfJob>(stored).is_ok_and(|input| input.cron.is_some())
+    }
+
     /// Several inputs as one: the first, with the texts and files of the others behind its own.
     pub fn joined(all: impl IntoIterator<Item = Self>) -> Option<Self> {
         all.into_iter().reduce(|mut one, next| {
@@ -207,6 +223,18 @@ mod tests {
         assert_eq!(read("here and now"), Ok(("here and now".to_owned(), None, false)));
         for wrong in ["here 1001", "here 99999999999", "--force", &"x".repeat(501)] {
             assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_a_run_of_a_job_is_taken_for_one() {
+        let stored = |input: &TurnInput| serde_json::to_vec(input).expect("JSON");
+        let said = TurnInput { text: r#"{"cron":{}} and "cron":"#.to_owned(), ..TurnInput::default() };
+        assert!(!TurnInput::is_of_job(&stored(&said)));
+        let run = TurnInput { cron: Some(CronInput::default()), ..said };
+        assert!(TurnInput::is_of_job(&stored(&run)));
+        for other in [r#"{"text":"x","cron":null}"#, r#"{"text":"x","source":{"cron":1}}"#, r#""cron":"#] {
+            assert!(!TurnInput::is_of_job(other.as_bytes()), "{other}");
         }
     }
 

@@ -3,7 +3,8 @@
 //! Called by the worker's service with a call that the worker must not make unasked, and by whoever committed an answer. It owns no
 //! state: what was asked and answered is in the store. Always true: the call is judged here again, so the question says what this side
 //! sees in it; nothing is allowed but by an answer, an earlier grant, the configuration or, where that says so, a model's verdict, which is
-//! stored with the question before it counts; while a turn waits, it is not standing still.
+//! stored with the question before it counts; a run of a scheduled job has nobody who could be asked, so what would be put to somebody is denied at
+//! once, and stored as such; while a turn waits, it is not standing still.
 //! It waits by a nudge where the answer came through this replica or another one rang, and looks every second all the same.
 
 use std::fmt::Write as _;
@@ -218,6 +219,8 @@ impl Dispatcher {
             timeout,
             text,
             judge: if smart { judge::TIME + JUDGED_WITHIN } else { Duration::ZERO },
+            // Nobody waits for what a job does.
+            attended: input.cron.is_none(),
         };
         let boundary = match (sandbox.level, sandbox.network) {
             (Level::Strict, Network::None) => "they see the agent's own files alone, and no network",

@@ -542,6 +542,7 @@ impl Dispatcher {
 fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running, Assignment) {
     let Leased { turn, epoch, crashes, journaled, left, session_key, next, .. } = lease;
     let now = Instant::now();
+    let of_job = hermes_core::turn::TurnInput::is_of_job(&next.payload);
     let assignment = Assignment {
         turn,
         epoch,
@@ -571,6 +572,7 @@ fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running
         session_key,
         revision: agent.revision,
         model: next.model,
+        of_job,
         traceparent: next.traceparent,
         since: now,
         usage: None,

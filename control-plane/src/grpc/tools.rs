@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::status::{Reason, invalid, refuse};
 use super::steps::step_number;
-use crate::dispatch::{DangerousCall, Permission};
+use crate::dispatch::{DangerousCall, Permission, Running};
 use crate::models::{MAX_CALL_ID, is_name};
 use crate::store::TurnId;
 use crate::tools::{Answer, Asked, Spec, Tools};
@@ -65,12 +65,13 @@ fn checked(call: Option<v1::ToolCall>) -> Result<v1::ToolCall, Status> {
 pub(super) async fn call(
     tools: &Tools,
     worker: Uuid,
-    (turn, epoch): (TurnId, i64),
+    running: &Running,
     request: v1::CallToolRequest,
 ) -> Result<v1::CallToolResponse, Status> {
     let step = step_number(request.step)?;
     let v1::ToolCall { id, name, arguments } = checked(request.call)?;
-    let (outcome, text) = match tools.call(&Asked { worker, turn, epoch, step, id, name, arguments }).await {
+    let Running { turn, epoch, of_job, .. } = *running;
+    let (outcome, text) = match tools.call(&Asked { worker, turn, epoch, of_job, step, id, name, arguments }).await {
         Answer::Stored(text) => (v1::StepOutcome::Stored, text),
         Answer::Fenced => (v1::StepOutcome::Fenced, Vec::new()),
         Answer::Diverged => (v1::StepOutcome::Diverged, Vec::new()),

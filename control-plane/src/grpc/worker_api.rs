@@ -259,7 +259,7 @@ impl WorkerService for WorkerApi {
         let request = request.into_inner();
         let (turn, running) = self.running(&caller, request.turn.as_ref())?;
         self.dispatcher.fleet().progressed(caller.worker, turn, running.epoch);
-        Ok(Response::new(tools::call(&self.tools, caller.worker, (turn, running.epoch), request).await?))
+        Ok(Response::new(tools::call(&self.tools, caller.worker, &running, request).await?))
     }
 
     async fn ask_approval(

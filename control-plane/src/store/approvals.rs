@@ -40,6 +40,8 @@ pub struct ApprovalAsk {
     pub text: (String, String),
     /// How long a model has to judge it first; zero: none does.
     pub judge: Duration,
+    /// Somebody may answer. Otherwise what would be put to them is denied.
+    pub attended: bool,
 }
 
 /// How a question stands.
@@ -162,7 +164,7 @@ pub struct ApprovalRow {
     pub asker: String,
     /// How it stands.
     pub state: ApprovalState,
-    /// Who answered; `smart`: a model.
+    /// Who answered; `smart`: a model; `nobody`: there was nobody to be asked.
     pub answered_by: Option<String>,
     /// What a model said of it, or why it said nothing; nothing where none was asked.
     pub judgement: Option<String>,
@@ -180,7 +182,7 @@ impl Store {
     pub async fn approval_ask(&self, ask: &ApprovalAsk) -> Result<ApprovalAsked> {
         let rows = self
             .query_retrying(
-                "SELECT * FROM approval_ask($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14)",
+                "SELECT * FROM approval_ask($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15)",
                 &[
                     &ask.turn.session.0,
                     &ask.epoch,
@@ -196,6 +198,7 @@ impl Store {
                     &ask.text.0,
                     &ask.text.1,
                     &millis(ask.judge),
+                    &ask.attended,
                 ],
             )
             .await?;
@@ -227,7 +230,7 @@ impl Store {
         };
         let rows = self
             .query_retrying(
-                "SELECT approval_judged($1,$2,$3,$4,$5,$6,$7,$8,$9)",
+                "SELECT approval_judged($1,$2,$3,$4,$5,$6,$7,$8,$9,$10)",
                 &[
                     &ask.turn.session.0,
                     &ask.turn.seq,
@@ -238,6 +241,7 @@ impl Store {
                     &millis(ask.timeout),
                     &ask.text.0,
                     &ask.text.1,
+                    &ask.attended,
                 ],
             )
             .await?;

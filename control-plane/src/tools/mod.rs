@@ -56,6 +56,10 @@ const MAX_ARGUMENTS: usize = 384 << 10;
 /// Largest text of a call, bytes.
 const MAX_TEXT: usize = 256 << 10;
 
+/// Toolsets that a run of a scheduled job does not have, whatever its worker asks for: its answer is delivered anyway, and jobs do not
+/// make jobs.
+const NOT_IN_RUNS: [&str; 2] = ["messaging", "cronjob"];
+
 /// What is told of a tool.
 #[derive(Clone, Copy, Debug)]
 pub struct Spec {
@@ -109,6 +113,8 @@ pub struct Asked {
     pub turn: TurnId,
     /// Its fence.
     pub epoch: i64,
+    /// It is a run of a scheduled job.
+    pub of_job: bool,
     /// The step that the call is.
     pub step: i32,
     /// The call's id.
@@ -310,8 +316,11 @@ fn planned(asked: &Asked) -> Planned {
         let plan = Err(format!("Error: there is no tool {}.", asked.name.escape_debug()));
         return Planned { plan, longest: MAX_TEXT, time_limit: Duration::ZERO };
     };
-    let Spec { time_limit, max_output, .. } = tool.spec();
-    let plan = arguments(&asked.arguments).and_then(|arguments| tool.plan(arguments));
+    let Spec { time_limit, max_output, toolset, .. } = tool.spec();
+    let plan = match asked.of_job && NOT_IN_RUNS.contains(&toolset) {
+        true => Err(format!("Error: {} is not there for a run of a scheduled job.", asked.name)),
+        false => arguments(&asked.arguments).and_then(|arguments| tool.plan(arguments)),
+    };
     Planned { plan, longest: max_output.min(MAX_TEXT), time_limit }
 }
 
@@ -377,6 +386,7 @@ mod tests {
             worker: Uuid::nil(),
             turn,
             epoch: 1,
+            of_job: false,
             step: 1,
             id: "a".to_owned(),
             name: name.to_owned(),
@@ -406,6 +416,15 @@ mod tests {
             assert!(refusal(&asked("memory", arguments)).starts_with("Error: the arguments are not a JSON object"));
         }
         assert!(refusal(&asked("memory", &" ".repeat(MAX_ARGUMENTS + 1))).contains("longer than"));
+    }
+
+    #[test]
+    fn a_run_of_a_job_writes_to_nobody_by_itself() {
+        let call = asked("send_message", r#"{"message":"x"}"#);
+        assert!(planned(&call).plan.is_ok());
+        let run = Asked { of_job: true, ..call };
+        assert_eq!(refusal(&run), "Error: send_message is not there for a run of a scheduled job.");
+        assert!(planned(&Asked { of_job: true, ..asked("todo", "{}") }).plan.is_ok());
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub fn main() -> ExitCode {
     }
     match inside.task {
         Task::Nothing => ExitCode::SUCCESS,
-        Task::Files(request) => answered(&files::run(&inside.home.join(SCRATCH), request)),
+        Task::Files(request, folder) => answered(&files::run(&inside.home.join(SCRATCH), folder.as_deref(), request)),
         Task::Command { argv, cwd, env } => match run(&argv, &cwd, &env) {
             Ok(code) => ExitCode::from(code),
             Err(error) => failed(&error),

@@ -179,8 +179,8 @@ pub enum Task {
         /// All of its environment.
         env: BTreeMap<String, String>,
     },
-    /// Work on files, done by the stage itself; the answer is JSON on stdout.
-    Files(files::Request),
+    /// Work on files, done by the stage itself; the answer is JSON on stdout. Relative paths begin in that folder of the scratch.
+    Files(files::Request, Option<String>),
     /// Nothing: whether the boundary can be built.
     Nothing,
 }

@@ -19,7 +19,7 @@ pub use hermes_home::skill::{Available, Skill, is_name, parse};
 use crate::beneath::{self, Folder};
 
 /// Four bytes a character, and a little for what counts as none.
-const MAX_SKILL_BYTES: u64 = 500_000;
+pub(crate) const MAX_SKILL_BYTES: u64 = 500_000;
 /// Folders looked at, at most: a home is no file system.
 const MAX_FOLDERS: usize = 4096;
 /// The category of a skill that lies in none.

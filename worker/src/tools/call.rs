@@ -132,6 +132,7 @@ mod tests {
             arguments: serde_json::Map::new(),
             idempotency_key: None,
             policy: crate::sandbox::Policy::default(),
+            workdir: None,
             cancel: CancellationToken::new(),
         };
         run(&Odd(vec![spec.clone()]), &spec, call, stopped).await

@@ -85,6 +85,8 @@ pub struct ToolCall {
     pub idempotency_key: Option<String>,
     /// What the turn's profile lets tools do.
     pub policy: Policy,
+    /// The folder below the agent's scratch where the turn's work begins; absent: the scratch.
+    pub workdir: Option<String>,
     /// Cancelled when the turn must end; a tool that can stop early does.
     pub cancel: CancellationToken,
 }
@@ -176,6 +178,7 @@ mod tests {
             arguments: Map::new(),
             idempotency_key: None,
             policy: Policy::default(),
+            workdir: None,
             cancel: CancellationToken::new(),
         }
     }

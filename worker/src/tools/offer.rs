@@ -42,6 +42,11 @@ impl Offer {
         Self(self.0.iter().filter(|spec| !names.contains(&spec.name.as_str())).cloned().collect())
     }
 
+    /// All but those of these toolsets.
+    pub(crate) fn without_toolsets(self, toolsets: &[&str]) -> Self {
+        Self(self.0.into_iter().filter(|spec| !toolsets.contains(&spec.toolset.as_str())).collect())
+    }
+
     /// Whether there are none.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()

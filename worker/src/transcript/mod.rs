@@ -23,6 +23,9 @@ const SUMMARY_HEAD: &str =
 /// What the model is told it said to that.
 const SUMMARY_TAKEN: &str = "I will go on from there.";
 
+/// What stands for a message that has no text.
+const WORDLESS: &str = "[Nothing was written here.]";
+
 /// What a cached session or turn costs beyond its text, in bytes.
 const OVERHEAD: usize = 160;
 
@@ -35,6 +38,12 @@ struct EndedTurn {
 
 impl EndedTurn {
     fn new(seq: u64, mut messages: Vec<Message>) -> Self {
+        if let Some(first) = messages.first_mut().filter(|first| first.role == ModelRole::User)
+            && first.text.trim().is_empty()
+        {
+            // Providers refuse a message without a word; a job may have a script or skills alone.
+            first.text = WORDLESS.into();
+        }
         let reply = messages.pop_if(|message| message.role == ModelRole::Assistant && message.tool_calls.is_empty());
         let between = if messages.is_empty() { Vec::new() } else { messages.split_off(1) };
         messages.extend(trail::condensed(between).into_iter().chain(reply));

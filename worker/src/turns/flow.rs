@@ -14,6 +14,7 @@ use tracing::Instrument as _;
 
 use super::foreign;
 use super::input::{Input, given_history};
+use super::job::Told;
 use super::orders::{Halt, Inbox};
 use super::own;
 use super::past::Past;
@@ -21,6 +22,7 @@ use super::reply::Reply;
 use super::reports::{Reported, Reports};
 use super::{End, Ended, Said, Shared};
 use crate::connection::{Connection, STEPS_SINCE, is_broken, ready};
+use crate::cron::{NOT_IN_RUNS, SILENT};
 use crate::documents;
 use crate::inbox::{self, Attachment};
 use crate::model::{self, Message};
@@ -103,6 +105,10 @@ pub(super) struct Course {
     pub(super) mcp: McpOffered,
     /// The number of the next step.
     pub(super) step: u32,
+    /// The folder below the agent's scratch where its work begins.
+    pub(super) workdir: Option<String>,
+    /// Somebody may be there who allows what has to be allowed.
+    pub(super) attended: bool,
     /// What the user is asked at the end of the present steps.
     pub(super) question: Option<String>,
     pub(super) usage: Option<Usage>,
@@ -151,6 +157,8 @@ pub(super) async fn run(
             tools: Offer::default(),
             mcp: McpOffered::default(),
             step: 0,
+            workdir: None,
+            attended: true,
             question: None,
             usage: None,
         };
@@ -195,6 +203,13 @@ impl Course {
         let halt = match answered {
             Ok(reply) => {
                 let mut messages = self.messages.split_off(self.begins.min(self.messages.len()));
+                if let Some(run) = &input.cron {
+                    // Where the script said that there is nothing, nobody answered.
+                    if !messages.is_empty() || reply != SILENT {
+                        self.keep_answer(run, &reply).await;
+                    }
+                    Self::only_prompt(&mut messages, &input.text);
+                }
                 messages.push(Message::new(ModelRole::Assistant, reply.as_str()));
                 let said = (input.history.is_none() && input.compress.is_none()).then(|| Said {
                     messages,
@@ -226,11 +241,17 @@ impl Course {
     }
 
     async fn answer(&mut self, input: &Input) -> Result<String, Halt> {
-        if let Some(runtime) = foreign::runtime(&self.assignment).cloned() {
+        let alone = input.cron.as_ref().is_some_and(|run| run.no_agent);
+        self.attended = input.cron.is_none();
+        if let Some(runtime) = foreign::runtime(&self.assignment).cloned()
+            && !alone
+        {
             // Boxed, so that turns of the worker's own loop are not the larger for it.
             return Box::pin(self.foreign(&runtime, input)).await;
         }
-        if let Some(programs) = &self.shared.programs {
+        if let Some(programs) = &self.shared.programs
+            && !alone
+        {
             programs.end();
         }
         let mut tries = Tries::default();
@@ -244,11 +265,15 @@ impl Course {
         if let Some(how) = &input.compress {
             return self.compressed(how, &mut history).await;
         }
-        self.make_room(&mut history).await?;
         self.past = past;
         self.tools = tools;
         self.mcp = mcp;
-        self.messages = self.inbox.unless_stopped(self.conversation(input, history)).await?;
+        let told = match self.told(input).await? {
+            Told::Message(text) => text,
+            Told::Answered(reply) => return Ok(reply),
+        };
+        self.make_room(&mut history).await?;
+        self.messages = self.inbox.unless_stopped(self.conversation(input, &told, history)).await?;
         self.begins = self.messages.len().saturating_sub(1);
         self.steps().await
     }
@@ -280,7 +305,15 @@ impl Course {
     /// What was said before, what was journaled, and what may be called.
     async fn prepared(&self, input: &Input, channel: &Channel) -> Result<Prepared, Failure> {
         self.documents(input, channel).await?;
-        let (tools, mcp) = self.offer(channel).await?;
+        let (tools, mcp) = match &input.cron {
+            // Nobody is asked who could call anything.
+            Some(run) if run.no_agent => Default::default(),
+            Some(_) => {
+                let (tools, mcp) = self.offer(channel).await?;
+                (tools.without_toolsets(&NOT_IN_RUNS), mcp)
+            }
+            None => self.offer(channel).await?,
+        };
         let history = match &input.history {
             Some(_) => History::default(),
             None => self.told_before(channel).await?,
@@ -351,7 +384,7 @@ impl Course {
     }
 
     /// The system prompt, the history that fits, and the user's message.
-    async fn conversation(&self, input: &Input, history: History) -> Vec<Message> {
+    async fn conversation(&self, input: &Input, told: &str, history: History) -> Vec<Message> {
         let Self { shared, assignment, turn, tools, .. } = self;
         let budget = bytes(assignment.history_bytes);
         let summed_up = history.summary().map_or(0, |summary| summary.through);
@@ -372,7 +405,7 @@ impl Course {
         let mut messages = Vec::new();
         messages.push(Message::new(ModelRole::System, system));
         messages.extend(history);
-        let said = Message::new(ModelRole::User, input.text.as_str());
+        let said = Message::new(ModelRole::User, told);
         messages.push(Message { with_pictures: input.attachments.iter().any(Attachment::is_picture), ..said });
         messages
     }

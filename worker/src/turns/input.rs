@@ -3,6 +3,7 @@
 use hermes_proto::v1::ModelRole;
 use serde::Deserialize;
 
+use crate::cron::Run;
 use crate::inbox::Attachment;
 use crate::model::Message;
 use crate::prompt::Source;
@@ -21,6 +22,9 @@ pub(super) struct Input {
     /// When present: the turn sums up its session's history instead of answering.
     #[serde(default)]
     pub(super) compress: Option<Compress>,
+    /// When present: the turn is a run of a scheduled job, and `text` its prompt.
+    #[serde(default)]
+    pub(super) cron: Option<Run>,
 }
 
 /// How the history is to be summed up.

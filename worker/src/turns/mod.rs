@@ -5,13 +5,14 @@
 //! kept and sent again until the control plane has answered it; an order reaches exactly the turn and epoch that it names.
 //! It does not talk to the network itself, and an end without a report (the turn was fenced off) leaves no trace.
 //!
-//! `flow` runs a turn, `compression` makes room in its history, `foreign` has a program answer instead, `own` is what it does for its model itself, `steps` is its loop of model and tool calls, `past` what an earlier attempt journaled, `reports` and
+//! `flow` runs a turn, `compression` makes room in its history, `foreign` has a program answer instead, `job` is what runs of scheduled jobs begin and end with, `own` is what it does for its model itself, `steps` is its loop of model and tool calls, `past` what an earlier attempt journaled, `reports` and
 //! `orders` its two lines to this loop, `input` what it is given and `reply` what it says.
 
 mod compression;
 mod flow;
 mod foreign;
 mod input;
+mod job;
 mod orders;
 mod own;
 mod past;

@@ -224,18 +224,18 @@ impl Past {
         }
     }
 
-    /// What is known of the prompt of the program that answers the turn: its step is 0, and what it did meanwhile are the steps behind.
-    pub(super) fn prompt(&self) -> Result<PastPrompt, Unclear> {
+    /// What is known of the prompt of the program that answers the turn, which is step `step`; what it did meanwhile are the steps behind.
+    pub(super) fn prompt(&self, step: u32) -> Result<PastPrompt, Unclear> {
         let Some(first) = self.rows.front() else {
             return Ok(PastPrompt::New);
         };
         let is_prompt = |body: CallBody| body.name == PROMPT;
-        let begins = (first.step, first.kind, first.phase) == (0, StepKind::ToolCall, StepPhase::Intent)
+        let begins = (first.step, first.kind, first.phase) == (step, StepKind::ToolCall, StepPhase::Intent)
             && serde_json::from_slice(&first.body).is_ok_and(is_prompt);
         if !begins {
-            return Err(Unclear { step: 0, why: "the prompt of a program should be here" });
+            return Err(Unclear { step, why: "the prompt of a program should be here" });
         }
-        let answer = self.rows.iter().find(|row| row.step == 0 && row.phase == StepPhase::Result);
+        let answer = self.rows.iter().find(|row| row.step == step && row.phase == StepPhase::Result);
         Ok(answer
             .map_or(PastPrompt::Begun, |row| PastPrompt::Answered(String::from_utf8_lossy(&row.body).into_owned())))
     }
@@ -300,12 +300,12 @@ mod tests {
         use {StepKind as Kind, StepPhase as Phase};
         let intent = || row(0, Kind::ToolCall, Phase::Intent, r#"{"id":"p","name":"acp_prompt","arguments":"{}"}"#);
         let did = || row(1, Kind::ToolCall, Phase::Result, "{}");
-        assert_eq!(past([]).prompt(), Ok(PastPrompt::New));
-        assert_eq!(past([intent(), did()]).prompt(), Ok(PastPrompt::Begun));
+        assert_eq!(past([]).prompt(0), Ok(PastPrompt::New));
+        assert_eq!(past([intent(), did()]).prompt(0), Ok(PastPrompt::Begun));
         let answered = past([intent(), row(0, Kind::ToolCall, Phase::Result, "done"), did()]);
-        assert_eq!(answered.prompt(), Ok(PastPrompt::Answered("done".into())));
-        assert!(past([row(0, Kind::ToolCall, Phase::Intent, CALL)]).prompt().is_err());
-        assert!(past([row(0, Kind::ModelReply, Phase::Result, REPLY)]).prompt().is_err());
+        assert_eq!(answered.prompt(0), Ok(PastPrompt::Answered("done".into())));
+        assert!(past([row(0, Kind::ToolCall, Phase::Intent, CALL)]).prompt(0).is_err());
+        assert!(past([row(0, Kind::ModelReply, Phase::Result, REPLY)]).prompt(0).is_err());
     }
 
     #[test]

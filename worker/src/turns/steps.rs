@@ -39,7 +39,7 @@ const MAX_ARGUMENT_BYTES: usize = 384 << 10;
 /// Largest body of a step, in bytes.
 const MAX_BODY_BYTES: usize = 900 << 10;
 /// What the model is told of a call that was begun and whose end nobody knows.
-const UNKNOWN: &str = "UNKNOWN: this call was begun, and then its process ended. It may or may not have happened. \
+pub(super) const UNKNOWN: &str = "UNKNOWN: this call was begun, and then its process ended. It may or may not have happened. \
      Check before you repeat it.";
 
 impl From<Unclear> for Halt {
@@ -64,7 +64,7 @@ struct Look<'a> {
 }
 
 /// What a tool call's step comes to.
-struct Outcome {
+pub(super) struct Outcome {
     text: String,
     effect: v1::Effect,
     /// Of an idempotent one.
@@ -180,6 +180,7 @@ impl Course {
             arguments,
             idempotency_key: Some(key).filter(|key| !key.is_empty()),
             policy,
+            workdir: self.workdir.clone(),
             cancel: CancellationToken::new(),
         }
     }
@@ -327,7 +328,7 @@ impl Course {
     }
 
     /// Stores what the step of a call came to; the text.
-    async fn store_result(&mut self, outcome: Outcome) -> Result<String, Halt> {
+    pub(super) async fn store_result(&mut self, outcome: Outcome) -> Result<String, Halt> {
         let shared = Arc::clone(&self.shared);
         shared.seams.point("result.before").await;
         let report = StepReport {
@@ -363,7 +364,13 @@ impl Course {
         Ok(text)
     }
 
-    async fn call_tool(&mut self, spec: Option<&ToolSpec>, call: &Asked, past: PastCall) -> Result<Outcome, Halt> {
+    /// Makes the call, unless it was begun before and may not be repeated.
+    pub(super) async fn call_tool(
+        &mut self,
+        spec: Option<&ToolSpec>,
+        call: &Asked,
+        past: PastCall,
+    ) -> Result<Outcome, Halt> {
         let begun = match past {
             PastCall::Begun { effect, idempotency_key } => {
                 let may_repeat = |spec: &ToolSpec| matches!(spec.effect, Effect::Pure | Effect::Idempotent);
@@ -478,6 +485,10 @@ impl Course {
                     "Denied: a model that reviews what you do did not let this pass, and no person was asked. It says: {reason:?}. It was not \
                      done. Do not try it in another way; say what you wanted to do, and why."
                 )));
+            }
+            _ if !self.attended => {
+                "Denied: this is a run of a scheduled job, and nobody is there who could allow it. It was not done. Do not try it in \
+                 another way; say in your answer what you wanted to do, and why."
             }
             v1::ApprovalState::Expired => {
                 "Denied: a person was asked whether this may be done, and nobody answered in time. It was not done. Do not try it \

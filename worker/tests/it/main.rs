@@ -7,6 +7,7 @@ mod chaos;
 mod compression;
 mod documents;
 mod fake;
+mod jobs;
 mod journal;
 mod link;
 mod offered;

@@ -13,7 +13,7 @@ use crate::plane::{Plane, Stage};
 #[derive(Default)]
 pub(crate) struct Offered {
     /// Nothing: it is of before such tools.
-    tools: Mutex<Option<Vec<OfferedTool>>>,
+    pub(crate) tools: Mutex<Option<Vec<OfferedTool>>>,
     /// How often it was asked for them, and how many of the next times it cannot say.
     lists: Mutex<u32>,
     unlisted: Mutex<u32>,
@@ -63,7 +63,7 @@ impl Offered {
     }
 }
 
-fn tool(name: &str, toolset: &str) -> OfferedTool {
+pub(crate) fn tool(name: &str, toolset: &str) -> OfferedTool {
     OfferedTool {
         name: name.into(),
         description: format!("it does {name}"),

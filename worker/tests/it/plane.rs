@@ -28,6 +28,8 @@ pub(crate) struct World {
     pub(crate) release: Notify,
     points: Mutex<Vec<String>>,
     met: Meeting,
+    /// What the script of a job comes to.
+    pub(crate) script: Mutex<Option<ToolResult>>,
 }
 
 /// Where two calls wait for each other.
@@ -132,6 +134,7 @@ impl Toolbox for Tools {
                 "stubborn" => self.world.go_on.notified().await,
                 "panics" => panic!("inside a tool"),
                 "long" => return Ok("x".repeat(2_000)),
+                "cron_script" => return self.world.script.lock().unwrap().clone().expect("no script was expected"),
                 _ => {}
             }
             Ok(format!("{} done", call.name))
@@ -192,8 +195,13 @@ impl Plane {
 
     /// Leases the turn to that epoch and assigns it with what is journaled.
     pub(crate) async fn assign(&mut self, state: &State, turn: TurnRef, text: &str) {
+        self.assign_input(state, turn, &says(text)).await;
+    }
+
+    /// As [`Plane::assign`], with all of the input.
+    pub(crate) async fn assign_input(&mut self, state: &State, turn: TurnRef, input: &str) {
         let journal_entries = state.journal.lock().unwrap().lease(&turn);
-        let assignment = Assignment { journal_entries, ..assignment(turn, &says(text)) };
+        let assignment = Assignment { journal_entries, ..assignment(turn, input) };
         self.send(control_message::Message::Assignment(assignment)).await;
     }
 

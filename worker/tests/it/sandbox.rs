@@ -18,6 +18,7 @@ struct Agent {
     home: PathBuf,
     tools: LocalTools,
     policy: Policy,
+    workdir: Option<String>,
     _held: Home,
 }
 
@@ -35,7 +36,7 @@ fn agent_with(way_out: Option<WayOut>) -> Agent {
         None => boundary,
     };
     let tools = LocalTools::new(boundary, &home, jiff::Timestamp::now);
-    Agent { dir, home, tools, policy: Policy::default(), _held: held }
+    Agent { dir, home, tools, policy: Policy::default(), workdir: None, _held: held }
 }
 
 impl Agent {
@@ -47,6 +48,7 @@ impl Agent {
             arguments: arguments.as_object().cloned().expect("an object"),
             idempotency_key: None,
             policy: self.policy.clone(),
+            workdir: self.workdir.clone(),
             cancel: CancellationToken::new(),
         };
         self.tools.call(call).await
@@ -331,4 +333,62 @@ async fn without_what_serves_it_nothing_is_started_with_a_proxy() {
     agent.policy = Policy { network: Network::Proxy, ..Policy::default() };
     let refused = agent.call("terminal", json!({"command": "true"})).await.expect_err("no weaker boundary");
     assert!(refused.contains("has no proxy for its tools"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_script_is_a_file_of_its_folder_and_only_its_output_is_told() {
+    let mut agent = agent();
+    let scripts = agent.home.join("scripts");
+    std::fs::create_dir_all(scripts.join("deep")).expect("mkdir");
+    let write = |name: &str, text: &str| std::fs::write(scripts.join(name), text).expect("write");
+    write("a.sh", "echo \"from $(pwd)\"; echo noise >&2; [[ -t 0 ]] || read x; echo \"read:$x\"");
+    write("deep/b", "import sys\nprint('py', sys.argv[1:])\n");
+    write("fails.sh", "echo half; echo why >&2; exit 3");
+    write("slow.sh", "echo begun; sleep 60");
+    write("loud.sh", "yes | head -c 10M");
+    std::fs::write(agent.home.join("outside.sh"), "echo out").expect("write");
+    std::os::unix::fs::symlink("../outside.sh", scripts.join("link.sh")).expect("symlink");
+    std::os::unix::fs::symlink(&agent.home, scripts.join("home")).expect("symlink");
+    std::fs::create_dir_all(agent.home.join("workspace/site")).expect("mkdir");
+    agent.workdir = Some("site".to_owned());
+    let run = async |script: &str, timeout: u64| {
+        agent.call("cron_script", json!({"script": script, "timeout": timeout})).await
+    };
+    let begin = agent.home.join("workspace/site");
+    assert_eq!(run("a.sh", 30).await, Ok(format!("[exit code 0]\nfrom {}\nread:\n", begin.display())));
+    assert_eq!(run("deep/b", 30).await, Ok("[exit code 0]\npy []\n".to_owned()));
+    let failed = "the script fails.sh failed with exit code 3. On stderr: why";
+    assert_eq!(run("fails.sh", 30).await, Err(failed.to_owned()));
+    let begun = Instant::now();
+    let slow = run("slow.sh", 1).await.expect_err("it is ended");
+    assert!(slow.contains("was ended after its time limit of 1 s") && begun.elapsed() < Duration::from_secs(10));
+    let loud = run("loud.sh", 30).await.expect("it ended well");
+    assert!(loud.len() < 52_000 && loud.contains("bytes left out"));
+    for (script, why) in [
+        ("link.sh", "behind no link"),
+        ("home/outside.sh", "behind no link"),
+        ("../outside.sh", "behind no link"),
+        ("/etc/passwd", "behind no link"),
+        ("deep", "behind no link"),
+        ("none.sh", "is not there"),
+    ] {
+        let refused = run(script, 30).await.expect_err(script);
+        assert!(refused.contains(why), "{script}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn work_begins_in_the_folder_that_a_turn_names() {
+    let mut agent = agent();
+    std::fs::create_dir_all(agent.home.join("workspace/site")).expect("mkdir");
+    agent.workdir = Some("site".to_owned());
+    let site = agent.home.join("workspace/site");
+    assert_eq!(agent.sh("pwd").await, format!("{}\n[exit code 0]", site.display()));
+    agent.call("write_file", json!({"path": "a", "content": "one\n"})).await.expect("written");
+    agent.call("write_file", json!({"path": "~/b", "content": "two\n"})).await.expect("written");
+    assert_eq!(std::fs::read_to_string(site.join("a")).expect("read"), "one\n");
+    assert_eq!(std::fs::read_to_string(agent.home.join("workspace/b")).expect("read"), "two\n");
+    assert_eq!(agent.call("search_files", json!({"pattern": "one|two"})).await, Ok("a:1:one\n".to_owned()));
+    // Skills are where they are.
+    assert!(agent.call("skills_list", json!({})).await.is_ok());
 }

@@ -164,6 +164,8 @@ pub struct Running {
     pub revision: i64,
     /// Its session's own model.
     pub model: Option<String>,
+    /// It is a run of a scheduled job.
+    pub of_job: bool,
     /// Trace context of its intake.
     pub traceparent: Option<String>,
     /// When it was handed to the worker.

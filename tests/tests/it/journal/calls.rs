@@ -82,6 +82,39 @@ async fn a_call_is_done_for_who_runs_the_turn_and_is_a_result_of_its_journal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_of_a_job_writes_to_nobody_and_waits_for_nobody_whatever_its_worker_asks_for() {
+    let mock = MockModel::start().await.unwrap();
+    let plane = Plane::start(&mock).await;
+    // It waits for a worker, and becomes a run of a job meanwhile.
+    plane.tell("tidy");
+    let sql = plane.sql().await;
+    let run = r#","cron":{"job":"0123456789ab","name":"Tidy","slot":"2027-01-31T08:00:00Z"}}"#;
+    let change =
+        "UPDATE turns SET payload = convert_to(regexp_replace(convert_from(payload, 'UTF8'), '}$', $1), 'UTF8')";
+    assert_eq!(sql.execute(change, &[&run]).await.unwrap(), 1);
+    let mut worker = plane.worker("coder").await;
+    let tool = worker.tool();
+    let turn = worker.assignment().await.turn;
+    let send =
+        v1::ToolCall { name: "send_message".to_owned(), arguments: r#"{"message":"x"}"#.to_owned(), ..memory("x") };
+    let refused = "Error: send_message is not there for a run of a scheduled job.";
+    assert_eq!(told(&tool, turn, 0, send.clone()).await, refused);
+    assert!(told(&tool, turn, 1, memory("tea")).await.contains(r#""success":true"#));
+    let arguments = json!({"command": "rm -rf ../skills"}).to_string();
+    let delete = v1::ToolCall { name: "terminal".to_owned(), arguments, ..memory("x") };
+    let answer = tool.permission(turn, 2, delete).await.unwrap();
+    assert_eq!((answer.state(), answer.reason.as_str()), (v1::ApprovalState::Denied, ""));
+    let asked = "SELECT a.answered_by, (SELECT count(*) FROM outbox) FROM approvals a";
+    let row = sql.query_one(asked, &[]).await.unwrap();
+    assert_eq!((row.get::<_, &str>(0), row.get::<_, i64>(1)), ("nobody", 0));
+    assert!(worker.complete(turn, "done").await);
+    // A message of a person may.
+    plane.tell("hello");
+    let turn = worker.assignment().await.turn;
+    assert_ne!(told(&tool, turn, 0, send).await, refused);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_that_differs_from_the_journal_gives_the_turn_up() {
     let mock = MockModel::start().await.unwrap();
     let plane = Plane::start(&mock).await;

@@ -366,6 +366,17 @@ impl Tool {
         let request = v1::CallToolRequest { turn, step, call: Some(call) };
         self.0.clone().call_tool(request).await.map(tonic::Response::into_inner)
     }
+
+    /// Whether the call may be made.
+    pub(crate) async fn permission(
+        &self,
+        turn: Option<v1::TurnRef>,
+        step: u32,
+        call: v1::ToolCall,
+    ) -> Result<v1::AskApprovalResponse, Status> {
+        let request = v1::AskApprovalRequest { turn, step, call: Some(call) };
+        self.0.clone().ask_approval(request).await.map(tonic::Response::into_inner)
+    }
 }
 
 /// A model's reply as its worker saw it.

@@ -30,6 +30,7 @@ fn question() -> ApprovalAsk {
         timeout: Duration::from_secs(3600),
         text: ("may:".to_owned(), "?".to_owned()),
         judge: Duration::ZERO,
+        attended: true,
     }
 }
 
@@ -277,5 +278,33 @@ pub(super) fn a_verdict_that_does_not_come_leaves_it_to_the_person(db: &mut Db) 
     ask(db, &smart(2))?;
     ensure!(db.complete(&[end(1, 1, 1)])?.starts_with("t/"));
     ensure!(!db.wait(db.store.approval_judged(&smart(2), Judged::Open, "It is not sure."))?);
+    Ok(())
+}
+
+pub(super) fn where_nobody_is_there_what_would_be_asked_is_denied_at_once(db: &mut Db) -> Result<()> {
+    let worker = running(db)?;
+    let alone = |ask: ApprovalAsk| ApprovalAsk { attended: false, ..ask };
+    same!(ask(db, &alone(question()))?, "1 denied");
+    same!(ask(db, &alone(question()))?, "1 denied");
+    let row = db.wait(db.store.approval(1))?;
+    same!(row.answered_by.as_deref(), Some("nobody"));
+    same!(answer(db, "k1", "x", given(Some(1), Verdict::Once, ADA, false))?, "over 1 denied");
+    // A model may judge first: what it allows may be done, what it leaves open may not, and silence neither.
+    ask(db, &alone(smart(2)))?;
+    ensure!(db.wait(db.store.approval_judged(&alone(smart(2)), Judged::Allowed, "It is harmless."))?);
+    same!(ask(db, &alone(smart(2)))?, "2 allowed It is harmless.");
+    ask(db, &alone(smart(3)))?;
+    ensure!(db.wait(db.store.approval_judged(&alone(smart(3)), Judged::Open, "It is not sure."))?);
+    same!(ask(db, &alone(smart(3)))?, "3 denied");
+    same!(ask(db, &alone(smart(4)))?, "4 pending judge judging");
+    db.run("UPDATE approvals SET judge_until = clock_timestamp() - interval '1 ms' WHERE approval_id = 4")?;
+    same!(ask(db, &alone(smart(4)))?, "4 denied");
+    same!(db.look(SAID)?, "");
+    // What was granted where somebody was there counts.
+    same!(db.ingest(&[msg("b", "y").on(worker, 2)])?, "2/1/f/1");
+    let there = ApprovalAsk { turn: TurnId { session: SessionId(2), seq: 1 }, ..question() };
+    same!(ask(db, &there)?, "5 pending*");
+    same!(answer(db, "k2", "y", given(Some(5), Verdict::Always, ADA, false))?, "done 5");
+    same!(ask(db, &alone(ApprovalAsk { step: 5, ..question() }))?, "0 allowed");
     Ok(())
 }

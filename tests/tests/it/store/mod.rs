@@ -70,6 +70,7 @@ drills! {
         a_model_judges_a_call_once_and_what_it_leaves_open_is_asked,
         a_verdict_that_does_not_come_leaves_it_to_the_person,
         whoever_is_refused_thrice_in_a_turn_is_not_judged_again,
+        where_nobody_is_there_what_would_be_asked_is_denied_at_once,
     }
     budgets::{
         a_call_is_let_in_while_it_fits_and_settled_with_what_it_used,

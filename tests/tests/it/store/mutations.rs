@@ -896,6 +896,11 @@ const MUTATIONS: &[Mutation] = &[
         caught_by: &["whoever_is_refused_thrice_in_a_turn_is_not_judged_again"],
     },
     Mutation {
+        name: "where nobody is there somebody is waited for",
+        edits: &[("  IF NOT p_attended THEN\n", "  IF false THEN\n")],
+        caught_by: &["where_nobody_is_there_what_would_be_asked_is_denied_at_once"],
+    },
+    Mutation {
         name: "whoever asks has the call judged again",
         edits: &[("  o_judging := a.state = 0", "  o_judge := a.judge_until IS NOT NULL; o_judging := a.state = 0")],
         caught_by: &["a_model_judges_a_call_once_and_what_it_leaves_open_is_asked"],

@@ -87,6 +87,39 @@ pub(super) async fn read_all(running: &mut Running, captured: &mut Captured) -> 
     Ok(code)
 }
 
+/// As [`read_all`], with what it writes to stderr kept apart.
+pub(super) async fn read_apart(
+    running: &mut Running,
+    captured: &mut Captured,
+    errors: &mut Captured,
+) -> io::Result<i32> {
+    let pipe = running.errors.take().ok_or_else(|| io::Error::other("its stderr was taken"))?;
+    let mut pipe = Receiver::from_file(File::from(pipe))?;
+    let mut buffer = vec![0; 4 << 10];
+    let beside = async {
+        while let Ok(read @ 1..) = pipe.read(&mut buffer).await {
+            errors.push(&buffer[..read]);
+        }
+    };
+    tokio::pin!(beside);
+    let mut is_over = false;
+    let code = {
+        let reading = read_all(running, captured);
+        tokio::pin!(reading);
+        loop {
+            tokio::select! {
+                code = &mut reading => break code?,
+                () = &mut beside, if !is_over => is_over = true,
+            }
+        }
+    };
+    if !is_over {
+        // As there: what is held open elsewhere is not waited for.
+        let _ = tokio::time::timeout(AFTERWARDS, beside).await;
+    }
+    Ok(code)
+}
+
 /// The task's output, to be read as it comes.
 pub(super) fn receiver(running: &mut Running) -> io::Result<Receiver> {
     let output = running.output.take().ok_or_else(|| io::Error::other("the output was taken"))?;

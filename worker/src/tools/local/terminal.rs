@@ -36,6 +36,7 @@ impl LocalTools {
         &self,
         policy: &Policy,
         session: u64,
+        begin: PathBuf,
         arguments: Arguments,
         cancel: &CancellationToken,
     ) -> ToolResult {
@@ -44,8 +45,8 @@ impl LocalTools {
             return Err("command is empty".to_owned());
         }
         let cwd = match workdir {
-            Some(workdir) => directory(&self.scratch, &workdir),
-            None => self.scratch.clone(),
+            Some(workdir) => directory(&self.scratch, &begin, &workdir),
+            None => begin,
         };
         let argv = ["/bin/bash", "-c", &command].map(str::to_owned).to_vec();
         let task = Task::Command { argv, cwd, env: environment(&self.scratch, policy.level) };
@@ -87,15 +88,15 @@ pub(super) fn with_end(output: &str, how: &str) -> String {
     if output.is_empty() { how.to_owned() } else { format!("{output}\n{how}") }
 }
 
-/// Where a command begins, by what the model wrote. Whether it may be seen is the boundary's matter.
-fn directory(scratch: &Path, written: &str) -> PathBuf {
+/// Where a command begins, by what the model wrote, from where the turn's work begins. Whether it may be seen is the boundary's matter.
+fn directory(scratch: &Path, begin: &Path, written: &str) -> PathBuf {
     let written = written.trim();
-    let rest = match written.strip_prefix('~') {
-        Some(rest) if rest.is_empty() || rest.starts_with('/') => rest.trim_start_matches('/'),
-        _ => written,
+    let whole = match written.strip_prefix('~') {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => scratch.join(rest.trim_start_matches('/')),
+        _ => begin.join(written),
     };
     let mut path = PathBuf::new();
-    for part in scratch.join(rest).components() {
+    for part in whole.components() {
         match part {
             Component::ParentDir => {
                 path.pop();
@@ -142,7 +143,10 @@ mod tests {
             ("../skills", "/h/skills"),
             ("/usr/lib", "/usr/lib"),
         ] {
-            assert_eq!(directory(scratch, written), Path::new(found), "{written}");
+            assert_eq!(directory(scratch, scratch, written), Path::new(found), "{written}");
         }
+        let begin = Path::new("/h/workspace/site");
+        assert_eq!(directory(scratch, begin, "a"), Path::new("/h/workspace/site/a"));
+        assert_eq!(directory(scratch, begin, "~/a"), Path::new("/h/workspace/a"));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Called by the second stage of the sandbox with a request that the worker made of a model's arguments; nothing here runs
 //! in the worker itself, so a file that is a trap costs a call, not the worker. Relative paths and `~` begin in the agent's
-//! scratch. Always true: a file is written whole or not at all, where its directory allows that; answers are bounded, and say
+//! scratch, relative ones in a folder of it where the turn has one. Always true: a file is written whole or not at all, where its directory allows that; answers are bounded, and say
 //! what was left out and how to get it. Which paths may be touched is the boundary's matter, not decided here.
 
 mod patch;
@@ -144,35 +144,43 @@ fn some_hits() -> usize {
 /// What came of it: text for the model, or what went wrong, for the model too.
 pub type Answer = Result<String, String>;
 
-/// Does the work; paths begin at `base`.
-pub fn run(base: &Path, request: Request) -> Answer {
+/// From where a model's paths are read.
+struct Base<'a> {
+    /// The agent's scratch: `~`.
+    scratch: &'a Path,
+    /// Where a relative path begins.
+    here: PathBuf,
+}
+
+/// Does the work; relative paths begin in `folder` of `scratch`, or in that itself.
+pub fn run(scratch: &Path, folder: Option<&str>, request: Request) -> Answer {
+    let here = folder.map_or_else(|| scratch.to_owned(), |folder| scratch.join(folder));
+    let base = &Base { scratch, here };
     match request {
         Request::Read(read) => read::run(base, &read),
         Request::Write(write) => write::run(base, &write),
         Request::Patch(patch) => patch::run(base, &patch),
         Request::Search(search) => search::run(base, &search),
-        Request::Skills(request, now) => skills::run(base, request, now),
+        Request::Skills(request, now) => skills::run(scratch, request, now),
         Request::Curate(request) => {
             let Curate { order, settings, jobs, now } = *request;
             let report =
-                crate::skills::curator::carry_out(base.parent().unwrap_or(base), &order, &settings, &jobs, now)?;
+                crate::skills::curator::carry_out(scratch.parent().unwrap_or(scratch), &order, &settings, &jobs, now)?;
             serde_json::to_string(&report).map_err(|error| error.to_string())
         }
     }
 }
 
 /// The path that a model wrote.
-fn resolved(base: &Path, path: &str) -> Result<PathBuf, String> {
+fn resolved(base: &Base<'_>, path: &str) -> Result<PathBuf, String> {
     let path = path.trim();
     if path.is_empty() || path.contains('\0') {
         return Err("path must name a file".to_owned());
     }
-    let path = match path.strip_prefix('~') {
-        Some("") => "",
-        Some(rest) if rest.starts_with('/') => rest.trim_start_matches('/'),
-        _ => path,
-    };
-    Ok(base.join(path))
+    Ok(match path.strip_prefix('~') {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => base.scratch.join(rest.trim_start_matches('/')),
+        _ => base.here.join(path),
+    })
 }
 
 /// What the system answered about a path, for the model.

@@ -1,13 +1,11 @@
 //! `patch`: one text for another in a file, or a unified diff; answers with the diff that was made.
 
-use std::path::Path;
-
 use super::{Answer, MAX_FILE, Patch, resolved, said, text, write};
 
 /// Longest diff that is shown, bytes.
 const MAX_DIFF: usize = 16 << 10;
 
-pub(super) fn run(base: &Path, patch: &Patch) -> Answer {
+pub(super) fn run(base: &super::Base<'_>, patch: &Patch) -> Answer {
     let path = resolved(base, &patch.path)?;
     let before = text(&path, &patch.path)?;
     let (after, places) = match (&patch.old_string, &patch.new_string, &patch.diff) {

@@ -1,7 +1,6 @@
 //! `read_file`: numbered lines of a text file.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
 use super::{Answer, Read, resolved, text};
 
@@ -12,7 +11,7 @@ const MAX_LINE_CHARS: usize = 2000;
 /// Longest answer, bytes.
 const MAX_BYTES: usize = 96 << 10;
 
-pub(super) fn run(base: &Path, read: &Read) -> Answer {
+pub(super) fn run(base: &super::Base<'_>, read: &Read) -> Answer {
     let path = resolved(base, &read.path)?;
     let content = text(&path, &read.path)?;
     let total = content.lines().count();

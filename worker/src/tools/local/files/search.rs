@@ -49,7 +49,7 @@ pub enum Output {
     Count,
 }
 
-pub(super) fn run(base: &Path, search: &Search) -> Answer {
+pub(super) fn run(base: &super::Base<'_>, search: &Search) -> Answer {
     let root = resolved(base, &search.path)?;
     if let Err(error) = std::fs::metadata(&root) {
         return Err(super::said(&search.path, &error));
@@ -241,7 +241,7 @@ mod tests {
     }
 
     fn search(dir: &tempfile::TempDir, arguments: serde_json::Value) -> Result<String, String> {
-        run(dir.path(), Request::Search(serde_json::from_value(arguments).expect("arguments")))
+        run(dir.path(), None, Request::Search(serde_json::from_value(arguments).expect("arguments")))
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::{Answer, MAX_FILE, Write, resolved, said};
 
-pub(super) fn run(base: &Path, write: &Write) -> Answer {
+pub(super) fn run(base: &super::Base<'_>, write: &Write) -> Answer {
     if write.content.len() as u64 > MAX_FILE {
         return Err(format!("the content is longer than {MAX_FILE} bytes"));
     }
