@@ -25,6 +25,7 @@ pub mod models;
 pub mod outbox;
 pub mod registry;
 pub mod retention;
+pub mod shares;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;

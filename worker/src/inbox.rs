@@ -2,7 +2,7 @@
 //!
 //! Called by a turn before its first step. Always true: a file lies in `workspace/inbox` whole or not at all, under the name that the message's text
 //! says; nothing is followed out of the home on the way there; one that is there is not fetched again, also by the next attempt. A
-//! file that cannot be had is warned of, and the turn goes on: its text says that there was one.
+//! file that cannot be had is warned of, and the turn goes on: its text says that there was one, and the model is told that it is not there.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -35,9 +35,9 @@ pub(crate) struct Attachment {
 }
 
 impl Attachment {
-    /// Whether a model may be shown it.
-    pub(crate) fn is_picture(&self) -> bool {
-        self.media_type.starts_with("image/")
+    /// Whether a model may be given it: the control plane knows better.
+    pub(crate) fn may_be_shown(&self) -> bool {
+        ["image/", "audio/"].iter().any(|family| self.media_type.starts_with(family))
     }
 }
 
@@ -52,11 +52,17 @@ enum Error {
     Length,
 }
 
-/// Fetches what is not there yet.
+/// Fetches what is not there yet. What is to be said of files that are missing after that: a line for each, with its line break before it.
 ///
 /// # Errors
 /// When the call broke and may be repeated, or the turn is not ours.
-pub(crate) async fn fetch(channel: &Channel, turn: TurnRef, home: &Path, files: &[Attachment]) -> Result<(), Status> {
+pub(crate) async fn fetch(
+    channel: &Channel,
+    turn: TurnRef,
+    home: &Path,
+    files: &[Attachment],
+) -> Result<String, Status> {
+    let mut missing = String::new();
     for (number, file) in (0..).zip(files) {
         match fetch_one(channel, turn, number, home, file).await {
             Ok(()) => {}
@@ -66,10 +72,12 @@ pub(crate) async fn fetch(channel: &Channel, turn: TurnRef, home: &Path, files: 
             Err(error) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::warn!(file = file.path, %error, cause, "a file of the message is missing");
+                let path = file.path.strip_prefix("workspace/").unwrap_or(&file.path);
+                missing.push_str(&format!("\n[The file is not at {path}: {error}. Ask for it again if you need it.]"));
             }
         }
     }
-    Ok(())
+    Ok(missing)
 }
 
 async fn fetch_one(channel: &Channel, turn: TurnRef, number: u32, home: &Path, file: &Attachment) -> Result<(), Error> {

@@ -33,8 +33,8 @@ pub struct Message {
     pub tool_call_id: Arc<str>,
     /// Of the assistant: what the reply that asked came with; opaque.
     pub reasoning: Arc<str>,
-    /// Of the user: the control plane shows the model the pictures that came with the turn, if it sees.
-    pub with_pictures: bool,
+    /// Of the user: the control plane gives the model the pictures and the audio that came with the turn, if it takes them.
+    pub with_files: bool,
 }
 
 impl Message {
@@ -51,7 +51,7 @@ impl Message {
             tool_calls: Arc::default(),
             tool_call_id: Arc::default(),
             reasoning: Arc::default(),
-            with_pictures: false,
+            with_files: false,
         }
     }
 }
@@ -204,7 +204,7 @@ fn chunks(message: Message) -> impl Iterator<Item = ModelMessage> {
             more,
             tool_calls: tool_calls.to_vec(),
             tool_call_id: message.tool_call_id.to_string(),
-            with_pictures: message.with_pictures && from == 0,
+            with_files: message.with_files && from == 0,
             reasoning: if more { String::new() } else { message.reasoning.to_string() },
         })
     })

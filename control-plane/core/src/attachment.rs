@@ -12,6 +12,8 @@ pub const MAX_BYTES: usize = 20 << 20;
 pub const MAX_FILES: usize = 10;
 /// Largest picture that is shown to a model, bytes: in base64 it takes 5 MiB, Anthropic's limit and the smallest of the known ones.
 pub const MAX_PICTURE_BYTES: u64 = (5 << 20) / 4 * 3;
+/// Largest audio file that a model is played, bytes: in base64, with what is said besides, it stays within the 20 MB that Gemini takes in a request.
+pub const MAX_AUDIO_BYTES: u64 = 10 << 20;
 /// Where files lie, in the home.
 pub const INBOX: &str = "workspace/inbox";
 /// Longest name that is shown, characters and bytes: with the hash before it, it is the name of a file.
@@ -49,6 +51,17 @@ impl Kind {
             Self::Audio => "audio file",
             Self::Video => "video",
             Self::Document => "file",
+        }
+    }
+
+    /// The same with its article.
+    pub fn one(self) -> &'static str {
+        match self {
+            Self::Image => "a picture",
+            Self::Voice => "a voice message",
+            Self::Audio => "an audio file",
+            Self::Video => "a video",
+            Self::Document => "a file",
         }
     }
 
@@ -94,11 +107,25 @@ impl Attachment {
         Self { kind: kind.of_content(media_type), name, media_type: media_type.to_owned(), bytes, sha256, path }
     }
 
-    /// Whether models that see are shown it.
-    pub fn is_picture(&self) -> bool {
-        let known = ["image/png", "image/jpeg", "image/webp", "image/gif"];
-        known.contains(&self.media_type.as_str()) && self.bytes <= MAX_PICTURE_BYTES
+    /// What it is to a model that is given the file itself; nothing for one that no model is given.
+    pub fn medium(&self) -> Option<Medium> {
+        let (medium, most) = match self.media_type.as_str() {
+            "image/png" | "image/jpeg" | "image/webp" | "image/gif" => (Medium::Picture, MAX_PICTURE_BYTES),
+            "audio/x-wav" | "audio/mpeg" | "audio/ogg" | "audio/opus" | "audio/x-flac" | "audio/aac"
+            | "audio/x-aiff" => (Medium::Audio, MAX_AUDIO_BYTES),
+            _ => return None,
+        };
+        (self.bytes <= most).then_some(medium)
     }
+}
+
+/// What a file is to a model that is given it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Medium {
+    /// Something to see.
+    Picture,
+    /// Something to hear.
+    Audio,
 }
 
 /// A text with a line for each of its files.
@@ -111,8 +138,8 @@ pub fn told(text: &str, files: &[Attachment]) -> String {
         let Attachment { kind, name, media_type, bytes, path, .. } = file;
         let path = path.strip_prefix("workspace/").unwrap_or(path);
         told.push_str(&format!(
-            "[The user sent a {}: {name} ({media_type}, {bytes} bytes). It is in your workspace at {path}]",
-            kind.as_str()
+            "[The user sent {}: {name} ({media_type}, {bytes} bytes). It is in your workspace at {path}]",
+            kind.one()
         ));
     }
     told
@@ -176,6 +203,11 @@ mod tests {
         assert_eq!(Kind::Voice.of_content("audio/ogg"), Kind::Voice);
         assert_eq!(Kind::Document.of_content("audio/mpeg"), Kind::Audio);
         let large = Attachment { media_type: "image/png".to_owned(), bytes: MAX_PICTURE_BYTES + 1, ..file("a.png") };
-        assert!(!large.is_picture() && Attachment { bytes: 9, ..large }.is_picture());
+        assert_eq!((large.medium(), Attachment { bytes: 9, ..large }.medium()), (None, Some(Medium::Picture)));
+        let of = |media_type: &str| Attachment { media_type: media_type.to_owned(), ..file("a") }.medium();
+        assert_eq!(
+            (of("audio/mpeg"), of("audio/opus"), of("audio/midi")),
+            (Some(Medium::Audio), Some(Medium::Audio), None)
+        );
     }
 }

@@ -34,7 +34,7 @@ impl Turns for Api {
             for file in submit.files {
                 let kept = self.attachments.keep(Kind::Document, &file.name, &file.content).await;
                 attachments.push(kept.map_err(|error| match error {
-                    attachments::Error::Refused(why) => SubmitError::Invalid(why),
+                    attachments::Error::Refused(why) | attachments::Error::Full(why) => SubmitError::Invalid(why),
                     attachments::Error::Store(error) => SubmitError::Unavailable(error.to_string()),
                 })?);
             }

@@ -40,6 +40,7 @@ pub use live::{Live, Question, TurnEvent};
 pub use pressure::{COME_BACK, OnTheWay, Pressed, Pressure};
 pub use signals::STOPPED;
 
+use crate::attachments::Had;
 use crate::cron::Alarm;
 use crate::doorbell::Word;
 use crate::outbox::Outbox;
@@ -582,6 +583,7 @@ fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running
         deadline: now.checked_add(left),
         progressed: now,
         overrun: None,
+        had: Had::default(),
     };
     (running, assignment)
 }

@@ -2,7 +2,7 @@
 
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
-use hermes_core::attachment::{Attachment, Kind, MAX_FILES};
+use hermes_core::attachment::{Attachment, MAX_FILES};
 use hermes_core::turn::TurnState;
 use hermes_proto::v1;
 use hermes_proto::v1::message_service_server::{MessageService, MessageServiceServer};
@@ -59,14 +59,14 @@ impl MessageApi {
         let source = source_from(request.source)?;
         let preset = request.agent.as_deref().map(|id| agent_id("agent", id)).transpose()?;
         let reply_to = if request.deliver { Some(self.target(&source)?) } else { None };
-        let submitter = caller_of(caller);
+        let submitter = caller.caller();
         let attachments = self.uploads(&submitter, &request.attachments).await?;
         let body_hash = body_hash(&source, &request.text, &attachments);
         let given = request.dedupe_key.filter(|key| !key.is_empty());
         // The key belongs to its caller: two gateways never collide. A message id belongs to its chat.
         let dedupe = match (given, &source.message_id) {
             (Some(key), _) => Dedupe::Key {
-                key: format!("api:{}:{key}", caller_of(caller)),
+                key: format!("api:{}:{key}", caller.caller()),
                 event_time: None,
                 body_hash: Some(body_hash),
             },
@@ -174,20 +174,11 @@ impl MessageApi {
     }
 }
 
-fn caller_of(principal: &Principal) -> String {
-    match principal {
-        Principal::Operator { token_id } | Principal::Viewer { token_id } | Principal::Api { token_id } => {
-            token_id.to_string()
-        }
-        other => other.kind().to_owned(),
-    }
-}
-
 /// Turn numbers can be guessed and a platform's message id is nobody's secret: an API token reads only what it submitted.
 fn readable(caller: &Principal, row: TurnRow) -> Result<TurnRow, Status> {
     let allowed = match caller {
         Principal::Operator { .. } | Principal::Viewer { .. } => true,
-        Principal::Api { .. } => row.submitter.as_deref() == Some(caller_of(caller).as_str()),
+        Principal::Api { .. } => row.submitter.as_deref() == Some(caller.caller().as_str()),
         Principal::Worker { .. } | Principal::None => false,
     };
     if allowed { Ok(row) } else { Err(refuse(Reason::NotFound, format!("there is no turn {}", row.id))) }
@@ -219,12 +210,12 @@ impl MessageService for MessageApi {
         &self,
         request: Request<Streaming<v1::UploadAttachmentRequest>>,
     ) -> Result<Response<v1::UploadAttachmentResponse>, Status> {
-        let submitter = caller_of(principal(&request));
-        let _room = self.attachments.arrival().await;
-        let (name, content) = files::received(request.into_inner()).await?;
-        let kept = self.attachments.keep(Kind::Document, &name, &content).await;
-        let file = kept.map_err(files::unkept)?;
-        let id = self.store.upload_add(&submitter, &file).await.map_err(store_status)?;
+        let submitter = principal(&request).caller();
+        let _room = self.attachments.arrival(&submitter).await;
+        let mut file = files::uploaded(request.into_inner());
+        let (header, content) = (file.header().await?, file.content().await?);
+        let kept = self.attachments.keep_upload(&submitter, &header.name, &content).await;
+        let (id, file) = kept.map_err(files::unkept)?;
         let Attachment { media_type, bytes, sha256, .. } = file;
         Ok(Response::new(v1::UploadAttachmentResponse { id: id.to_string(), media_type, bytes, sha256 }))
     }

@@ -20,14 +20,12 @@ use super::worker_api::{Caller, caller, turn_ref};
 use crate::attachments::Attachments;
 use crate::budget::{Admitted, Budgets, Refusal, Wish};
 use crate::dispatch::Dispatcher;
-use crate::models::{self, Broker, MAX_CALL_ID, Message, ModelEvent, ModelTarget, Shown, ToolCall};
+use crate::models::{self, Broker, MAX_CALL_ID, Message, ModelEvent, ModelTarget, Shown, ShownFile, ToolCall};
 use crate::registry::Registry;
 use crate::telemetry::{self, Metrics, TRACE};
 
 /// Most input of one call, bytes.
 const MAX_INPUT: usize = 32 << 20;
-/// What a picture counts in a budget, as bytes of text: some 2,000 tokens, as the wires charge for large ones.
-const PICTURE_COST: usize = 8 << 10;
 /// What a message or call takes of it beside its content.
 const OVERHEAD: usize = 64;
 /// Most tools of one call.
@@ -93,8 +91,8 @@ struct Input {
     continued: bool,
     bytes: usize,
     tool_bytes: usize,
-    /// The message that the turn's pictures belong to.
-    pictures_at: Option<usize>,
+    /// The message that the turn's files belong to.
+    files_at: Option<usize>,
 }
 
 impl Input {
@@ -147,11 +145,11 @@ impl Input {
             last.thought(message.reasoning);
             return Ok(());
         }
-        if message.with_pictures {
-            if role != v1::ModelRole::User || self.pictures_at.is_some() {
-                return Err(invalid("message.with_pictures", "pictures come with one message of the user"));
+        if message.with_files {
+            if role != v1::ModelRole::User || self.files_at.is_some() {
+                return Err(invalid("message.with_files", "files come with one message of the user"));
             }
-            self.pictures_at = Some(self.request.messages.len());
+            self.files_at = Some(self.request.messages.len());
         }
         let text = message.text;
         self.request.messages.push(match role {
@@ -188,7 +186,7 @@ impl ModelService for ModelApi {
             return Err(refuse(Reason::NotAllowed, "this worker does not run that turn"));
         };
         let step = step_number(header.step)?;
-        let Input { mut request, mut bytes, tool_bytes, pictures_at, .. } = read(&mut parts).await?;
+        let Input { mut request, mut bytes, tool_bytes, files_at, .. } = read(&mut parts).await?;
         let snapshot = self.registry.current();
         let entry = snapshot
             .agent_or_removed(&agent)
@@ -223,10 +221,12 @@ impl ModelService for ModelApi {
         {
             return Ok(Response::new(generation::replayed(&asked, &journaled)));
         }
-        if let Some(at) = pictures_at {
-            let (pictures, room) = self.attachments.pictures(turn).await.map_err(store_status)?;
-            bytes = bytes.saturating_add(pictures.len().saturating_mul(PICTURE_COST));
-            request.shown = Shown { at, pictures: pictures.into(), room };
+        if let Some(at) = files_at {
+            let carried = |media_type: &str| models.iter().any(|model| models::carries(&model.resolved, media_type));
+            let shown = self.attachments.shown(&agent, turn, &running.had, carried).await;
+            let (files, room) = shown.map_err(store_status)?;
+            bytes = bytes.saturating_add(files.iter().map(ShownFile::cost).sum());
+            request.shown = Shown { at, files: files.into(), refused: running.had.refused(), room };
         }
         let input_bytes = u64::try_from(bytes.saturating_add(tool_bytes)).unwrap_or(u64::MAX);
         match self.budgets.admit(&snapshot, entry, models, Wish { turn, epoch, step, input_bytes }).await {

@@ -45,6 +45,8 @@ pub enum Reason {
     Busy,
     /// The call ran into its time limit.
     TimeLimit,
+    /// The caller sends a file more slowly than is waited for.
+    TooSlow,
     /// The database could not be reached before anything was done.
     StoreUnavailable,
     /// The database was lost while writing.
@@ -66,7 +68,7 @@ pub enum Effect {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::InvalidField,
         Self::Unauthenticated,
         Self::NotAllowed,
@@ -82,6 +84,7 @@ impl Reason {
         Self::AgentLate,
         Self::Busy,
         Self::TimeLimit,
+        Self::TooSlow,
         Self::StoreUnavailable,
         Self::StoreUncertain,
         Self::Stopping,
@@ -102,7 +105,7 @@ impl Reason {
             Self::AgentLate | Self::Busy | Self::StoreUnavailable | Self::StoreUncertain | Self::Stopping => {
                 Code::Unavailable
             }
-            Self::TimeLimit => Code::DeadlineExceeded,
+            Self::TimeLimit | Self::TooSlow => Code::DeadlineExceeded,
             Self::Internal => Code::Internal,
         }
     }
@@ -125,6 +128,7 @@ impl Reason {
             Self::AgentLate => "AGENT_LATE",
             Self::Busy => "BUSY",
             Self::TimeLimit => "TIME_LIMIT",
+            Self::TooSlow => "TOO_SLOW",
             Self::StoreUnavailable => "STORE_UNAVAILABLE",
             Self::StoreUncertain => "STORE_UNCERTAIN",
             Self::Stopping => "STOPPING",
@@ -150,6 +154,7 @@ impl Reason {
             | Self::QueueFull
             | Self::AgentLate
             | Self::Busy
+            | Self::TooSlow
             | Self::StoreUnavailable
             | Self::Stopping => Effect::None,
         }

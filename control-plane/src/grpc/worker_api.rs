@@ -225,9 +225,9 @@ impl WorkerService for WorkerApi {
     ) -> Result<Response<Self::FetchAttachmentStream>, Status> {
         let caller = caller(&request)?;
         let request = request.into_inner();
-        let (turn, _) = self.running(&caller, request.turn.as_ref())?;
-        let all = self.attachments.of_turn(turn).await.map_err(store_status)?;
-        let file = usize::try_from(request.number).ok().and_then(|number| all.into_iter().nth(number));
+        let (turn, running) = self.running(&caller, request.turn.as_ref())?;
+        let number = usize::try_from(request.number).unwrap_or(usize::MAX);
+        let file = self.attachments.of_turn(turn, &running.had, number).await.map_err(store_status)?;
         let file = file.ok_or_else(|| refuse(Reason::NotFound, "the turn has no such file"))?;
         Ok(Response::new(files::pieces(self.attachments.clone(), file)))
     }
@@ -236,12 +236,13 @@ impl WorkerService for WorkerApi {
         &self,
         request: Request<Streaming<v1::PutAttachmentRequest>>,
     ) -> Result<Response<v1::PutAttachmentResponse>, Status> {
+        let sender = principal(&request).caller();
         let caller = caller(&request)?;
-        let mut parts = request.into_inner();
-        let header = files::put_header(&mut parts).await?;
+        let _room = self.attachments.arrival(&sender).await;
+        let mut file = files::brought(request.into_inner());
+        let header = file.header().await?;
         let (turn, _) = self.running(&caller, header.turn.as_ref())?;
-        let _room = self.attachments.arrival().await;
-        let content = files::put_content(&mut parts).await?;
+        let content = file.content().await?;
         self.attachments.keep_for(turn, &header.path, &content).await.map_err(files::unkept)?;
         Ok(Response::new(v1::PutAttachmentResponse {}))
     }

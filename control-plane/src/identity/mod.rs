@@ -68,6 +68,15 @@ impl Principal {
             Self::None => "none",
         }
     }
+
+    /// Who shares with others what there is little of: a token, or an agent with all its workers. Each caller has a name of its own.
+    pub fn caller(&self) -> String {
+        match self {
+            Self::Operator { token_id } | Self::Viewer { token_id } | Self::Api { token_id } => token_id.to_string(),
+            Self::Worker { agent, .. } => format!("agent {agent}"),
+            Self::None => self.kind().to_owned(),
+        }
+    }
 }
 
 /// What can be wrong with key material or a certificate.

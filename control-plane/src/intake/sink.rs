@@ -96,7 +96,7 @@ impl InboundSink for Sink {
         let kept = self.attachments.keep(kind, name, content);
         kept.map(|kept| {
             kept.map_err(|error| match error {
-                attachments::Error::Refused(reason) => NotKept::Refused(reason),
+                attachments::Error::Refused(reason) | attachments::Error::Full(reason) => NotKept::Refused(reason),
                 attachments::Error::Store(_) => NotKept::Unavailable,
             })
         })

@@ -20,22 +20,22 @@ mod provider;
 mod reasoning;
 mod retry;
 mod run;
+mod shown;
 mod text;
 mod tools;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
 use futures_util::stream::BoxStream;
 use hermes_core::AgentId;
 use hermes_core::budget::Price;
 use hermes_core::config::{Model, ProviderKind, Resolved};
 use hermes_core::turn::{Role, Usage};
 use secrecy::{ExposeSecret as _, SecretString};
-use tokio::sync::OwnedSemaphorePermit;
 
 pub use failure::{FailureReason, ModelFailure};
+pub use shown::{Refused, Room, Shown, ShownFile, carries};
 pub use tools::{MAX_ARGUMENTS, MAX_CALL_ID, MAX_CALLS, Reply, Tool, ToolCall, is_name};
 
 use failure::CallError;
@@ -186,72 +186,12 @@ impl Message {
     }
 }
 
-/// A picture for a model that sees.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Picture {
-    /// `image/png`, `image/jpeg`, `image/webp` or `image/gif`.
-    pub media_type: String,
-    /// Its bytes in base64, as every wire wants them.
-    pub base64: Arc<str>,
-}
-
-impl Picture {
-    /// A picture of this content.
-    pub fn new(media_type: String, content: &[u8]) -> Self {
-        Self { media_type, base64: base64::engine::general_purpose::STANDARD.encode(content).into() }
-    }
-}
-
-impl std::fmt::Debug for Picture {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Picture({}, {} characters)", self.media_type, self.base64.len())
-    }
-}
-
-/// Pictures, and the message that they came with.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Shown {
-    /// Its place among the messages; what is said by a user.
-    pub at: usize,
-    /// None of them: nothing is shown.
-    pub pictures: Arc<[Picture]>,
-    /// What they take of the memory that all calls have for pictures.
-    pub room: Room,
-}
-
-/// A part of something that is given back when nobody has it any more. It makes no two things different.
-#[derive(Clone, Debug, Default)]
-pub struct Room {
-    _held: Option<Arc<OwnedSemaphorePermit>>,
-}
-
-impl From<OwnedSemaphorePermit> for Room {
-    fn from(permit: OwnedSemaphorePermit) -> Self {
-        Self { _held: Some(Arc::new(permit)) }
-    }
-}
-
-impl PartialEq for Room {
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
-
-impl Eq for Room {}
-
-impl Shown {
-    /// Those of the message at this place.
-    fn of(&self, at: usize) -> &[Picture] {
-        if at == self.at { &self.pictures } else { &[] }
-    }
-}
-
 /// The model's input.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Request {
     /// What was said and done until now.
     pub messages: Vec<Message>,
-    /// Pictures that came with one of them. A model that refuses them is asked without.
+    /// Files that came with one of them. A model that refuses them is asked without.
     pub shown: Shown,
     /// What the model may ask for.
     pub tools: Vec<Tool>,
@@ -339,16 +279,6 @@ impl Call {
         let Request { messages, shown, tools, max_output_tokens } = request;
         let (messages, tools) = (messages.into(), tools.into());
         Self { agent: agent.clone(), messages, shown, tools, provider: None, max_output_tokens, key: None }
-    }
-
-    /// Leaves the pictures out, and says so where they were.
-    fn without_pictures(&mut self) {
-        let at = std::mem::take(&mut self.shown).at;
-        let mut messages = self.messages.to_vec();
-        if let Some(message) = messages.get_mut(at) {
-            message.extend("\n[You cannot see pictures, so they are not shown to you.]", Vec::new());
-        }
-        self.messages = messages.into();
     }
 }
 
@@ -449,6 +379,7 @@ impl Broker {
                         ProviderKind::Anthropic | ProviderKind::Gemini => &self.others,
                     };
                     call.key = key;
+                    call.without_refused(&target);
                     call.provider = Some(Arc::new(target));
                     Run::new(Arc::clone(model), call, settings)
                 }

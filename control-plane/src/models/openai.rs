@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
+use hermes_core::attachment::Medium;
 use hermes_core::turn::{Role, Usage};
 use http::header::CONTENT_TYPE;
 use reqwest::Response;
@@ -25,7 +26,7 @@ use super::failure::{CallError, FailureReason, ModelFailure};
 use super::provider::{base_url, masked, network_error};
 use super::text::Text;
 use super::tools::{Assembly, Fragment};
-use super::{Call, ChatModel, Message, Picture, Piece, ProviderTarget, reasoning, retry, tools};
+use super::{Call, ChatModel, Message, Piece, ProviderTarget, ShownFile, reasoning, retry, tools};
 
 /// A piece of joined tokens is handed over at this size.
 const PIECE_BYTES: usize = 16 << 10;
@@ -173,11 +174,30 @@ enum Content<'a> {
 enum Part<'a> {
     Text { text: &'a str },
     ImageUrl { image_url: ImageUrl },
+    InputAudio { input_audio: InputAudio<'a> },
+}
+
+impl<'a> Part<'a> {
+    fn of((file, form): (&'a ShownFile, &'static str)) -> Self {
+        match file.medium {
+            Medium::Picture => {
+                Self::ImageUrl { image_url: ImageUrl { url: format!("data:{form};base64,{}", file.base64) } }
+            }
+            Medium::Audio => Self::InputAudio { input_audio: InputAudio { data: &file.base64, format: form } },
+        }
+    }
 }
 
 #[derive(Serialize)]
 struct ImageUrl {
     url: String,
+}
+
+#[derive(Serialize)]
+struct InputAudio<'a> {
+    data: &'a str,
+    /// `wav` or `mp3`.
+    format: &'static str,
 }
 
 #[derive(Serialize)]
@@ -227,7 +247,7 @@ impl<'a> Body<'a> {
                 .messages
                 .iter()
                 .enumerate()
-                .filter_map(|(at, message)| sent(message, call.shown.of(at), back))
+                .filter_map(|(at, message)| sent(message, call.shown.of(at, target.kind).map(Part::of).collect(), back))
                 .collect(),
             stream_options: StreamOptions { include_usage: true },
             max_tokens: call.max_output_tokens.filter(|_| !newest),
@@ -236,8 +256,8 @@ impl<'a> Body<'a> {
     }
 }
 
-/// `back`: a server that wants reasoning back.
-fn sent<'a>(message: &'a Message, pictures: &[Picture], back: Option<&ProviderTarget>) -> Option<Sent<'a>> {
+/// `shown`: what the message is shown with. `back`: a server that wants reasoning back.
+fn sent<'a>(message: &'a Message, shown: Vec<Part<'a>>, back: Option<&ProviderTarget>) -> Option<Sent<'a>> {
     let plain = |role, text| Sent {
         role,
         content: Content::Text(text),
@@ -249,10 +269,7 @@ fn sent<'a>(message: &'a Message, pictures: &[Picture], back: Option<&ProviderTa
         // A turn without an answer leaves an empty message in a history; some providers refuse those.
         Message::Said { text, .. } if text.is_empty() => return None,
         Message::Said { role: Role::System, text } => plain("system", text),
-        Message::Said { role: Role::User, text } if !pictures.is_empty() => {
-            let shown = pictures.iter().map(|picture| Part::ImageUrl {
-                image_url: ImageUrl { url: format!("data:{};base64,{}", picture.media_type, picture.base64) },
-            });
+        Message::Said { role: Role::User, text } if !shown.is_empty() => {
             let parts = std::iter::once(Part::Text { text }).chain(shown);
             Sent { content: Content::Parts(parts.collect()), ..plain("user", text) }
         }

@@ -144,7 +144,7 @@ pub(super) fn masked(key: Option<&SecretString>, mut error: CallError) -> CallEr
 
 /// Begins the request. Not a method: the open stream in the attempt may not be shared between threads.
 async fn send(client: &genai::Client, call: &Call, target: &ProviderTarget) -> Result<ChatStream, CallError> {
-    let mut request = ChatRequest::new(chat_messages(&call.messages, &call.shown));
+    let mut request = ChatRequest::new(chat_messages(&call.messages, &call.shown, target.kind));
     if !call.tools.is_empty() {
         let tools = call.tools.iter().map(|tool| {
             let made = genai::chat::Tool::new(tool.name.as_str()).with_schema(tool.parameters.clone());
@@ -162,19 +162,19 @@ async fn send(client: &genai::Client, call: &Call, target: &ProviderTarget) -> R
 }
 
 /// The input as `genai` takes it. What several calls of one reply gave is one message: Anthropic's wire wants it so.
-fn chat_messages(messages: &[Message], shown: &Shown) -> Vec<ChatMessage> {
+fn chat_messages(messages: &[Message], shown: &Shown, kind: ProviderKind) -> Vec<ChatMessage> {
     let mut made: Vec<ChatMessage> = Vec::with_capacity(messages.len());
     for (at, message) in messages.iter().enumerate() {
         match message {
             // A turn without an answer leaves an empty message in a history; some providers refuse those.
             Message::Said { text, .. } if text.is_empty() => {}
             Message::Said { role: Role::System, text } => made.push(ChatMessage::system(text.as_str())),
-            Message::Said { role: Role::User, text } if !shown.of(at).is_empty() => {
-                let pictures = shown.of(at).iter().map(|picture| {
-                    ContentPart::from_binary_base64(picture.media_type.as_str(), Arc::clone(&picture.base64), None)
+            Message::Said { role: Role::User, text } if shown.of(at, kind).next().is_some() => {
+                let files = shown.of(at, kind).map(|(file, media_type)| {
+                    ContentPart::from_binary_base64(media_type, Arc::clone(&file.base64), None)
                 });
-                // Pictures first: Anthropic's models read them better so.
-                let parts = pictures.chain(std::iter::once(ContentPart::Text(text.clone())));
+                // They come first: Anthropic's models see pictures better so.
+                let parts = files.chain(std::iter::once(ContentPart::Text(text.clone())));
                 made.push(ChatMessage::user(parts.collect::<Vec<_>>()));
             }
             Message::Said { role: Role::User, text } => made.push(ChatMessage::user(text.as_str())),

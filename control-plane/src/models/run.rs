@@ -111,16 +111,7 @@ impl Run {
                     }
                     return Some(self.end(ModelEvent::Done { usage, finish_reason, calls, reasoning }));
                 }
-                Err(error) if self.does_not_see(&error) => {
-                    tracing::info!(
-                        agent = %self.call.agent,
-                        provider = self.call.provider.as_deref().map_or("builtin", |target| target.provider.as_str()),
-                        cause = %error.cause,
-                        "the model does not take pictures, asking without them",
-                    );
-                    self.open = None;
-                    self.call.without_pictures();
-                }
+                Err(error) if self.goes_on_without(&error) => {}
                 Err(error) => match self.pause_for(&error) {
                     Some(pause) => self.wait(pause, &error).await,
                     None => {
@@ -199,9 +190,21 @@ impl Run {
         text
     }
 
-    /// Whether the request was refused, and the pictures in it may be why.
-    fn does_not_see(&self, error: &CallError) -> bool {
-        self.passed == 0 && error.reason == FailureReason::BadRequest && !self.call.shown.pictures.is_empty()
+    /// Whether the request was refused, and files in it may be why: it is made again without them.
+    fn goes_on_without(&mut self, error: &CallError) -> bool {
+        if self.passed > 0 || error.reason != FailureReason::BadRequest {
+            return false;
+        }
+        let Some(medium) = self.call.without_next() else { return false };
+        self.open = None;
+        tracing::info!(
+            agent = %self.call.agent,
+            provider = self.call.provider.as_deref().map_or("builtin", |target| target.provider.as_str()),
+            ?medium,
+            cause = %error.cause,
+            "the model may not take such files, asking without them",
+        );
+        true
     }
 
     fn pause_for(&self, error: &CallError) -> Option<Duration> {

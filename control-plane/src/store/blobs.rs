@@ -5,6 +5,7 @@
 
 use hermes_core::attachment::Attachment;
 use sha2::{Digest as _, Sha256};
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{Error, Result, SessionId, Store, TurnId};
@@ -15,6 +16,28 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// Who names the files of a turn. No caller's name: those are ids of tokens.
 fn of_turn(turn: TurnId) -> String {
     format!("turn {turn}")
+}
+
+/// The hash of a file's content.
+pub fn hash_of(content: &[u8]) -> [u8; 32] {
+    Sha256::digest(content).into()
+}
+
+/// A file as the functions take it: its hash, its size and its pieces.
+fn parts_of(content: &[u8]) -> ([u8; 32], i64, Vec<&[u8]>) {
+    (hash_of(content), i64::try_from(content.len()).unwrap_or(i64::MAX), content.chunks(CHUNK_BYTES).collect())
+}
+
+/// Whether a file was noted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Noted {
+    /// Under this id.
+    Yes(Uuid),
+    /// No: its submitter has so many bytes left, and the file is larger.
+    Full {
+        /// Bytes.
+        left: u64,
+    },
 }
 
 /// The id of the file that a turn names by this path.
@@ -31,9 +54,7 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`]: repeat it.
     pub async fn blob_put(&self, content: &[u8]) -> Result<[u8; 32]> {
-        let sha256: [u8; 32] = Sha256::digest(content).into();
-        let chunks: Vec<&[u8]> = content.chunks(CHUNK_BYTES).collect();
-        let bytes = i64::try_from(content.len()).unwrap_or(i64::MAX);
+        let (sha256, bytes, chunks) = parts_of(content);
         self.query_retrying("SELECT put_blob($1,$2,$3)", &[&sha256.as_slice(), &bytes, &chunks]).await?;
         Ok(sha256)
     }
@@ -58,27 +79,40 @@ impl Store {
         Ok((!rows.is_empty()).then(|| pieces.flatten().collect()))
     }
 
-    /// Notes a kept file for a caller, who may send it with a message under the id.
+    /// Keeps a file for a caller, who may send it with a message under the id, if what they have that no message names stays within `most` bytes.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn upload_add(&self, submitter: &str, file: &Attachment) -> Result<Uuid> {
-        let sql = "INSERT INTO uploads(upload_id, submitter, attachment, sha256) VALUES ($1,$2,$3,decode($4, 'hex')) ON CONFLICT DO NOTHING";
-        let (id, body) = (Uuid::new_v4(), serde_json::to_vec(file).unwrap_or_default());
-        self.query_retrying(sql, &[&id, &submitter, &body, &file.sha256]).await?;
-        Ok(id)
+    pub async fn upload_put(&self, submitter: &str, file: &Attachment, content: &[u8], most: u64) -> Result<Noted> {
+        self.noted(submitter, Uuid::new_v4(), file, content, most).await
     }
 
-    /// Notes the kept file that a turn names by this path; the last one counts.
+    /// Keeps the file that a turn names by this path, if all of the turn's stay within `most` bytes; the last one of a path counts.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn turn_file_put(&self, turn: TurnId, path: &str, file: &Attachment) -> Result<()> {
-        let sql = "INSERT INTO uploads(upload_id, submitter, attachment, sha256) VALUES ($1,$2,$3,decode($4, 'hex')) \
-                   ON CONFLICT (upload_id) DO UPDATE SET attachment = excluded.attachment, sha256 = excluded.sha256";
-        let (submitter, body) = (of_turn(turn), serde_json::to_vec(file).unwrap_or_default());
-        self.query_retrying(sql, &[&turn_file_id(turn, path), &submitter, &body, &file.sha256]).await?;
-        Ok(())
+    pub async fn turn_file_put(
+        &self,
+        turn: TurnId,
+        path: &str,
+        file: &Attachment,
+        content: &[u8],
+        most: u64,
+    ) -> Result<Noted> {
+        self.noted(&of_turn(turn), turn_file_id(turn, path), file, content, most).await
+    }
+
+    async fn noted(&self, submitter: &str, id: Uuid, file: &Attachment, content: &[u8], most: u64) -> Result<Noted> {
+        let (sha256, bytes, chunks) = parts_of(content);
+        let (body, most) = (serde_json::to_vec(file).unwrap_or_default(), i64::try_from(most).unwrap_or(i64::MAX));
+        let sql = "SELECT o_left FROM put_upload($1,$2,$3,$4,$5,$6,$7)";
+        let params: [&(dyn ToSql + Sync); 7] = [&submitter, &id, &body, &sha256.as_slice(), &bytes, &chunks, &most];
+        let rows = self.query_retrying(sql, &params).await?;
+        let left: i64 = rows.first().map_or(0, |row| row.get(0));
+        if left >= bytes {
+            return Ok(Noted::Yes(id));
+        }
+        Ok(Noted::Full { left: u64::try_from(left).unwrap_or(0) })
     }
 
     /// A file that a turn of this session named, by its id; nothing when there is none, or it is not kept any more.

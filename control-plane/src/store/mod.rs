@@ -40,7 +40,7 @@ mod sessions;
 mod transitions;
 mod workers;
 
-pub use blobs::turn_file_id;
+pub use blobs::{Noted, hash_of, turn_file_id};
 
 use std::fmt;
 use std::str::FromStr;

@@ -9,6 +9,7 @@ mod http_api;
 mod identity;
 mod isolation;
 mod journal;
+mod model_files;
 mod models;
 mod node;
 mod parting;

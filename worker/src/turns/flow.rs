@@ -99,6 +99,8 @@ pub(super) struct Course {
     pub(super) messages: Vec<Message>,
     /// Where the turn's own message stands in them.
     begins: usize,
+    /// What is said with that message of files that could not be had.
+    pub(super) missing: String,
     /// What its model may call.
     pub(super) tools: Offer,
     /// Where those of MCP servers are.
@@ -116,6 +118,7 @@ pub(super) struct Course {
 
 /// What a turn begins with.
 struct Prepared {
+    missing: String,
     history: History,
     past: Past,
     tools: Offer,
@@ -154,6 +157,7 @@ pub(super) async fn run(
             past: Past::default(),
             messages: Vec::new(),
             begins: 0,
+            missing: String::new(),
             tools: Offer::default(),
             mcp: McpOffered::default(),
             step: 0,
@@ -255,7 +259,7 @@ impl Course {
             programs.end();
         }
         let mut tries = Tries::default();
-        let Prepared { mut history, past, tools, mcp } = loop {
+        let Prepared { missing, mut history, past, tools, mcp } = loop {
             let channel = self.ready().await?;
             match self.inbox.unless_stopped(self.prepared(input, &channel)).await? {
                 Ok(prepared) => break prepared,
@@ -265,6 +269,7 @@ impl Course {
         if let Some(how) = &input.compress {
             return self.compressed(how, &mut history).await;
         }
+        self.missing = missing;
         self.past = past;
         self.tools = tools;
         self.mcp = mcp;
@@ -304,7 +309,7 @@ impl Course {
 
     /// What was said before, what was journaled, and what may be called.
     async fn prepared(&self, input: &Input, channel: &Channel) -> Result<Prepared, Failure> {
-        self.documents(input, channel).await?;
+        let missing = self.documents(input, channel).await?;
         let (tools, mcp) = match &input.cron {
             // Nobody is asked who could call anything.
             Some(run) if run.no_agent => Default::default(),
@@ -322,11 +327,11 @@ impl Course {
             0 => Past::default(),
             _ => Past::fetch(channel.clone(), self.turn).await?,
         };
-        Ok(Prepared { history, past, tools, mcp })
+        Ok(Prepared { missing, history, past, tools, mcp })
     }
 
-    /// Brings the documents in step, and the message's files into the inbox.
-    pub(super) async fn documents(&self, input: &Input, channel: &Channel) -> Result<(), Failure> {
+    /// Brings the documents in step, and the message's files into the inbox; what is to be said of those that are missing.
+    pub(super) async fn documents(&self, input: &Input, channel: &Channel) -> Result<String, Failure> {
         match self.shared.documents.refresh(channel, self.assignment.home_version).await {
             Ok(()) => {}
             Err(documents::Error::Call(status)) if is_broken(&status) => return Err(Failure::Broken(status)),
@@ -383,6 +388,11 @@ impl Course {
         Ok((Offer::new(specs, profile), mcp))
     }
 
+    /// What the model is told of the message.
+    pub(super) fn said(&self, input: &Input) -> String {
+        format!("{}{}", input.text, self.missing)
+    }
+
     /// The system prompt, the history that fits, and the user's message.
     async fn conversation(&self, input: &Input, told: &str, history: History) -> Vec<Message> {
         let Self { shared, assignment, turn, tools, .. } = self;
@@ -406,7 +416,7 @@ impl Course {
         messages.push(Message::new(ModelRole::System, system));
         messages.extend(history);
         let said = Message::new(ModelRole::User, told);
-        messages.push(Message { with_pictures: input.attachments.iter().any(Attachment::is_picture), ..said });
+        messages.push(Message { with_files: input.attachments.iter().any(Attachment::may_be_shown), ..said });
         messages
     }
 }

@@ -112,20 +112,22 @@ impl Course {
             return Err(away("the control plane is too old for that"));
         }
         let mut tries = Tries::default();
-        let past = loop {
+        let (missing, past) = loop {
             let channel = self.ready().await?;
             let known = async {
-                self.documents(input, &channel).await?;
-                match self.assignment.journal_entries {
-                    0 => Ok(Past::default()),
-                    _ => Past::fetch(channel.clone(), self.turn).await.map_err(Failure::from),
-                }
+                let missing = self.documents(input, &channel).await?;
+                let past = match self.assignment.journal_entries {
+                    0 => Past::default(),
+                    _ => Past::fetch(channel.clone(), self.turn).await?,
+                };
+                Ok::<_, Failure>((missing, past))
             };
             match self.inbox.unless_stopped(known).await? {
-                Ok(past) => break past,
+                Ok(known) => break known,
                 Err(failure) => tries.again(&self.inbox, failure).await?,
             }
         };
+        self.missing = missing;
         self.past = past;
         let told = match self.told(input).await? {
             Told::Message(text) => text,
@@ -152,7 +154,7 @@ impl Course {
         // From here on the program may act.
         program.prompted(&link, self.turn, rewinds, &persona, &opened.id);
         let prompt = Prompt::begin(&link, &opened.id, texts);
-        self.messages.push(Message::new(ModelRole::User, input.text.as_str()));
+        self.messages.push(Message::new(ModelRole::User, self.said(input)));
         let reply = self.prompted(prompt, &link, &program).await?;
         self.answered_by_program(&reply).await?;
         Ok(reply)

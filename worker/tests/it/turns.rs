@@ -239,7 +239,14 @@ async fn the_files_of_a_message_lie_in_the_inbox_before_the_model_is_asked() {
     );
     link.assign(assignment(turn(5, 1, 1), &input)).await;
     let call = fake.call().await;
-    assert_eq!(call.messages.last().unwrap().1, "see");
+    let told = [
+        "see",
+        "[The file is not at inbox/bb-longer-than-said: it came with another length. Ask for it again if you need it.]",
+        "[The file is not at inbox/../../SOUL.md: it cannot be written. Ask for it again if you need it.]",
+        "[The file is not at /etc/hermes: it cannot be written. Ask for it again if you need it.]",
+        "[The file is not at inbox/ee-not-kept-any-more: the control plane does not give it. Ask for it again if you need it.]",
+    ];
+    assert_eq!(call.messages.last().unwrap().1, told.join("\n"));
     let there = || {
         let names = std::fs::read_dir(&inbox).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.collect::<Vec<_>>()

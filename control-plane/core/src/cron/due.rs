@@ -128,6 +128,7 @@ mod tests {
         Schedule::parse(text, at("00:00:00"), &TimeZone::UTC).unwrap()
     }
 
+    #[expect(clippy::type_complexity, reason = "missed, run and next, each in its shortest form")]
     fn judged(
         text: &str,
         slot: &str,

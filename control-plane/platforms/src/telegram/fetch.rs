@@ -107,9 +107,7 @@ impl Telegram {
         if !message.text.is_empty() {
             message.text.push('\n');
         }
-        message
-            .text
-            .push_str(&format!("[The user sent a {} that could not be fetched: {reason}]", wanted.kind.as_str()));
+        message.text.push_str(&format!("[The user sent {} that could not be fetched: {reason}]", wanted.kind.one()));
         Some(message)
     }
 

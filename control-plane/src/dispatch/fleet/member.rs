@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Replies;
+use crate::attachments::Had;
 use crate::dispatch::{Assignment, StepAnswer};
 use crate::store::{Signal, TurnId};
 
@@ -184,6 +185,8 @@ pub struct Running {
     pub overrun: Option<(Overrun, Instant)>,
     /// What it was told since.
     pub told: Told,
+    /// What was asked for of its files.
+    pub had: Had,
 }
 
 impl Running {

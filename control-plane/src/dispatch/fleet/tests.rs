@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::attachments::Had;
 use crate::store::{SessionId, Signal};
 
 fn connected(worker_id: i64, agent_no: i32, outgoing: mpsc::Sender<ToWorker>) -> Connected {
@@ -55,6 +56,7 @@ fn running(seq: i64, epoch: i64) -> Running {
         deadline: None,
         progressed: Instant::now(),
         overrun: None,
+        had: Had::default(),
     }
 }
 

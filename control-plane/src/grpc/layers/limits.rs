@@ -3,7 +3,7 @@
 //! Each RPC has a pace. Quick calls share one budget and a time limit; uploads have their own, longer; streams and waits
 //! have no time limit and a budget of open ones, held until their last byte, so that ten thousand people waiting for an
 //! answer take nothing from the calls that give it. A quick call waits a short while in a bounded queue when its budget is
-//! used up. What is shed was not begun: RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE when the wait was in vain.
+//! used up; of uploads one caller may have a part at once, so that whoever stalls theirs leaves places for the others. What is shed was not begun: RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE when the wait was in vain.
 //! A call that runs out of time is DEADLINE_EXCEEDED and may have been done. A shorter deadline of the caller
 //! (`grpc-timeout`) is kept by tonic.
 
@@ -18,6 +18,8 @@ use tonic::body::Body;
 
 use super::{Call, Called, Inner, Step};
 use crate::grpc::status::{Reason, refuse};
+use crate::identity::Principal;
+use crate::shares::{Share, Shares};
 use crate::telemetry::Metrics;
 
 /// Bounds of one listener.
@@ -35,6 +37,8 @@ pub struct Limits {
     pub wait: Duration,
     /// Uploads running at once.
     pub uploads: usize,
+    /// Of one caller: a token, or the workers of an agent.
+    pub uploads_each: usize,
     /// Streams and waits open at once.
     pub streams: usize,
 }
@@ -48,6 +52,7 @@ impl Default for Limits {
             waiting: 2048,
             wait: Duration::from_secs(2),
             uploads: 64,
+            uploads_each: 8,
             streams: 16_384,
         }
     }
@@ -187,7 +192,7 @@ impl Step for TimeLimit {
 pub(super) struct Admission {
     quick: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
-    uploads: Arc<Semaphore>,
+    uploads: Shares,
     streams: Arc<Semaphore>,
     wait: Duration,
     metrics: Metrics,
@@ -199,25 +204,25 @@ impl Admission {
         Self {
             quick: permits(limits.quick),
             waiting: permits(limits.waiting),
-            uploads: permits(limits.uploads),
+            uploads: Shares::new(limits.uploads, limits.uploads_each),
             streams: permits(limits.streams),
             wait: limits.wait,
             metrics,
         }
     }
 
-    async fn permit(&self, pace: Pace) -> Result<OwnedSemaphorePermit, Reason> {
+    async fn permit(&self, pace: Pace, caller: &str) -> Result<Permit, Reason> {
         let at_once = |budget: &Arc<Semaphore>| Arc::clone(budget).try_acquire_owned().map_err(|_| Reason::Overloaded);
         match pace {
-            Pace::Stream => at_once(&self.streams),
-            Pace::Upload => at_once(&self.uploads),
+            Pace::Stream => at_once(&self.streams).map(Permit::Call),
+            Pace::Upload => self.uploads.try_take(caller, 1).map(Permit::Upload).ok_or(Reason::Overloaded),
             Pace::Quick => {
                 if let Ok(permit) = at_once(&self.quick) {
-                    return Ok(permit);
+                    return Ok(Permit::Call(permit));
                 }
                 let _place = at_once(&self.waiting)?;
                 match tokio::time::timeout(self.wait, Arc::clone(&self.quick).acquire_owned()).await {
-                    Ok(Ok(permit)) => Ok(permit),
+                    Ok(Ok(permit)) => Ok(Permit::Call(permit)),
                     Ok(Err(_)) | Err(_) => Err(Reason::Busy),
                 }
             }
@@ -225,10 +230,18 @@ impl Admission {
     }
 }
 
+/// Held while a call runs.
+#[derive(Debug)]
+enum Permit {
+    Call(#[expect(dead_code, reason = "held, never read")] OwnedSemaphorePermit),
+    Upload(#[expect(dead_code, reason = "held, never read")] Share),
+}
+
 impl Step for Admission {
     async fn run<S: Inner>(&self, inner: S, request: Request<Body>) -> Response<Body> {
         let pace = pace_of(&request);
-        match self.permit(pace).await {
+        let caller = request.extensions().get::<Principal>().map(Principal::caller).unwrap_or_default();
+        match self.permit(pace, &caller).await {
             Ok(permit) if pace == Pace::Stream => {
                 // The permit lives in the body and goes with it, also when the caller hangs up.
                 inner.answer(request).await.map(|body| {
@@ -258,22 +271,25 @@ mod tests {
             waiting: 1,
             wait: Duration::from_millis(20),
             streams: 1,
-            uploads: 1,
+            uploads: 3,
+            uploads_each: 1,
             ..Limits::default()
         };
         let admission = Admission::new(&limits, Metrics::unread());
-        let stream = admission.permit(Pace::Stream).await.unwrap();
-        assert_eq!(admission.permit(Pace::Stream).await.unwrap_err(), Reason::Overloaded);
-        let upload = admission.permit(Pace::Upload).await.unwrap();
-        assert_eq!(admission.permit(Pace::Upload).await.unwrap_err(), Reason::Overloaded);
-        let quick = admission.permit(Pace::Quick).await.unwrap();
+        let stream = admission.permit(Pace::Stream, "ann").await.unwrap();
+        assert_eq!(admission.permit(Pace::Stream, "ann").await.unwrap_err(), Reason::Overloaded);
+        let upload = admission.permit(Pace::Upload, "ann").await.unwrap();
+        assert_eq!(admission.permit(Pace::Upload, "ann").await.unwrap_err(), Reason::Overloaded);
+        let other = admission.permit(Pace::Upload, "bob").await;
+        assert!(other.is_ok(), "one caller's uploads leave places for another's");
+        let quick = admission.permit(Pace::Quick, "ann").await.unwrap();
         // One waits in vain, the other finds no place to wait.
-        let (first, second) = tokio::join!(admission.permit(Pace::Quick), admission.permit(Pace::Quick));
+        let (first, second) = tokio::join!(admission.permit(Pace::Quick, "ann"), admission.permit(Pace::Quick, "ann"));
         assert_eq!((first.unwrap_err(), second.unwrap_err()), (Reason::Busy, Reason::Overloaded));
         // The one that waits gets the permit that comes back.
-        let (waiter, ()) = tokio::join!(admission.permit(Pace::Quick), async { drop(quick) });
+        let (waiter, ()) = tokio::join!(admission.permit(Pace::Quick, "ann"), async { drop(quick) });
         assert!(waiter.is_ok());
         drop((stream, upload));
-        assert!(admission.permit(Pace::Stream).await.is_ok());
+        assert!(admission.permit(Pace::Stream, "ann").await.is_ok());
     }
 }

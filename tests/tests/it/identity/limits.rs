@@ -14,7 +14,16 @@ const GET_TURN: &str = "/hermes.v1.MessageService/GetTurn";
 const LIMIT: Duration = Duration::from_secs(10);
 
 fn small() -> Limits {
-    Limits { quick: 1, waiting: 1, wait: LIMIT, streams: 1, uploads: 1, quick_time: LIMIT, upload_time: LIMIT }
+    Limits {
+        quick: 1,
+        waiting: 1,
+        wait: LIMIT,
+        streams: 1,
+        uploads: 1,
+        uploads_each: 1,
+        quick_time: LIMIT,
+        upload_time: LIMIT,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

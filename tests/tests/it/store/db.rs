@@ -236,7 +236,7 @@ impl Db {
         self.run(
             "TRUNCATE agents, agent_revisions, routes, home_documents, home_revisions, mcp_pins, tokens, workers, replicas, origins, account_leases, slots, sessions, session_notes, summaries, session_keys,
                ready, inbound, turns, turn_steps, turn_signals, dead_turns, outbox, deliveries, previews, lanes, agent_chats, asks, cron_jobs, cron_runs, home_channels, approvals, approval_grants, pairing_accounts, pairing_requests, pairing_senders, budget_days,
-               budget_reservations, budget_raises, budget_pauses, budget_alerts RESTART IDENTITY;
+               budget_reservations, budget_raises, budget_pauses, budget_alerts, uploads, blob_chunks, blobs RESTART IDENTITY;
              ALTER SEQUENCE session_ids RESTART; ALTER SEQUENCE registrations RESTART;
              ALTER SEQUENCE replica_ids RESTART; ALTER SEQUENCE outbox_positions RESTART;
              UPDATE retention SET page = 0, started_at = NULL, finished_at = NULL, removed = 0, total = 0;

@@ -277,6 +277,8 @@ drills! {
     retention::{
         a_dedupe_key_stays_for_eight_days,
         a_file_stays_for_its_days_after_it_came_last,
+        what_no_message_names_is_bounded_for_each_caller,
+        two_uploads_at_once_do_not_both_take_the_last_room,
         steps_of_running_and_waiting_turns_stay,
         turns_go_with_all_they_have_and_never_what_is_needed,
         a_session_without_turns_goes_with_its_key_and_comes_back_as_new,

@@ -104,6 +104,21 @@ const MUTATIONS: &[Mutation] = &[
         caught_by: &["a_job_may_go_on_with_one_conversation"],
     },
     Mutation {
+        name: "what no message names is not bounded",
+        edits: &[("IF o_left < p_bytes THEN RETURN; END IF;", "")],
+        caught_by: &["what_no_message_names_is_bounded_for_each_caller"],
+    },
+    Mutation {
+        name: "uploads of one caller do not wait for each other",
+        edits: &[("PERFORM pg_advisory_xact_lock(hashtextextended('hermes.uploads ' || p_submitter, 0));", "")],
+        caught_by: &["two_uploads_at_once_do_not_both_take_the_last_room"],
+    },
+    Mutation {
+        name: "a message that names an upload makes no room",
+        edits: &[("UPDATE uploads u SET named = true", "UPDATE uploads u SET named = false")],
+        caught_by: &["what_no_message_names_is_bounded_for_each_caller"],
+    },
+    Mutation {
         name: "a version of a document is not kept",
         edits: &[(
             "INSERT INTO home_revisions(agent_no, path, version, deleted, sha256, body, written_by)

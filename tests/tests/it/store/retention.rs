@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use hermes_control_plane::store::{RETAINED, SendResult};
+use anyhow::{Result, bail, ensure};
+use hermes_control_plane::store::{Noted, RETAINED, SendResult, SessionId, TurnId, hash_of};
 use hermes_core::attachment::{Attachment, Kind};
 use hermes_core::config::Retention;
 
@@ -70,7 +70,7 @@ pub(super) fn a_file_stays_for_its_days_after_it_came_last(db: &mut Db) -> Resul
     older(db, 9.9)?;
     same!(pass(db, "blobs", &days())?, 0);
     let file = Attachment::new(Kind::Document, "a", "text/plain", 600_000, sha256.clone());
-    let id = db.wait(db.store.upload_add("ann", &file))?;
+    let Noted::Yes(id) = db.wait(db.store.upload_put("ann", &file, &content, 600_000))? else { bail!("there is room") };
     ensure!(db.wait(db.store.uploads("eve", &[id])).is_err(), "it is nobody else's");
     same!(db.wait(db.store.uploads("ann", &[id]))?, vec![file]);
     older(db, 9.9)?;
@@ -83,6 +83,46 @@ pub(super) fn a_file_stays_for_its_days_after_it_came_last(db: &mut Db) -> Resul
     ensure!(db.wait(db.store.uploads("ann", &[id])).is_err());
     db.wait(db.store.blob_put(&content))?;
     same!(db.wait(db.store.blob(&sha256))?, Some(content));
+    Ok(())
+}
+
+pub(super) fn what_no_message_names_is_bounded_for_each_caller(db: &mut Db) -> Result<()> {
+    let put = |db: &Db, caller: &str, content: &[u8]| {
+        let file = Attachment::new(Kind::Document, "a", "text/plain", content.len() as u64, hex(&hash_of(content)));
+        db.wait(db.store.upload_put(caller, &file, content, 10))
+    };
+    let Noted::Yes(first) = put(db, "ann", b"123456")? else { bail!("there is room") };
+    same!(put(db, "ann", b"abcde")?, Noted::Full { left: 4 });
+    same!(db.look("SELECT count(*) FROM blobs")?, "1");
+    // It is the caller's alone, and the last byte counts.
+    ensure!(matches!(put(db, "bob", b"abcde")?, Noted::Yes(_)));
+    ensure!(matches!(put(db, "ann", b"abcd")?, Noted::Yes(_)));
+    same!(put(db, "ann", b"x")?, Noted::Full { left: 0 });
+    // What a message names makes room; somebody else naming it does not.
+    ensure!(db.wait(db.store.uploads("bob", &[first])).is_err());
+    same!(put(db, "ann", b"x")?, Noted::Full { left: 0 });
+    db.wait(db.store.uploads("ann", &[first]))?;
+    ensure!(matches!(put(db, "ann", b"abcdef")?, Noted::Yes(_)));
+    // So does a day.
+    same!(put(db, "ann", b"x")?, Noted::Full { left: 0 });
+    db.run("UPDATE uploads SET at = at - interval '1 day'")?;
+    ensure!(matches!(put(db, "ann", b"x")?, Noted::Yes(_)));
+    // A turn's file of the same path is the same file.
+    let turn = TurnId { session: SessionId(1), seq: 1 };
+    let file = Attachment::new(Kind::Document, "a", "text/plain", 6, hex(&hash_of(b"123456")));
+    for (path, noted) in [("a", true), ("a", true), ("b", false)] {
+        let put = db.wait(db.store.turn_file_put(turn, path, &file, b"123456", 10))?;
+        same!(matches!(put, Noted::Yes(_)), noted);
+    }
+    Ok(())
+}
+
+pub(super) fn two_uploads_at_once_do_not_both_take_the_last_room(db: &mut Db) -> Result<()> {
+    let put = "SELECT put_upload('ann', gen_random_uuid(), '', sha256('1'), 6, ARRAY['123456'::bytea], 10)";
+    let file = Attachment::new(Kind::Document, "a", "text/plain", 6, hex(&hash_of(b"abcdef")));
+    let (noted, waited) = db.race(put, |db| Ok(db.wait(db.store.upload_put("ann", &file, b"abcdef", 10))?))?;
+    ensure!(waited, "it did not wait");
+    same!(noted, Noted::Full { left: 4 });
     Ok(())
 }
 

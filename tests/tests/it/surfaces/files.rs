@@ -215,6 +215,75 @@ async fn files_come_by_the_command_line_and_the_api_and_only_to_whom_they_were_s
     stop(up);
 }
 
+/// Sound of so many bytes, by its first ones.
+fn sound(bytes: usize) -> Vec<u8> {
+    let mut content = b"RIFF\x24\0\0\0WAVEfmt ".to_vec();
+    content.resize(bytes, 0x5a);
+    content
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_hears_what_was_said_and_one_that_cannot_is_asked_without_once() {
+    let model = MockModel::start().await.unwrap();
+    let mut document = with_model(&model, json!({}));
+    document["agents"] = json!({"deaf": {"model": "mock/deaf-1"}});
+    let up = start(&document, &[]);
+    model.respond(|body| {
+        let last = body["messages"].as_array().unwrap().last().unwrap().clone();
+        if body["model"] == "deaf-1" && body.to_string().contains("input_audio") {
+            Behaviour::Status(400, None)
+        } else if last["role"] == "user" {
+            Behaviour::Ask(String::new(), vec![Call::new("call-1", "todo", "{}")])
+        } else {
+            Behaviour::Say("done".to_owned())
+        }
+    });
+    let note = up.file("note.wav", sound(3_000));
+    let send = |agent: &str| {
+        let note = note.to_str().unwrap();
+        up.json(["send", "--platform", "irc", "--chat-id", "1", "--agent", agent, "--wait", "--attach", note]);
+        told(&model)
+    };
+    let content = send("main");
+    let audio = &content[1]["input_audio"];
+    let heard = STANDARD.decode(audio["data"].as_str().unwrap()).unwrap();
+    assert_eq!((hash(&heard), audio["format"].as_str()), (hash(&sound(3_000)), Some("wav")));
+    let text = content[0]["text"].as_str().unwrap();
+    assert!(text.starts_with("[The user sent an audio file: note.wav (audio/x-wav, 3000 bytes). It is in"), "{text}");
+    assert_eq!(model.requests(), 2);
+    let content = send("deaf");
+    let text = content.as_str().unwrap();
+    assert!(
+        text.starts_with("[The user sent an audio file: note.wav")
+            && text.ends_with("\n[You cannot hear audio, so it is not played to you.]"),
+        "{text}"
+    );
+    assert_eq!(model.requests(), 5, "the first step was refused once, the second did not try");
+    stop(up);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_picture_is_read_once_for_all_steps_of_its_turn() {
+    let (fake, model) = (FakeTelegram::start().await.unwrap(), MockModel::start().await.unwrap());
+    let bot = fake.bot(BOT);
+    let document = json!({"platforms": {"telegram": {"accounts": [account("front", "FRONT_TOKEN", &fake)]}}});
+    let up = start(&with_model(&model, document), &[("FRONT_TOKEN", BOT)]);
+    bot.put_file("photo", picture(1_000));
+    let wait = json!({"command": "until [ -e go ]; do sleep 0.05; done"}).to_string();
+    model.script([
+        Behaviour::Ask(String::new(), vec![Call::new("call-1", "terminal", &wait)]),
+        Behaviour::Say("the same".to_owned()),
+    ]);
+    send(&bot, 1, json!({"photo": [{"file_id": "photo"}]}));
+    until(SOON, "the first step", || (model.requests() == 1).then_some(()));
+    // The file is not there any more: what the turn has is all there is.
+    up.sql("DELETE FROM hermes.blobs");
+    fs::write(home(&up, "main").join("workspace/go"), "").unwrap();
+    assert_eq!(texts(&bot, 1, 1).await, ["the same"]);
+    assert_eq!((model.requests(), pictures(&told(&model))), (2, vec![hash(&picture(1_000))]));
+    stop(up);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_of_the_workspace_are_sent_and_no_others() {
     let (fake, model) = (FakeTelegram::start().await.unwrap(), MockModel::start().await.unwrap());

@@ -18,6 +18,7 @@ mod smart_approvals;
 mod telegram;
 mod telegram_faults;
 mod traces;
+mod uploads;
 mod web;
 mod webhook;
 mod wire;
