@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 14] = [
+const FILES: [&str; 15] = [
     "types", "agent", "home", "route", "session", "message", "delivery", "budget", "approval", "pairing", "worker",
-    "model", "identity", "system",
+    "model", "identity", "system", "cron",
 ];
 
 #[expect(clippy::disallowed_methods, reason = "cargo hands a build script its folder this way")]

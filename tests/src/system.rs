@@ -394,6 +394,11 @@ impl Grpc {
         v1::approval_service_client::ApprovalServiceClient::new(self.transport())
     }
 
+    /// CronService.
+    pub fn cron(&self) -> v1::cron_service_client::CronServiceClient<Transport> {
+        v1::cron_service_client::CronServiceClient::new(self.transport())
+    }
+
     /// AgentService.
     pub fn agents(&self) -> v1::agent_service_client::AgentServiceClient<Transport> {
         v1::agent_service_client::AgentServiceClient::new(self.transport())

@@ -24,7 +24,10 @@ use clap_complete::Shell;
 pub(crate) use self::agent::{AgentAddArgs, AgentCommand, AgentMcpCommand, AgentRemoveArgs, AgentUpdateArgs, SpecArgs};
 pub(crate) use self::approval::{ApprovalCommand, ApprovalListArgs, Reach};
 pub(crate) use self::budget::{BudgetCommand, BudgetRaiseArgs, BudgetShowArgs};
-pub(crate) use self::cron::{CronCommand, CronNextArgs};
+pub(crate) use self::cron::{
+    CronAddArgs, CronCommand, CronEditArgs, CronListArgs, CronNextArgs, CronRemoveArgs, CronRunArgs, CronRunsArgs,
+    JobArgs, OneJob,
+};
 pub(crate) use self::curator::{CuratorCommand, OneSkill};
 pub(crate) use self::delivery::{
     DeadCommand, DeadListArgs, DeadTurnsArgs, DeliveryCommand, DeliveryListArgs, DeliveryRedriveArgs,
@@ -186,8 +189,11 @@ pub(crate) enum Command {
     /// Look at strangers who wait to be heard by an account, approve and revoke.
     #[command(subcommand, after_help = "Example:\n  hermesctl pairing list")]
     Pairing(PairingCommand),
-    /// See when schedules run.
-    #[command(subcommand, after_help = "Example:\n  hermesctl cron next \"0 9 * * mon-fri\" --tz Europe/Berlin")]
+    /// Make, change, look at and run scheduled jobs, and see when schedules run.
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  hermesctl cron add coder \"0 9 * * mon-fri\" \"What changed since yesterday?\" --deliver telegram:-1001234\n  hermesctl cron list"
+    )]
     Cron(CronCommand),
     /// Look at the connected workers.
     #[command(subcommand, after_help = "Example:\n  hermesctl worker list")]

@@ -11,7 +11,7 @@ use super::{LimitArgs, duration};
 pub(crate) enum TokenCommand {
     /// Make a token. It is shown once; only its hash is kept.
     #[command(
-        after_help = "Examples:\n  hermesctl token create --role api --name dashboard -o json\n  hermesctl token create --role worker --agent coder --uses 3 --ttl 1h"
+        after_help = "Examples:\n  hermesctl token create --role api --name dashboard -o json\n  hermesctl token create --role api --agent coder --name coders-jobs\n  hermesctl token create --role worker --agent coder --uses 3 --ttl 1h\n\nAn API token with --agent reaches that agent alone, and its scheduled jobs; one without reaches every agent, and no jobs."
     )]
     Create(TokenCreateArgs),
     /// List tokens, never their text.
@@ -31,7 +31,7 @@ pub(crate) enum TokenCommand {
 pub(crate) enum Role {
     /// Everything.
     Operator,
-    /// Submit messages and use the HTTP API.
+    /// Submit messages and use the HTTP API; with an agent its scheduled jobs, too.
     Api,
     /// Start workers of one agent.
     Worker,
@@ -45,7 +45,7 @@ pub(crate) struct TokenCreateArgs {
     /// What it may do.
     #[arg(long, value_enum)]
     pub role: Role,
-    /// The agent whose workers may join with it.
+    /// The agent whose workers may join with it; of an API token the only agent that it reaches.
     #[arg(long, required_if_eq("role", "worker"), allow_hyphen_values = true)]
     pub agent: Option<String>,
     /// How many workers may join with it; 1 unless said otherwise.

@@ -92,7 +92,7 @@ pub(crate) async fn run(command: Command, inv: &mut Invocation) -> anyhow::Resul
         Command::Dead(command) => dead::run(command, inv).await,
         Command::Approval(command) => approval::run(command, inv).await,
         Command::Pairing(command) => pairing::run(command, inv).await,
-        Command::Cron(command) => cron::run(command, inv),
+        Command::Cron(command) => Box::pin(cron::run(command, inv)).await,
         Command::Budget(command) => budget::run(command, inv).await,
         Command::Curator(command) => curator::run(command, inv).await,
         Command::Worker(WorkerCommand::List(limit)) => worker::list(limit, inv).await,

@@ -28,8 +28,11 @@ fn client(connection: &Connection) -> IdentityServiceClient<Transport> {
 }
 
 async fn create(args: TokenCreateArgs, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
-    if args.role != Role::Worker && (args.agent.is_some() || args.uses.is_some()) {
-        return Err(Usage("--agent and --uses belong to --role worker alone".into()).into());
+    if args.role != Role::Worker && args.uses.is_some() {
+        return Err(Usage("--uses belongs to --role worker alone".into()).into());
+    }
+    if !matches!(args.role, Role::Worker | Role::Api) && args.agent.is_some() {
+        return Err(Usage("--agent belongs to --role worker and --role api".into()).into());
     }
     let role = match args.role {
         Role::Operator => TokenRole::Operator,

@@ -4,11 +4,12 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use hermes_proto::v1;
 use hermes_proto::v1::agent_service_server::{AgentService, AgentServiceServer};
+use hermes_proto::v1::cron_service_server::CronServiceServer;
 use hermes_proto::v1::message_service_server::{MessageService, MessageServiceServer};
 use hermes_proto::v1::route_service_server::{RouteService, RouteServiceServer};
 use hermes_proto::v1::system_service_server::{SystemService, SystemServiceServer};
@@ -18,7 +19,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
-type Answer<T> = Result<Response<T>, Status>;
+pub(crate) type Answer<T> = Result<Response<T>, Status>;
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// What it was asked.
@@ -36,6 +37,14 @@ pub(crate) struct Asked {
     pub routes: Mutex<Vec<v1::AddRouteRequest>>,
     /// Every applied or compared document.
     pub documents: Mutex<Vec<String>>,
+    /// Every job that was made.
+    pub jobs: Mutex<Vec<v1::CreateJobRequest>>,
+    /// Every change of a job.
+    pub changes: Mutex<Vec<v1::UpdateJobRequest>>,
+    /// Every removal of a job.
+    pub gone: Mutex<Vec<v1::RemoveJobRequest>>,
+    /// How often runs were looked at.
+    pub looks: AtomicUsize,
     /// How many parts the last document came in.
     pub parts: Mutex<usize>,
     /// The turn `slow` goes on after this.
@@ -80,6 +89,7 @@ impl Fake {
                     .add_service(AgentServiceServer::new(service.clone()))
                     .add_service(RouteServiceServer::new(service.clone()))
                     .add_service(MessageServiceServer::new(service.clone()))
+                    .add_service(CronServiceServer::new(service.clone()))
                     .add_service(SystemServiceServer::new(service))
                     .serve_with_incoming(TcpListenerStream::new(listener));
                 tokio::select! {
@@ -102,11 +112,13 @@ impl Drop for Fake {
     }
 }
 
+/// What answers all services.
 #[derive(Clone)]
-struct Service(Arc<Asked>);
+pub(crate) struct Service(pub(crate) Arc<Asked>);
 
 impl Service {
-    fn seen<T>(&self, request: &Request<T>) {
+    /// Keeps the token of a call.
+    pub(crate) fn seen<T>(&self, request: &Request<T>) {
         let value = request.metadata().get("authorization").map(|value| value.to_str().unwrap().to_owned());
         self.0.authorization.lock().unwrap().push(value);
     }

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "the harness of these tests fails by panicking")]
 
+mod cron;
 mod fake;
 mod offline;
 mod online;

@@ -7,7 +7,7 @@ use crate::fake::Fake;
 use crate::{dir, file, hermesctl, run, run_with_input};
 
 /// hermesctl for this control plane, with a token.
-fn at(fake: &Fake, args: &[&str]) -> Command {
+pub(crate) fn at(fake: &Fake, args: &[&str]) -> Command {
     let mut command = hermesctl(args);
     command.env("HERMES_SERVER", &fake.url).env("HERMES_TOKEN", "sesame");
     command

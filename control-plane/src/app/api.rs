@@ -9,7 +9,7 @@ use hermes_core::turn::{TurnState, Usage};
 
 use crate::attachments::{self, Attachments};
 use crate::dispatch::{self};
-use crate::http::{Submit, SubmitError, Submitted, TurnEvent, Turns};
+use crate::http::{Key, Submit, SubmitError, Submitted, TurnEvent, Turns};
 use crate::identity::{Principal, Tokens};
 use crate::intake::{self, BusyReason, Dedupe, Intake, Message, Surface};
 use crate::registry::Registry;
@@ -81,10 +81,13 @@ impl Turns for Api {
         self.registry.current().agents().into_iter().map(|entry| entry.id.clone()).collect()
     }
 
-    fn authorize<'a>(&'a self, bearer: &'a str) -> BoxFuture<'a, Option<String>> {
+    fn authorize<'a>(&'a self, bearer: &'a str) -> BoxFuture<'a, Option<Key>> {
         Box::pin(async move {
             match self.tokens.authenticate(bearer).await {
-                Ok(Some(Principal::Operator { token_id } | Principal::Api { token_id })) => Some(token_id.to_string()),
+                Ok(Some(Principal::Operator { token_id })) => {
+                    Some(Key { principal: token_id.to_string(), agent: None })
+                }
+                Ok(Some(Principal::Api { token_id, agent })) => Some(Key { principal: token_id.to_string(), agent }),
                 Ok(_) => None,
                 Err(error) => {
                     tracing::warn!(%error, "a key could not be checked");

@@ -39,6 +39,7 @@ use crate::egress::{self, Egress};
 use crate::grpc::agent_api::AgentApi;
 use crate::grpc::approval_api::ApprovalApi;
 use crate::grpc::budget_api::BudgetApi;
+use crate::grpc::cron_api::CronApi;
 use crate::grpc::delivery_api::DeliveryApi;
 use crate::grpc::home_api::HomeApi;
 use crate::grpc::identity_api::IdentityApi;
@@ -203,6 +204,7 @@ impl Replica {
             .add_service(BudgetApi::server(self.registry.clone(), budgets.clone()))
             .add_service(ApprovalApi::server(self.dispatcher.clone()))
             .add_service(PairingApi::server(self.registry.clone(), store.clone()))
+            .add_service(CronApi::server(self.registry.clone(), self.dispatcher.clone()))
             .add_service(MessageApi::server(intake.clone(), adapters.clone(), store, attachments.clone()))
             .add_service(identity.clone().into_server())
             .add_service(SystemApi::server(

@@ -4,11 +4,11 @@
 //! whole, at the database's time; whoever is confined to one agent ([`Jobs::of`]) finds no other one's jobs, as if there were none.
 
 use hermes_core::AgentId;
-use hermes_core::cron::{Fault, Job, judge_name};
+use hermes_core::cron::{Fault, Job, Kind, judge_name};
 use hermes_home::threats::{self, Scope};
 use jiff::Timestamp;
 
-use super::rules::begins;
+use super::rules::{DONE, begins};
 use crate::dispatch::Dispatcher;
 use crate::registry::{Registry, Snapshot};
 use crate::store::{self, CronEdit, CronJobRow, CronRunRow, CronTimes, NewCronJob, Store};
@@ -95,6 +95,55 @@ pub fn judged(
         Err(more) => faults.extend(more),
     }
     Err(faults)
+}
+
+/// How a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It has a next slot.
+    Scheduled,
+    /// Its owner wants no slots.
+    Paused,
+    /// It has run as often as it should.
+    Completed,
+    /// Something else ended it; the row says what.
+    Stopped,
+    /// It was removed.
+    Removed,
+}
+
+/// How a job stands and what is to come of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outlook {
+    /// How it stands.
+    pub standing: Standing,
+    /// Name of the zone whose wall clock counts; nothing: it has none, or the schedule cannot be read.
+    pub zone: Option<String>,
+    /// Its next slots.
+    pub upcoming: Vec<Timestamp>,
+}
+
+/// How a job stands, with at most `most` of its next slots.
+pub fn outlook(snapshot: &Snapshot, row: &CronJobRow, most: usize) -> Outlook {
+    let schedule = row.job.as_ref().and_then(|job| job.schedule(row.anchored_at, &snapshot.zone).ok());
+    let standing = match (&row.removed_at, &row.stopped, row.slot) {
+        (Some(_), _, _) => Standing::Removed,
+        (None, Some(reason), _) if reason == DONE => Standing::Completed,
+        (None, Some(_), _) => Standing::Stopped,
+        (None, None, Some(_)) => Standing::Scheduled,
+        (None, None, None) => Standing::Paused,
+    };
+    let mut upcoming: Vec<Timestamp> = row.slot.into_iter().collect();
+    if let (Some(job), Some(schedule), Some(slot)) = (&row.job, &schedule, row.slot) {
+        let fired = u32::try_from(row.fired).unwrap_or(0);
+        let left = job.times(schedule).map_or(u32::MAX, |times| times.saturating_sub(fired));
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(most);
+        if !matches!(schedule.kind(), Kind::Once(_)) {
+            upcoming.extend(schedule.upcoming(slot).map(|slot| slot.at).take(most.saturating_sub(1)));
+        }
+    }
+    let zone = schedule.and_then(|schedule| schedule.zone().iana_name().map(str::to_owned));
+    Outlook { standing, zone, upcoming }
 }
 
 /// A job id that nobody has.
@@ -246,6 +295,13 @@ pub fn changed(
 ) -> Result<CronEdit, Error> {
     if row.removed_at.is_some() {
         return Err(Error::NotFound(format!("the job \"{}\" was removed; only its runs can be looked at", row.name)));
+    }
+    let is_there = |id: &AgentId| snapshot.agent(id).is_some_and(|agent| agent.no == row.agent_no);
+    if !snapshot.by_no(row.agent_no).is_some_and(|agent| is_there(&agent.id)) {
+        return Err(Error::NotFound(format!(
+            "the agent of the job \"{}\" was removed; only its runs can be looked at",
+            row.name
+        )));
     }
     let Some(before) = row.job else {
         let newer = "a newer control plane wrote this job; change it there".to_owned();

@@ -21,7 +21,7 @@ use crate::store::{self, CronTick, Store};
 use crate::tasks::Tasks;
 
 pub use alarm::Alarm;
-pub use jobs::{Error, Jobs, Wanted, changed, judged, new_id};
+pub use jobs::{Error, Jobs, Outlook, Standing, Wanted, changed, judged, new_id, outlook};
 
 /// Jobs in one transaction, at most: it holds their rows, and their sessions at its end.
 const FIRED_AT_ONCE: i64 = 64;

@@ -24,7 +24,8 @@ const CONTEXT_CHARS: usize = 8000;
 /// Longest reason that history keeps, characters.
 const REASON_CHARS: usize = 500;
 
-const DONE: &str = "it has run as often as it should";
+/// Why a job that is done runs no more.
+pub(super) const DONE: &str = "it has run as often as it should";
 const OVER: &str = "its time is over";
 
 /// The rules under one snapshot of the document.

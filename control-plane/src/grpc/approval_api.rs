@@ -25,7 +25,7 @@ pub struct ApprovalApi {
 fn scope<T>(request: &Request<T>) -> Result<(Option<String>, String), Status> {
     match principal(request) {
         Principal::Operator { token_id } => Ok((None, token_id.to_string())),
-        Principal::Api { token_id } => Ok((Some(token_id.to_string()), token_id.to_string())),
+        Principal::Api { token_id, .. } => Ok((Some(token_id.to_string()), token_id.to_string())),
         _ => Err(refuse(Reason::NotAllowed, "only operators and API callers can do this")),
     }
 }

@@ -153,7 +153,7 @@ impl IdentityService for IdentityApi {
         let new = NewToken {
             id: Uuid::now_v7(),
             role,
-            uses: agent.is_some().then(|| request.uses.max(1)),
+            uses: (role == Role::Worker).then(|| request.uses.max(1)),
             agent,
             ttl: match (request.ttl_seconds, role) {
                 (0, Role::Worker) => Some(DEFAULT_JOIN_TTL),
@@ -220,7 +220,7 @@ impl IdentityService for IdentityApi {
 }
 
 impl IdentityApi {
-    /// The role and, for worker tokens, the agent of a request whose fields fit together.
+    /// The role and the agent of a request whose fields fit together: worker tokens have one, API tokens may.
     fn token_subject(&self, request: &v1::CreateTokenRequest) -> Result<(Role, Option<AgentId>), Status> {
         let role = match v1::TokenRole::try_from(request.role) {
             Ok(v1::TokenRole::Operator) => Role::Operator,
@@ -237,14 +237,15 @@ impl IdentityApi {
         if request.name.chars().count() > MAX_NAME_CHARS || request.name.chars().any(char::is_control) {
             return Err(invalid("name", "at most 128 characters, none of them a control character"));
         }
-        if role != Role::Worker {
-            if !request.agent.is_empty() {
-                return Err(invalid("agent", "only worker tokens are of an agent, leave it empty"));
+        if role != Role::Worker && request.uses != 0 {
+            return Err(invalid("uses", "only worker tokens are used up, leave it 0"));
+        }
+        match (role, request.agent.as_str()) {
+            (Role::Operator | Role::Viewer | Role::Api, "") => return Ok((role, None)),
+            (Role::Operator | Role::Viewer, _) => {
+                return Err(invalid("agent", "only worker and API tokens are of an agent, leave it empty"));
             }
-            if request.uses != 0 {
-                return Err(invalid("uses", "only worker tokens are used up, leave it 0"));
-            }
-            return Ok((role, None));
+            (Role::Worker | Role::Api, _) => {}
         }
         if request.uses > MAX_USES {
             return Err(invalid("uses", "at most 10000"));

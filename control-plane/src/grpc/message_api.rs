@@ -2,6 +2,7 @@
 
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
+use hermes_core::AgentId;
 use hermes_core::attachment::{Attachment, MAX_FILES};
 use hermes_core::turn::TurnState;
 use hermes_proto::v1;
@@ -58,6 +59,7 @@ impl MessageApi {
     ) -> Result<(Accepted, v1::SubmitResponse), Status> {
         let source = source_from(request.source)?;
         let preset = request.agent.as_deref().map(|id| agent_id("agent", id)).transpose()?;
+        let preset = reached(caller, preset)?;
         let reply_to = if request.deliver { Some(self.target(&source)?) } else { None };
         let submitter = caller.caller();
         let attachments = self.uploads(&submitter, &request.attachments).await?;
@@ -171,6 +173,15 @@ impl MessageApi {
             chat_id: source.chat_id.clone(),
             thread_id: source.thread_id.clone().unwrap_or_default(),
         })
+    }
+}
+
+/// The agent that a message is for: a token of one agent reaches no other, and is told the same of one that there is as of one that there is not.
+fn reached(caller: &Principal, preset: Option<AgentId>) -> Result<Option<AgentId>, Status> {
+    let Principal::Api { agent: Some(own), .. } = caller else { return Ok(preset) };
+    match preset {
+        Some(other) if other != *own => Err(intake_status(crate::intake::Error::UnknownAgent(other.to_string()))),
+        _ => Ok(Some(own.clone())),
     }
 }
 

@@ -9,6 +9,7 @@ pub mod approval_api;
 mod assignment;
 pub mod budget_api;
 mod convert;
+pub mod cron_api;
 mod curator;
 pub mod delivery_api;
 mod files;

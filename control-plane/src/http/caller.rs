@@ -5,8 +5,8 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use sha2::{Digest as _, Sha256};
 
-use super::Turns;
 use super::error::ApiError;
+use super::{Key, Turns};
 
 /// The platform of everything that comes in here.
 const PLATFORM: &str = "api_server";
@@ -14,11 +14,11 @@ const PLATFORM: &str = "api_server";
 const LONGEST_ID: usize = 1024;
 const LONGEST_IDEMPOTENCY_KEY: usize = 255;
 
-/// The principal behind the bearer key.
+/// What the bearer key is good for.
 ///
 /// # Errors
 /// 401 without a key or with a wrong one.
-pub(super) async fn principal(turns: &dyn Turns, headers: &HeaderMap) -> Result<String, ApiError> {
+pub(super) async fn key(turns: &dyn Turns, headers: &HeaderMap) -> Result<Key, ApiError> {
     let value = headers.get(AUTHORIZATION).ok_or_else(ApiError::key_missing)?;
     let value = value.to_str().map_err(|_| ApiError::key_unknown())?;
     let (scheme, key) = value.trim().split_once(' ').ok_or_else(ApiError::key_missing)?;

@@ -50,6 +50,15 @@ use http::StatusCode;
 use crate::bodies::Room;
 use error::ApiError;
 
+/// What a bearer key is good for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// Whose it is.
+    pub principal: String,
+    /// The one agent that it reaches; `None`: all of them.
+    pub agent: Option<AgentId>,
+}
+
 /// A message for intake.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Submit {
@@ -159,8 +168,8 @@ pub trait Turns: Send + Sync + 'static {
     fn follow(&self, turn: &str) -> BoxStream<'static, TurnEvent>;
     /// The registered agents.
     fn agents(&self) -> Vec<AgentId>;
-    /// The principal that may use the API with this bearer key; `None` refuses.
-    fn authorize<'a>(&'a self, bearer: &'a str) -> BoxFuture<'a, Option<String>>;
+    /// Who may use the API with this bearer key; `None` refuses.
+    fn authorize<'a>(&'a self, bearer: &'a str) -> BoxFuture<'a, Option<Key>>;
 }
 
 /// Answers a POST to `/webhooks/{platform}/{account}`; `None` when there is no such account or its platform does not push.

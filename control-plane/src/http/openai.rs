@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::answer::{self, Head};
 use super::caller::{self, Conversation};
 use super::error::ApiError;
-use super::{Parts, Settings, Submit, SubmitError, request};
+use super::{Key, Parts, Settings, Submit, SubmitError, request};
 use crate::bodies::Held;
 
 /// Names the turn; the SDKs show it as the request's id.
@@ -28,8 +28,8 @@ const DISCARDED: usize = 16 << 20;
 
 /// The registered agents as a list of models.
 pub(super) async fn models(State(parts): State<Arc<Parts>>, headers: HeaderMap) -> Result<Response, ApiError> {
-    caller::principal(&*parts.turns, &headers).await?;
-    let data: Vec<Value> = parts.turns.agents().iter().map(model_json).collect();
+    let key = caller::key(&*parts.turns, &headers).await?;
+    let data: Vec<Value> = agents(&parts, &key).map(|agent| model_json(&agent)).collect();
     Ok(Json(json!({"object": "list", "data": data})).into_response())
 }
 
@@ -39,9 +39,9 @@ pub(super) async fn model(
     model: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    caller::principal(&*parts.turns, &headers).await?;
+    let key = caller::key(&*parts.turns, &headers).await?;
     let Path(model) = model.map_err(|_| ApiError::no_such_path())?;
-    Ok(Json(model_json(&agent(&parts, &model)?)).into_response())
+    Ok(Json(model_json(&agent(&parts, &key, &model)?)).into_response())
 }
 
 /// `created` is a required number there; when an agent was registered is nothing that clients need.
@@ -49,8 +49,14 @@ fn model_json(agent: &AgentId) -> Value {
     json!({"id": agent.as_str(), "object": "model", "created": 0, "owned_by": "hermes"})
 }
 
-fn agent(parts: &Parts, model: &str) -> Result<AgentId, ApiError> {
-    let known = parts.turns.agents().into_iter().find(|agent| agent.as_str() == model);
+/// The agents that a key reaches.
+fn agents(parts: &Parts, key: &Key) -> impl Iterator<Item = AgentId> {
+    let only = key.agent.clone();
+    parts.turns.agents().into_iter().filter(move |agent| only.as_ref().is_none_or(|only| only == agent))
+}
+
+fn agent(parts: &Parts, key: &Key, model: &str) -> Result<AgentId, ApiError> {
+    let known = agents(parts, key).find(|agent| agent.as_str() == model);
     known.ok_or_else(|| ApiError::unknown_model(model))
 }
 
@@ -60,11 +66,13 @@ pub(super) async fn chat_completions(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let principal = caller::principal(&*parts.turns, &headers).await?;
+    let key = caller::key(&*parts.turns, &headers).await?;
     let (body, held) = bounded(&headers, body, &parts.settings, parts.settings.body_bytes, DISCARDED).await?;
     let request = request::parse(&body)?;
     let conversation = Conversation::of(&headers, caller::fresh_handle)?;
-    let preset = request.model.as_deref().map(|model| agent(&parts, model)).transpose()?;
+    let preset = request.model.as_deref().map(|model| agent(&parts, &key, model)).transpose()?;
+    let Key { principal, agent: own } = key;
+    let preset = preset.or(own);
     let (dedupe_key, body_hash) = caller::idempotency(&headers, &principal, &conversation, &body)?.unzip();
     drop(body);
     let repeatable = dedupe_key.is_some();

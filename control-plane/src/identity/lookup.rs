@@ -30,7 +30,7 @@ pub struct NewToken {
     pub id: Uuid,
     /// What it is for.
     pub role: Role,
-    /// The agent of a worker token, else nothing.
+    /// The agent of a worker token, and of an API token that reaches one agent alone.
     pub agent: Option<AgentId>,
     /// How often a worker token can be used, else nothing.
     pub uses: Option<u32>,
@@ -49,7 +49,7 @@ pub struct Token {
     pub id: Uuid,
     /// What it is for.
     pub role: Role,
-    /// The agent of a worker token.
+    /// The agent of a worker token, and of an API token that reaches one agent alone.
     pub agent: Option<AgentId>,
     /// For people.
     pub name: String,
@@ -141,7 +141,7 @@ impl Tokens {
         Ok(match role {
             Role::Operator => Some(Principal::Operator { token_id: token.id }),
             Role::Viewer => Some(Principal::Viewer { token_id: token.id }),
-            Role::Api => Some(Principal::Api { token_id: token.id }),
+            Role::Api => Some(Principal::Api { token_id: token.id, agent: token.agent }),
             Role::Worker => None,
         })
     }
@@ -271,7 +271,7 @@ mod tests {
         let tokens = Tokens::new(store.clone());
         let asks = (0..1000).map(|_| tokens.authenticate(token.text.expose_secret()));
         for answer in futures_util::future::join_all(asks).await {
-            assert_eq!(answer.unwrap(), Some(Principal::Api { token_id: ID }));
+            assert_eq!(answer.unwrap(), Some(Principal::Api { token_id: ID, agent: None }));
         }
         assert_eq!(store.queries.load(Ordering::SeqCst), 1);
         assert!(tokens.revoke(ID).await.unwrap());

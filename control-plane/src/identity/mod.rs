@@ -39,10 +39,12 @@ pub enum Principal {
         /// The token's row, for audit.
         token_id: Uuid,
     },
-    /// An API token: MessageService and the HTTP API.
+    /// An API token: MessageService and the HTTP API, and with an agent that agent's jobs.
     Api {
         /// The token's row; replies are kept for it.
         token_id: Uuid,
+        /// The one agent that it reaches; nothing: all of them, by messages alone.
+        agent: Option<AgentId>,
     },
     /// A worker certificate.
     Worker {
@@ -72,7 +74,9 @@ impl Principal {
     /// Who shares with others what there is little of: a token, or an agent with all its workers. Each caller has a name of its own.
     pub fn caller(&self) -> String {
         match self {
-            Self::Operator { token_id } | Self::Viewer { token_id } | Self::Api { token_id } => token_id.to_string(),
+            Self::Operator { token_id } | Self::Viewer { token_id } | Self::Api { token_id, .. } => {
+                token_id.to_string()
+            }
             Self::Worker { agent, .. } => format!("agent {agent}"),
             Self::None => self.kind().to_owned(),
         }

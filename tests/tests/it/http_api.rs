@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt as _, StreamExt as _};
-use hermes_control_plane::http::{self as api, Parts, Settings, Submit, SubmitError, Submitted, TurnEvent, Turns};
+use hermes_control_plane::http::{self as api, Key, Parts, Settings, Submit, SubmitError, Submitted, TurnEvent, Turns};
 use hermes_core::AgentId;
 use hermes_core::turn::{Role, TurnState, Usage};
 use reqwest::{Client, Response, StatusCode};
@@ -117,8 +117,12 @@ impl Turns for FakeTurns {
         vec![AgentId::main(), AgentId::parse("coder").unwrap()]
     }
 
-    fn authorize<'a>(&'a self, bearer: &'a str) -> BoxFuture<'a, Option<String>> {
-        async move { bearer.strip_prefix("key-").map(|name| format!("token:{name}")) }.boxed()
+    fn authorize<'a>(&'a self, bearer: &'a str) -> BoxFuture<'a, Option<Key>> {
+        let key = |name: &str| {
+            let (name, agent) = name.split_once('@').map_or((name, None), |(name, agent)| (name, Some(agent)));
+            Key { principal: format!("token:{name}"), agent: agent.map(|agent| AgentId::parse(agent).unwrap()) }
+        };
+        async move { bearer.strip_prefix("key-").map(key) }.boxed()
     }
 }
 
@@ -260,6 +264,24 @@ async fn every_agent_is_a_model() {
     assert_eq!((&model["id"], &model["object"]), (&json!("coder"), &json!("model")));
     let (status, error) = error_of(get("/v1/models/nobody").await.unwrap()).await;
     assert_eq!((status, error["code"].as_str()), (404, Some("model_not_found")));
+}
+
+#[tokio::test]
+async fn a_key_of_one_agent_reaches_no_other() {
+    let server = Server::start().await;
+    let get = |path: &str| server.client.get(server.url(path)).bearer_auth("key-a@coder").send();
+    let models: Value = get("/v1/models").await.unwrap().json().await.unwrap();
+    let ids: Vec<_> = models["data"].as_array().unwrap().iter().map(|model| &model["id"]).collect();
+    assert_eq!(ids, ["coder"]);
+    let say = |body: Value| {
+        server.client.post(server.url("/v1/chat/completions")).bearer_auth("key-a@coder").json(&body).send()
+    };
+    let (there, not_there) = (say(said("hi")).await.unwrap(), get("/v1/models/main").await.unwrap());
+    assert_eq!(error_of(there).await, error_of(not_there).await, "as if there were no main");
+    assert_eq!(server.turns.count(), 0);
+    let unnamed = json!({"messages": [{"role": "user", "content": "hi"}]});
+    assert_eq!(say(unnamed).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(server.turns.last().preset, Some(AgentId::parse("coder").unwrap()), "not left to the routes");
 }
 
 #[tokio::test]

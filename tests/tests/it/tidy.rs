@@ -77,7 +77,7 @@ const BORDERS: &[(&[&str], &[&str])] = &[
     (
         &["SystemTime::now", "Timestamp::now", "Zoned::now"],
         // Handed on as a parameter; leases are the database clock's alone.
-        &["control-plane/src/app/mod.rs", "worker/src/app.rs", "cli/src/commands/cron.rs"],
+        &["control-plane/src/app/mod.rs", "worker/src/app.rs", "cli/src/commands/cron/"],
     ),
     (&["tokio::spawn"], &["control-plane/src/tasks.rs"]),
 ];

@@ -31,6 +31,8 @@ pub enum Requirement {
     ViewerOrOperator,
     /// An API or operator token.
     ApiOrOperator,
+    /// A viewer, API or operator token.
+    AnyToken,
     /// A worker certificate.
     WorkerCertificate,
     /// Nobody has to be anybody: the request itself carries a join token.
@@ -41,7 +43,7 @@ impl Requirement {
     /// The listener that serves it.
     pub fn listener(self) -> Listener {
         match self {
-            Self::Operator | Self::ViewerOrOperator | Self::ApiOrOperator => Listener::Operator,
+            Self::Operator | Self::ViewerOrOperator | Self::ApiOrOperator | Self::AnyToken => Listener::Operator,
             Self::WorkerCertificate | Self::Nobody => Listener::Worker,
         }
     }
@@ -52,6 +54,9 @@ impl Requirement {
             Self::Operator => matches!(principal, Principal::Operator { .. }),
             Self::ViewerOrOperator => matches!(principal, Principal::Viewer { .. } | Principal::Operator { .. }),
             Self::ApiOrOperator => matches!(principal, Principal::Api { .. } | Principal::Operator { .. }),
+            Self::AnyToken => {
+                matches!(principal, Principal::Viewer { .. } | Principal::Api { .. } | Principal::Operator { .. })
+            }
             Self::WorkerCertificate => matches!(principal, Principal::Worker { .. }),
             Self::Nobody => true,
         }
@@ -115,7 +120,15 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::MessageSubmitAndStream
         | Rpc::MessageGetTurn
         | Rpc::ApprovalListApprovals
-        | Rpc::ApprovalAnswerApproval => Requirement::ApiOrOperator,
+        | Rpc::ApprovalAnswerApproval
+        | Rpc::CronCreateJob
+        | Rpc::CronUpdateJob
+        | Rpc::CronPauseJob
+        | Rpc::CronResumeJob
+        | Rpc::CronRemoveJob
+        | Rpc::CronRunJob => Requirement::ApiOrOperator,
+
+        Rpc::CronListJobs | Rpc::CronGetJob | Rpc::CronListRuns => Requirement::AnyToken,
 
         Rpc::WorkerAttach
         | Rpc::WorkerFetchTranscript
@@ -237,7 +250,7 @@ impl Principals {
     fn refused(&self, called: Option<Called>, refusal: &Refusal, extensions: &Extensions) -> Status {
         let rpc = called.map_or("unknown", Called::name);
         let token = match &refusal.principal {
-            Principal::Operator { token_id } | Principal::Viewer { token_id } | Principal::Api { token_id } => {
+            Principal::Operator { token_id } | Principal::Viewer { token_id } | Principal::Api { token_id, .. } => {
                 Some(token_id)
             }
             Principal::Worker { .. } | Principal::None => None,

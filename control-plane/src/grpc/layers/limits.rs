@@ -121,6 +121,15 @@ fn pace(called: Called) -> Pace {
         | Rpc::PairingListPairings
         | Rpc::PairingApprovePairing
         | Rpc::PairingRevokePairing
+        | Rpc::CronCreateJob
+        | Rpc::CronListJobs
+        | Rpc::CronGetJob
+        | Rpc::CronUpdateJob
+        | Rpc::CronPauseJob
+        | Rpc::CronResumeJob
+        | Rpc::CronRemoveJob
+        | Rpc::CronRunJob
+        | Rpc::CronListRuns
         | Rpc::WorkerPinMcpTools
         | Rpc::WorkerFetchRuntimeSecrets
         | Rpc::MessageSubmit => Pace::Quick,

@@ -11,9 +11,9 @@ use tonic::Code;
 
 use super::fixture::{Answer, Fixture, call, identity};
 
-const SERVICES: [&str; 13] = [
+const SERVICES: [&str; 14] = [
     "Agent", "Home", "Route", "Session", "Delivery", "Budget", "Approval", "Pairing", "Message", "Worker", "Model",
-    "Identity", "System",
+    "Identity", "System", "Cron",
 ];
 
 /// `AgentAddAgent` is `/hermes.v1.AgentService/AddAgent`.
@@ -40,6 +40,8 @@ fn allowed(rpc: Rpc) -> &'static [&'static str] {
         // What an agent remembers of people is not for everybody who may look at its state.
         ("Identity" | "Home" | "Pairing", _) => &["operator"],
         ("Message" | "Approval", _) => &["operator", "api"],
+        ("Cron", _) if reads => &["operator", "viewer", "api"],
+        ("Cron", _) => &["operator", "api"],
         _ if reads => &["operator", "viewer"],
         _ => &["operator"],
     }

@@ -79,7 +79,9 @@ async fn requests_that_do_not_fit_are_refused_by_field_and_nothing_is_stored() {
     let cases = [
         ("role", wanted(TokenRole::Unspecified)),
         ("role", CreateTokenRequest { role: 999, ..wanted(TokenRole::Api) }),
-        ("agent", CreateTokenRequest { agent: "coder".into(), ..wanted(TokenRole::Api) }),
+        ("agent", CreateTokenRequest { agent: "coder".into(), ..wanted(TokenRole::Viewer) }),
+        ("agent", CreateTokenRequest { agent: "../x".into(), ..wanted(TokenRole::Api) }),
+        ("uses", CreateTokenRequest { agent: "coder".into(), uses: 1, ..wanted(TokenRole::Api) }),
         ("agent", wanted(TokenRole::Worker)),
         ("agent", CreateTokenRequest { agent: "../x".into(), ..worker() }),
         ("uses", CreateTokenRequest { uses: 1, ..wanted(TokenRole::Viewer) }),

@@ -9,6 +9,7 @@ mod commands;
 mod compression;
 mod external;
 mod files;
+mod jobs;
 mod memories;
 mod messaging;
 mod models;

@@ -27,24 +27,43 @@ fn plane(model: &MockModel, fake: &FakeTelegram, database: &TestPostgres, env: &
         {"id": "front", "token_env": "FRONT_TOKEN", "api_base": fake.base(), "allow_all": true, "rate": "off"},
     ]}});
     let mut options = Options::config(document.to_string()).flag("--database-url", database.url());
-    options.env = [("FRONT_TOKEN", BOT)].iter().chain(env).map(|(name, value)| ((*name).to_owned(), value.into())).collect();
+    options.env =
+        [("FRONT_TOKEN", BOT)].iter().chain(env).map(|(name, value)| ((*name).to_owned(), value.into())).collect();
     (Up::start(options), bot)
 }
 
 /// Makes a job of `main` that answers in a chat of its own.
 fn add(up: &Up, name: &str, schedule: &str, chat: i64, missed: &str) {
     let deliver = format!("telegram:{chat}");
-    up.json(["cron", "add", "main", schedule, "say it", "--name", name, "--deliver", &deliver, "--missed", missed, "--bare"]);
+    up.json([
+        "cron",
+        "add",
+        "main",
+        schedule,
+        "say it",
+        "--name",
+        name,
+        "--deliver",
+        &deliver,
+        "--missed",
+        missed,
+        "--bare",
+    ]);
 }
 
 /// A job's history, the oldest slot first, as `state first..last`.
 fn history(up: &Up, name: &str) -> Vec<(String, Timestamp, Timestamp)> {
     let runs = up.json(["cron", "runs", name, "-n", "100"]);
-    let mut all: Vec<_> = runs.as_array().unwrap().iter().map(|run| {
-        let at = |field: &str| run[field].as_str().map(|text| text.parse::<Timestamp>().unwrap());
-        let slot = at("slot").unwrap();
-        (run["state"].as_str().unwrap().to_owned(), slot, at("until").unwrap_or(slot))
-    }).collect();
+    let mut all: Vec<_> = runs
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|run| {
+            let at = |field: &str| run[field].as_str().map(|text| text.parse::<Timestamp>().unwrap());
+            let slot = at("slot").unwrap();
+            (run["state"].as_str().unwrap().to_owned(), slot, at("until").unwrap_or(slot))
+        })
+        .collect();
     all.sort_by_key(|(_, slot, _)| *slot);
     all
 }
@@ -113,18 +132,26 @@ async fn a_plane_that_is_away_for_a_minute_and_a_half_leaves_no_slot_out_and_run
         // Every twenty seconds.
         add(&up, name, "* * * * * */20", chat, missed);
     }
-    until(SOON * 2, "a run of each", || jobs.iter().all(|(name, _)| states(&up, name).contains(&"ran".to_owned())).then_some(()));
+    until(SOON * 2, "a run of each", || {
+        jobs.iter().all(|(name, _)| states(&up, name).contains(&"ran".to_owned())).then_some(())
+    });
     let gone = Timestamp::now();
     up.interrupt();
     until(PATIENCE, "a minute and a half", || (Timestamp::now() > gone + 90.seconds()).then_some(()));
     up.restart();
     let back = Timestamp::now();
     for (chat, (name, missed)) in (100..).zip(&jobs) {
-        let later = |all: &[(String, Timestamp, Timestamp)]| all.last().is_some_and(|(state, slot, _)| state == "ran" && *slot > back);
+        let later = |all: &[(String, Timestamp, Timestamp)]| {
+            all.last().is_some_and(|(state, slot, _)| state == "ran" && *slot > back)
+        };
         let all = until(PATIENCE, "a run after that", || Some(history(&up, name)).filter(|all| later(all)));
         for pair in all.windows(2) {
             let (before, after) = (&pair[0], &pair[1]);
-            assert_eq!(after.1.duration_since(before.2).as_secs(), 20, "{name}: a slot is left out or doubled: {all:?}");
+            assert_eq!(
+                after.1.duration_since(before.2).as_secs(),
+                20,
+                "{name}: a slot is left out or doubled: {all:?}"
+            );
         }
         let in_between = |state: &str| {
             let within = |slot: Timestamp| slot > gone && slot < back;
@@ -142,7 +169,8 @@ async fn a_plane_that_is_away_for_a_minute_and_a_half_leaves_no_slot_out_and_run
 
 /// Where Debian keeps it, by architecture.
 fn faketime() -> String {
-    let dirs = ["x86_64-linux-gnu", "aarch64-linux-gnu"].map(|arch| format!("/usr/lib/{arch}/faketime/libfaketime.so.1"));
+    let dirs =
+        ["x86_64-linux-gnu", "aarch64-linux-gnu"].map(|arch| format!("/usr/lib/{arch}/faketime/libfaketime.so.1"));
     dirs.into_iter().find(|library| Path::new(library).exists()).expect("libfaketime is installed")
 }
 

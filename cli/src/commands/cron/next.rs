@@ -4,22 +4,16 @@ use hermes_core::cron::{Moved, Schedule};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::Invocation;
-use crate::args::{CronCommand, CronNextArgs};
+use crate::args::CronNextArgs;
+use crate::commands::Invocation;
 use crate::error::ExitStatus;
 use crate::output::{Grid, Paint, View};
 
-/// Runs one of them.
+/// Shows its next runs.
 ///
 /// # Errors
 /// When it is no schedule, or one that never runs.
-pub(crate) fn run(command: CronCommand, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
-    match command {
-        CronCommand::Next(args) => next(&args, inv),
-    }
-}
-
-fn next(args: &CronNextArgs, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
+pub(super) fn run(args: &CronNextArgs, inv: &mut Invocation) -> anyhow::Result<ExitStatus> {
     let now = args.now.unwrap_or_else(Timestamp::now);
     let schedule = Schedule::parse(&args.schedule, now, &args.tz)?.admit(now)?;
     let shown = |slot: hermes_core::cron::Slot| SlotView {
