@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use futures_util::FutureExt as _;
 use hermes_core::AgentId;
-use hermes_core::config::{Fault, Warning};
+use hermes_core::config::{Document, Fault, Warning};
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,7 @@ use uuid::Uuid;
 use super::homes::{ExternalHomes, LocalHomes};
 use super::options::{Database, Dev, Serve, Surroundings};
 use super::{CONNECTIONS, GRACE, NOTE_GRACE, Plan, Replica, Seams, Signals, Sockets, local, named, wall_clock};
+use crate::cron;
 use crate::grpc::system_api::{Addresses, apply_text};
 use crate::identity::{Authority, NewToken, Role, Token, TokenStore as _, Tokens, mint, mint_join, parse_bearer};
 use crate::local::data_dir::{self, DataDir, Endpoint};
@@ -27,7 +28,7 @@ use crate::local::launcher::{self, LaunchSpec, Launcher};
 use crate::local::listeners::{self, Listeners};
 use crate::local::postgres::{self, Postgres};
 use crate::local::spawn::Spawner;
-use crate::registry::{EditError, Registry};
+use crate::registry::{Edit, EditError, Registry, Snapshot};
 use crate::store::{LAUNCH_TTL, Store};
 use crate::telemetry::{FLUSH_TIMEOUT, Telemetry};
 
@@ -405,7 +406,7 @@ pub(super) async fn apply_config(registry: &Registry, file: &Path) -> anyhow::Re
         return Ok(());
     }
     let text = utf8(file, bytes)?;
-    let applied = registry.edit("--config", apply_text(&text, false)).await;
+    let applied = registry.apply("--config", apply_text(&text, false, "--config")).await;
     match applied {
         Ok(edited) => {
             registry.store().config_file_hash_set(&hash).await?;
@@ -437,8 +438,15 @@ fn faults_text(file: &Path, faults: &[Fault]) -> String {
 pub(super) fn check_config(file: &Path) -> anyhow::Result<()> {
     let bytes = std::fs::read(file).with_context(|| format!("read {}", named(file)))?;
     let text = utf8(file, bytes)?;
-    match hermes_core::config::load_offline(&text) {
-        Ok((_, warnings)) => {
+    let judged = hermes_core::config::load_offline(&text).and_then(|(_, warnings)| {
+        // Once more, with the places of its jobs, whose prompts are looked at here.
+        let (document, positions) = hermes_core::config::read(&text).onto(&Document::default(), false)?;
+        let mut edit = Edit { document, positions, ..Edit::default() };
+        cron::plan(&Snapshot::default(), &mut edit, "check-config");
+        if edit.faults.is_empty() { Ok(warnings) } else { Err(edit.faults) }
+    });
+    match judged {
+        Ok(warnings) => {
             for Warning { line, path, message } in warnings {
                 tracing::warn!("{}:{line}: {path}: {message}", named(file));
             }

@@ -7,6 +7,7 @@ use hermes_core::AgentId;
 use hermes_core::cron::{Fault, Job, Kind, judge_name};
 use hermes_home::threats::{self, Scope};
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 
 use super::rules::{DONE, begins};
 use crate::dispatch::Dispatcher;
@@ -72,6 +73,17 @@ pub fn judged(
     anchored_at: Option<Timestamp>,
     now: Timestamp,
 ) -> Result<CronTimes, Vec<Fault>> {
+    judged_in(&snapshot.zone, id, wanted, anchored_at, now)
+}
+
+/// [`judged`], in the zone of a document that does not count yet.
+pub(super) fn judged_in(
+    zone: &TimeZone,
+    id: &str,
+    wanted: &Wanted,
+    anchored_at: Option<Timestamp>,
+    now: Timestamp,
+) -> Result<CronTimes, Vec<Fault>> {
     let Wanted { name, job } = wanted;
     let mut faults = Vec::new();
     if let Err(message) = judge_name(name) {
@@ -82,7 +94,7 @@ pub fn judged(
         faults.push(Fault { field: "prompt", message });
     }
     let anchor = anchored_at.unwrap_or(now);
-    match job.judged(anchor, &snapshot.zone, hermes_core::config::PLATFORMS) {
+    match job.judged(anchor, zone, hermes_core::config::PLATFORMS) {
         Ok(schedule) => match schedule.admit(now) {
             Ok(schedule) if faults.is_empty() => {
                 let slot = schedule.next(now).map(|slot| slot.at).filter(|_| !job.paused);
@@ -293,15 +305,26 @@ pub fn changed(
     now: Timestamp,
     edit: impl FnOnce(&mut Wanted) -> Result<(), Vec<Fault>>,
 ) -> Result<CronEdit, Error> {
-    if row.removed_at.is_some() {
-        return Err(Error::NotFound(format!("the job \"{}\" was removed; only its runs can be looked at", row.name)));
-    }
     let is_there = |id: &AgentId| snapshot.agent(id).is_some_and(|agent| agent.no == row.agent_no);
-    if !snapshot.by_no(row.agent_no).is_some_and(|agent| is_there(&agent.id)) {
+    if row.removed_at.is_none() && !snapshot.by_no(row.agent_no).is_some_and(|agent| is_there(&agent.id)) {
         return Err(Error::NotFound(format!(
             "the agent of the job \"{}\" was removed; only its runs can be looked at",
             row.name
         )));
+    }
+    changed_in(&snapshot.zone, row, version, now, edit)
+}
+
+/// [`changed`], in the zone of a document that does not count yet.
+pub(super) fn changed_in(
+    zone: &TimeZone,
+    row: CronJobRow,
+    version: Option<i64>,
+    now: Timestamp,
+    edit: impl FnOnce(&mut Wanted) -> Result<(), Vec<Fault>>,
+) -> Result<CronEdit, Error> {
+    if row.removed_at.is_some() {
+        return Err(Error::NotFound(format!("the job \"{}\" was removed; only its runs can be looked at", row.name)));
     }
     let Some(before) = row.job else {
         let newer = "a newer control plane wrote this job; change it there".to_owned();
@@ -311,7 +334,7 @@ pub fn changed(
     edit(&mut wanted).map_err(Error::Faults)?;
     let same = (&before.schedule, &before.timezone) == (&wanted.job.schedule, &wanted.job.timezone);
     let anchor = same.then_some(row.anchored_at);
-    let times = judged(snapshot, &row.id, &wanted, anchor, now).map_err(Error::Faults)?;
+    let times = judged_in(zone, &row.id, &wanted, anchor, now).map_err(Error::Faults)?;
     // What is paused and goes on, or has a new schedule, counts its slots anew once it had run as often as it should.
     let recount = !same || before.repeat != wanted.job.repeat || row.stopped.is_some();
     Ok(CronEdit {

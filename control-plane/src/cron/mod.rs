@@ -7,12 +7,14 @@
 //! knows no platform and no model: a run is a turn like any other.
 
 mod alarm;
+mod document;
 mod jobs;
 mod rules;
 
 use std::time::Duration;
 
 use hermes_core::cron::is_id;
+use hermes_core::turn::TurnInput;
 use tokio_util::sync::CancellationToken;
 
 use crate::dispatch::Dispatcher;
@@ -21,6 +23,7 @@ use crate::store::{self, CronTick, Store};
 use crate::tasks::Tasks;
 
 pub use alarm::Alarm;
+pub(crate) use document::{documented, exported, plan};
 pub use jobs::{Error, Jobs, Outlook, Standing, Wanted, changed, judged, new_id, outlook};
 
 /// Jobs in one transaction, at most: it holds their rows, and their sessions at its end.
@@ -107,6 +110,11 @@ impl Scheduler {
             }
         }
     }
+}
+
+/// Whether a turn is a run of a job, or a run asked for it, directly or through others.
+pub(crate) fn is_run(input: &TurnInput) -> bool {
+    input.cron.is_some() || input.behalf.as_ref().is_some_and(|source| source.platform == rules::PLATFORM)
 }
 
 /// Whether a session key is that of a job's runs.

@@ -137,6 +137,9 @@ impl Dispatcher {
         if let Some(agent_no) = wakes.agent {
             self.begins(agent_no);
         }
+        if wakes.jobs {
+            self.jobs_changed();
+        }
     }
 
     /// Journals a model's reply to a step of a turn that runs here.

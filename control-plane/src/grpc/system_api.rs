@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::convert::{self, change_to, edit_status, fault_to, store_status, unsigned, warning_to};
 use super::status::{Reason, invalid, refuse};
 use crate::accounts::{DEAF, DEAF_DETAIL};
+use crate::cron;
 use crate::dispatch::{DRAIN_GRACE, Dispatcher};
 use crate::outbox::Adapters;
 use crate::registry::{Edit, EditError, Edited, Registry, Snapshot};
@@ -74,11 +75,16 @@ impl SystemApi {
     }
 }
 
-/// A text as an edit of the document.
-pub(crate) fn apply_text(text: &str, prune: bool) -> impl Fn(&Snapshot, &mut Edit) -> Result<(), EditError> + use<> {
+/// A text as an edit of the document and of the jobs that people made; `by` whom those are that it makes.
+pub(crate) fn apply_text(
+    text: &str,
+    prune: bool,
+    by: &'static str,
+) -> impl Fn(&Snapshot, &mut Edit) -> Result<(), EditError> + use<> {
     let reading = read(text);
-    move |_: &Snapshot, edit: &mut Edit| {
+    move |snapshot: &Snapshot, edit: &mut Edit| {
         (edit.document, edit.positions) = reading.onto(&edit.document, prune).map_err(EditError::Faults)?;
+        cron::plan(snapshot, edit, by);
         Ok(())
     }
 }
@@ -188,11 +194,12 @@ impl SystemService for SystemApi {
     ) -> Result<Response<v1::ApplyResponse>, Status> {
         let (text, prune) = gather(request.into_inner(), |part| (part.text, part.prune)).await?;
         let registry = self.parts.registry.clone();
-        let edited =
-            aside(move || tokio::runtime::Handle::current().block_on(registry.edit("apply", apply_text(&text, prune))))
-                .await?;
+        let edited = aside(move || {
+            tokio::runtime::Handle::current().block_on(registry.apply("apply", apply_text(&text, prune, "apply")))
+        })
+        .await?;
         // Workers of agents that are gone are drained by the poll, and waiting turns cancelled.
-        self.parts.dispatcher.nudge();
+        self.parts.dispatcher.jobs_changed();
         Ok(Response::new(match edited {
             Ok(Edited { version, changes, warnings, .. }) => v1::ApplyResponse {
                 faults: Vec::new(),
@@ -212,7 +219,10 @@ impl SystemService for SystemApi {
     async fn diff(&self, request: Request<Streaming<v1::DiffRequest>>) -> Result<Response<v1::DiffResponse>, Status> {
         let (text, prune) = gather(request.into_inner(), |part| (part.text, part.prune)).await?;
         let registry = self.parts.registry.clone();
-        let edited = aside(move || registry.edit_dry(apply_text(&text, prune))).await?;
+        let edited = aside(move || {
+            tokio::runtime::Handle::current().block_on(registry.apply_dry(apply_text(&text, prune, "diff")))
+        })
+        .await?;
         Ok(Response::new(match edited {
             Ok(Edited { changes, warnings, .. }) => v1::DiffResponse {
                 faults: Vec::new(),
@@ -229,7 +239,7 @@ impl SystemService for SystemApi {
     type ExportStream = BoxStream<'static, Result<v1::ExportChunk, Status>>;
 
     async fn export(&self, _: Request<v1::ExportRequest>) -> Result<Response<Self::ExportStream>, Status> {
-        let text = to_yaml(&self.parts.registry.current().document);
+        let text = to_yaml(&self.parts.registry.exported().await.map_err(store_status)?);
         let mut chunks = Vec::new();
         let mut rest = text.as_str();
         while !rest.is_empty() {

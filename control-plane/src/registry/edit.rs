@@ -1,12 +1,14 @@
 //! The one way the registry changes: a closure edits a copy of the document, `hermes-core` judges the result, the store
-//! compares and swaps.
+//! compares and swaps. Where a whole text is applied or compared, the jobs that are stored beside the document are part of it.
 
 use hermes_core::config::{Change, Document, Fault, Warning, check, diff};
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::snapshot::settings_of;
 use super::{Registry, Snapshot};
-use crate::store::{self, RegistryChange};
+use crate::cron;
+use crate::store::{self, CronChanges, CronJobRow, RegistryChange};
 
 /// What goes along with a change of the document, in the same transaction.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +23,21 @@ pub struct Edit {
     pub touch: Vec<String>,
     /// Where fields stand in the text this came from.
     pub positions: hermes_core::config::Positions,
+    /// The jobs that are stored, and the database's time; none but for a whole text.
+    pub stored: Vec<CronJobRow>,
+    /// See [`Edit::stored`].
+    pub now: Timestamp,
+    /// What becomes of them.
+    pub jobs: CronChanges,
+    /// What is wrong with that.
+    pub faults: Vec<Fault>,
+}
+
+/// Whether jobs, which are stored beside the document, are part of an edit.
+#[derive(Clone, Copy)]
+enum Jobs {
+    Aside,
+    Within,
 }
 
 /// Why a change was refused. Nothing was changed.
@@ -78,10 +95,31 @@ impl Registry {
         by: &str,
         edit: impl Fn(&Snapshot, &mut Edit) -> Result<T, EditError>,
     ) -> Result<Edited<T>, EditError> {
+        self.edit_with(by, Jobs::Aside, edit).await
+    }
+
+    /// [`Registry::edit`] by a whole text, which may change jobs, too.
+    ///
+    /// # Errors
+    /// [`EditError`]; nothing was changed then.
+    pub async fn apply<T>(
+        &self,
+        by: &str,
+        edit: impl Fn(&Snapshot, &mut Edit) -> Result<T, EditError>,
+    ) -> Result<Edited<T>, EditError> {
+        self.edit_with(by, Jobs::Within, edit).await
+    }
+
+    async fn edit_with<T>(
+        &self,
+        by: &str,
+        jobs: Jobs,
+        edit: impl Fn(&Snapshot, &mut Edit) -> Result<T, EditError>,
+    ) -> Result<Edited<T>, EditError> {
         for _ in 0..8 {
             let snapshot = self.current();
-            let (answer, result, warnings) = self.decide(&snapshot, &edit)?;
-            let changes = diff(&snapshot.document, &result.document);
+            let (answer, result, changes, warnings) =
+                self.decide(&snapshot, self.begun(&snapshot, jobs).await?, &edit)?;
             let change = change_of(&snapshot, &result, by)?;
             let Some(change) = change else {
                 return Ok(Edited { answer, version: snapshot.version, changes, warnings });
@@ -109,17 +147,53 @@ impl Registry {
         edit: impl Fn(&Snapshot, &mut Edit) -> Result<T, EditError>,
     ) -> Result<Edited<T>, EditError> {
         let snapshot = self.current();
-        let (answer, result, warnings) = self.decide(&snapshot, &edit)?;
-        let changes = diff(&snapshot.document, &result.document);
+        let begun = Edit { document: snapshot.document.clone(), ..Edit::default() };
+        let (answer, _, changes, warnings) = self.decide(&snapshot, begun, &edit)?;
         Ok(Edited { answer, version: snapshot.version, changes, warnings })
+    }
+
+    /// What [`Registry::apply`] would do.
+    ///
+    /// # Errors
+    /// [`EditError`].
+    pub async fn apply_dry<T>(
+        &self,
+        edit: impl Fn(&Snapshot, &mut Edit) -> Result<T, EditError>,
+    ) -> Result<Edited<T>, EditError> {
+        let snapshot = self.current();
+        let (answer, _, changes, warnings) =
+            self.decide(&snapshot, self.begun(&snapshot, Jobs::Within).await?, &edit)?;
+        Ok(Edited { answer, version: snapshot.version, changes, warnings })
+    }
+
+    /// The document with the jobs that people made, as exports show it.
+    ///
+    /// # Errors
+    /// [`store::Error`].
+    pub async fn exported(&self) -> store::Result<Document> {
+        let snapshot = self.current();
+        let rows = self.inner.store.cron_list(None, 0, i64::MAX).await?;
+        Ok(Document { cron: cron::exported(&rows, &snapshot), ..snapshot.document.clone() })
+    }
+
+    /// An edit before anything is changed.
+    async fn begun(&self, snapshot: &Snapshot, jobs: Jobs) -> store::Result<Edit> {
+        let mut edit = Edit { document: snapshot.document.clone(), ..Edit::default() };
+        if let Jobs::Within = jobs {
+            edit.now = self.inner.store.cron_now().await?;
+            edit.stored = self.inner.store.cron_list(None, 0, i64::MAX).await?;
+            edit.document.cron = cron::documented(&edit.stored, snapshot);
+        }
+        Ok(edit)
     }
 
     fn decide<T>(
         &self,
         snapshot: &Snapshot,
+        mut result: Edit,
         edit: &impl Fn(&Snapshot, &mut Edit) -> Result<T, EditError>,
-    ) -> Result<(T, Edit, Vec<Warning>), EditError> {
-        let mut result = Edit { document: snapshot.document.clone(), ..Edit::default() };
+    ) -> Result<(T, Edit, Vec<Change>, Vec<Warning>), EditError> {
+        let jobs = result.document.cron.clone();
         let answer = edit(snapshot, &mut result)?;
         let (mut faults, warnings) = if result.document.providers.is_empty() && !self.inner.fallback.is_empty() {
             check(&super::with_fallback(result.document.clone(), &self.inner.fallback), &result.positions)
@@ -129,7 +203,17 @@ impl Registry {
         if faults.is_empty() {
             faults = self.inner.homes.check(&result.document);
         }
-        if faults.is_empty() { Ok((answer, result, warnings)) } else { Err(EditError::Faults(faults)) }
+        faults.append(&mut result.faults);
+        if !faults.is_empty() {
+            faults.sort_by_key(|fault| if fault.line == 0 { u32::MAX } else { fault.line });
+            return Err(EditError::Faults(faults));
+        }
+        let changes = if jobs.is_empty() {
+            diff(&snapshot.document, &result.document)
+        } else {
+            diff(&Document { cron: jobs, ..snapshot.document.clone() }, &result.document)
+        };
+        Ok((answer, result, changes, warnings))
     }
 }
 
@@ -164,6 +248,7 @@ fn change_of(snapshot: &Snapshot, result: &Edit, by: &str) -> Result<Option<Regi
         && routes.is_none()
         && result.home_copy.is_none()
         && result.home_documents.is_empty()
+        && result.jobs.is_empty()
         && settings_of(old).map_err(json)? == settings;
     Ok((!quiet).then(|| RegistryChange {
         settings,
@@ -172,6 +257,7 @@ fn change_of(snapshot: &Snapshot, result: &Edit, by: &str) -> Result<Option<Regi
         routes,
         home_copy: result.home_copy.clone(),
         home_documents: result.home_documents.clone(),
+        jobs: result.jobs.clone(),
         by: by.to_owned(),
     }))
 }

@@ -59,6 +59,8 @@ pub struct RegistryChange {
     pub home_copy: Option<(String, String)>,
     /// Home documents to set: agent id, path, body.
     pub home_documents: Vec<(String, String, Vec<u8>)>,
+    /// Jobs to make, change and remove.
+    pub jobs: super::CronChanges,
     /// Who did it, for the history.
     pub by: String,
 }
@@ -182,6 +184,7 @@ impl Store {
         for (agent, path, body) in &change.home_documents {
             tx.execute(sql, &[agent, path, body, &change.by]).await?;
         }
+        super::cron::change_all(&tx, &change.jobs).await?;
         tx.commit().await?;
         Ok(moved.get(0))
     }

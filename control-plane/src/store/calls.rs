@@ -7,7 +7,7 @@
 //! A call that takes long begins with what is to be done once, in a commit of its own under the same fence, and has its result
 //! journaled later; asked for again in between, it finds what was begun.
 //!
-//! Locks: the session, then what the effect takes (its agent's row, for documents; the head of a chat's deliveries, for a text),
+//! Locks: the session, then what the effect takes (its agent's row, for documents and jobs; the head of a chat's deliveries, for a text),
 //! always in this order.
 
 use std::time::Duration;
@@ -66,6 +66,8 @@ pub struct Wakes {
     pub outbox: bool,
     /// Workers of this agent: a turn of it waits.
     pub agent: Option<i32>,
+    /// The loops of scheduled jobs: one was made, changed or wanted.
+    pub jobs: bool,
 }
 
 /// What is there before a call.

@@ -63,8 +63,8 @@ pub use calls::{CallEffect, CallScope, CallStep, Called, Caller, Looked, Wakes};
 pub use clock::DatabaseClock;
 pub use commands::{Again, Answer, CommandRow, Commanded, Effect, Listed, Outcome, Resumed, Standing, Used};
 pub use cron::{
-    Begin, CRON_DUE, Compose, CronEdit, CronJobRow, CronRunRow, CronRunState, CronTick, CronTimes, Decide, DueJob,
-    EndedRun, Fired, Firing, Judge, Mirror, NewCronJob, Settle, WaitingRun,
+    Begin, CRON_DUE, Compose, CronChanges, CronEdit, CronJobRow, CronRunRow, CronRunState, CronTick, CronTimes, Decide,
+    DueJob, EndedRun, Fired, Firing, Judge, Mirror, NewCronJob, Settle, WaitingRun,
 };
 pub use dead_letters::{DeadTurnRow, DeliveryFilter, DeliveryId, DeliveryRow, DeliveryState, Redrive};
 pub use deliveries::{DeliveryOutcome, DueDelivery, LaneKey, SendResult};

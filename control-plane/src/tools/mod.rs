@@ -9,6 +9,7 @@
 //! Another tool is a file here with a [`Tool`] and its line in `ALL`.
 
 mod ask_agent;
+mod cronjob;
 mod memory;
 mod send_message;
 mod session_search;
@@ -37,6 +38,7 @@ use crate::store::{
 /// Every tool, in the order they are offered.
 static ALL: &[&dyn Tool] = &[
     &ask_agent::AskAgent,
+    &cronjob::CronJob,
     &memory::Memory,
     &send_message::SendMessage,
     &session_search::SessionSearch,
@@ -94,6 +96,8 @@ enum Plan {
     Read(Box<dyn Read>),
     /// To look at the web, with nothing held.
     Web(web::Wish),
+    /// To look after the agent's jobs: an effect under the document that counts now.
+    Jobs(Box<cronjob::Wish>),
     /// To ask another agent, and to wait.
     Ask(ask_agent::Wish),
 }
@@ -185,6 +189,10 @@ impl Tools {
         let called = match plan {
             Ok(Plan::Effect(effect)) => {
                 self.dispatcher.call_tool(&step, &Bounded { effect: effect.as_ref(), longest }).await
+            }
+            Ok(Plan::Jobs(wish)) => {
+                let effect = wish.under(self.registry.current());
+                self.dispatcher.call_tool(&step, &Bounded { effect: &effect, longest }).await
             }
             Ok(Plan::Read(read)) => match self.store.look_for_call(&step).await {
                 Ok(Looked::Over(called)) => self.dispatcher.settle_call(&step, called).await,

@@ -116,7 +116,8 @@ struct Sent {
     count: u32,
 }
 
-fn written(key: &LaneKey) -> String {
+/// A chat as a target.
+pub(super) fn written(key: &LaneKey) -> String {
     let thread_id = Some(key.thread_id.clone()).filter(|thread| !thread.is_empty());
     Target::Chat { platform: key.platform.clone(), chat_id: key.chat_id.clone(), thread_id }.to_string()
 }

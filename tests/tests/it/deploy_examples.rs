@@ -11,6 +11,7 @@ use hermes_core::config::{
     AgentSpec, Document, Limits, Platforms, Provider, Rate, Retention, SecretRef, Streaming, TelegramAccount,
     WebhookAccount, WebhookReply, load_offline,
 };
+use hermes_core::cron::{Job, Missed, Overlap};
 use hermes_core::curator::Curator;
 use hermes_core::egress::{Search, Web};
 use hermes_core::mcp::McpServer;
@@ -89,9 +90,36 @@ fn the_example_sets_every_key() {
         platforms: Platforms { telegram, webhook },
         agents,
         routes,
+        cron,
     } = document;
     assert!(model != "builtin/echo" && timezone != "UTC" && mode != ResetMode::None);
     assert!(!reset_by_type.is_empty() && !reset_by_platform.is_empty() && !routes.is_empty());
+    let Job {
+        schedule: _,
+        timezone: zone,
+        prompt: _,
+        skills,
+        deliver,
+        repeat,
+        paused: _,
+        model: own_model,
+        workdir,
+        script,
+        no_agent: _,
+        context_from,
+        missed,
+        overlap,
+        jitter_seconds,
+        timeout_seconds,
+        session: _,
+        bare,
+        mirror: _,
+    } = &cron["coder"]["morning report"];
+    assert!(
+        zone.is_some() && own_model.is_some() && workdir.is_some() && script.is_some() && timeout_seconds.is_some()
+    );
+    assert!(!skills.is_empty() && !context_from.is_empty() && !deliver.is_local() && repeat.is_some());
+    assert!(*missed != Missed::default() && *overlap != Overlap::default() && *jitter_seconds > 0 && *bare);
     assert!(default_provider.is_some() && turns_days.is_some());
     assert!(rules.iter().any(|rule| rule.agent.is_some() && rule.platform.is_some()));
     let Budget { usd_per_day, usd_per_month, tokens_per_day, max_output_tokens, unpriced: _ } = &budget;
@@ -133,6 +161,10 @@ fn the_example_sets_every_key() {
         "allow",
         "deny",
         "kind",
+        "paused",
+        "no_agent",
+        "session",
+        "mirror",
         "unpriced",
         "command",
         "args",

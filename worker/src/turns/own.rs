@@ -28,7 +28,7 @@ const MAX_CHOICE_CHARS: usize = 200;
 /// Longest result of a delegated task, bytes.
 const MAX_RESULT_BYTES: usize = 60 << 10;
 /// What a delegated task may not use.
-const NOT_IN_TASKS: &[&str] = &["clarify", "delegate_task", "ask_agent", "send_message", "memory"];
+const NOT_IN_TASKS: &[&str] = &["clarify", "delegate_task", "ask_agent", "send_message", "memory", "cronjob"];
 
 const TASK_PROMPT: &str = "You work on one task, apart from the conversation that it came from, and cannot ask anybody. Use your tools. When you \
     are done, answer with what you did, what you found and where it is, briefly and completely: your answer is all that is seen of your work.";

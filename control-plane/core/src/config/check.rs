@@ -143,6 +143,10 @@ fn name_agents(document: &Document, positions: &Positions, faults: &mut Faults) 
         let message = not_registered(&document.default_agent, document);
         faults.push(Fault { line: positions.line(&path), path, message });
     }
+    for agent in document.cron.keys().filter(|agent| !document.agents.contains_key(*agent)) {
+        let path = format!("cron.{agent}");
+        faults.push(Fault { line: positions.line(&path), path, message: not_registered(agent, document) });
+    }
     for (index, route) in document.routes.iter().enumerate() {
         if !document.agents.contains_key(&route.agent) {
             faults.push_with(|| Fault {

@@ -12,8 +12,8 @@ use indexmap::IndexMap;
 use super::tree::is_odd;
 use super::{
     AgentSpec, Document, Fault, Limits, Patch, Positions, Provider, Rate, Retention, SecretRef, Streaming,
-    TelegramAccount, UnauthorizedDm, WebhookAccount, WebhookReply, approvals, budget, curator, mcp, parse, runtime,
-    sandbox, web,
+    TelegramAccount, UnauthorizedDm, WebhookAccount, WebhookReply, approvals, budget, cron, curator, mcp, parse,
+    runtime, sandbox, web,
 };
 use crate::AgentId;
 use crate::busy::{Busy, BusyPolicy, BusyRule};
@@ -209,7 +209,7 @@ pub(super) fn named<'a, K: fmt::Display + 'a, V: 'a>(
     Shape::Map(all.into_iter().map(|(key, item)| (key.to_string(), value(item))).collect())
 }
 
-/// The document's shape, every key but an unset `default_provider` or `turns_days` and empty `platforms` written out.
+/// The document's shape, every key but an unset `default_provider` or `turns_days` and empty `platforms` and `cron` written out.
 pub(super) fn shape(document: &Document) -> Shape {
     let mut top = Entries::default()
         .put("default_agent", text(document.default_agent.as_str()))
@@ -240,9 +240,9 @@ pub(super) fn shape(document: &Document) -> Shape {
             .put("webhook", accounts(&platforms.webhook, webhook));
         top = top.put("platforms", platforms.map());
     }
-    top.put("agents", named(&document.agents, agent))
-        .put("routes", Shape::List(document.routes.iter().map(route).collect()))
-        .map()
+    let routes = Shape::List(document.routes.iter().map(route).collect());
+    let all = top.put("agents", named(&document.agents, agent)).put("routes", routes);
+    if document.cron.is_empty() { all.map() } else { all.put("cron", cron::shape(&document.cron)).map() }
 }
 
 fn busy(busy: &Busy) -> Shape {

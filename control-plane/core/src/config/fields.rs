@@ -75,6 +75,11 @@ impl Faults {
         }
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.list.len() + self.omitted
+    }
+
     /// The value when nothing is wrong, else all faults in the order of their lines.
     pub(super) fn into_result<T>(self, value: T) -> Result<T, Vec<Fault>> {
         let faults = self.into_list();

@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use indexmap::IndexMap;
 
 use super::export::{Shape, shape};
-use super::{AgentSpec, Document, Patch};
+use super::{AgentSpec, Document, Patch, cron};
 use crate::AgentId;
 
 impl Document {
     /// The document that applying `patch` gives. With `prune`, agents, providers and accounts that the patch does not
-    /// name are dropped; `main` never is.
+    /// name are dropped; `main` never is. So are jobs of an agent whose jobs the patch names, and no others.
     #[must_use]
     pub fn merged(&self, patch: &Patch, prune: bool) -> Self {
         let mut merged = self.clone();
@@ -52,6 +52,10 @@ impl Document {
         let main = merged.agents.get(crate::id::MAIN).cloned().unwrap_or_else(AgentSpec::default);
         merge_map(&mut merged.agents, patch.agents, prune);
         merged.agents.entry(AgentId::main()).or_insert(main);
+        // An agent's jobs go with it.
+        let Document { agents, cron: jobs, .. } = &mut merged;
+        jobs.retain(|agent, _| agents.contains_key(agent));
+        cron::merge(jobs, patch.cron, prune, agents);
         merged
     }
 }

@@ -5,7 +5,7 @@
 //! Always true: a refused text changes nothing and every fault names line and path; equal documents export equal text.
 //! Secrets appear by `*_env` or `*_file` reference only. It deliberately resolves no secret and opens no file.
 //!
-//! Merging: agents, providers and accounts that a text names become as written; all other keys replace the stored value
+//! Merging: agents, providers, accounts and an agent's jobs that a text names become as written; all other keys replace the stored value
 //! whole when present (`limits` key by key). Null counts as absent inside an agent, provider or account, and unsets
 //! `default_provider`; elsewhere it is refused, because an empty `routes:` is more often a slip than a wish.
 
@@ -14,6 +14,7 @@ mod approvals;
 mod budget;
 mod busy;
 mod check;
+mod cron;
 mod curator;
 mod export;
 mod fields;
@@ -39,6 +40,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 pub use check::{check, check_compiled, check_spec, load_offline};
+pub use cron::{Jobs, job_path};
 pub use export::{agent_from_yaml, agent_to_yaml, to_yaml};
 pub use limits::Limits;
 pub use merge::{Change, ChangeKind, diff};
@@ -133,6 +135,9 @@ pub struct Document {
     pub agents: BTreeMap<AgentId, AgentSpec>,
     /// First match wins.
     pub routes: Vec<Route>,
+    /// Jobs that people made. They are stored beside the document: filled in only where a text is applied or compared, or an export is made.
+    #[serde(skip)]
+    pub cron: Jobs,
 }
 
 impl Default for Document {
@@ -163,6 +168,7 @@ impl Default for Document {
             platforms: Platforms::default(),
             agents: BTreeMap::from([(AgentId::main(), AgentSpec::default())]),
             routes: Vec::new(),
+            cron: Jobs::new(),
         }
     }
 }

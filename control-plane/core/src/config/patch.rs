@@ -12,8 +12,8 @@ use indexmap::IndexMap;
 use super::fields::{self, Faults, Path, Section, boolean, entries, integer, judged, list, text, texts};
 use super::tree::{self, Node};
 use super::{
-    AgentSpec, Document, Fault, Provider, ProviderKind, RetentionPatch, TelegramAccount, WebhookAccount, accounts,
-    approvals, budget, busy, curator, mcp, retention, runtime, sandbox, values, web,
+    AgentSpec, Document, Fault, Jobs, Provider, ProviderKind, RetentionPatch, TelegramAccount, WebhookAccount,
+    accounts, approvals, budget, busy, cron, curator, mcp, retention, runtime, sandbox, values, web,
 };
 use crate::AgentId;
 use crate::approvals::Approvals;
@@ -27,7 +27,7 @@ use crate::routing::{InvalidRoute, MatchKey, Route};
 use crate::sandbox::Sandbox;
 
 /// Top-level keys.
-const KEYS: [&str; 24] = [
+const KEYS: [&str; 25] = [
     "default_agent",
     "model",
     "fallback_models",
@@ -52,6 +52,7 @@ const KEYS: [&str; 24] = [
     "platforms",
     "agents",
     "routes",
+    "cron",
 ];
 const AGENT_KEYS: [&str; 15] = [
     "model",
@@ -124,6 +125,8 @@ pub struct Patch {
     pub agents: BTreeMap<AgentId, AgentSpec>,
     /// Replaces the whole table when present.
     pub routes: Option<Vec<Route>>,
+    /// Jobs of agents that the text names.
+    pub cron: Jobs,
     /// Where the text says what.
     pub positions: Positions,
 }
@@ -278,6 +281,9 @@ pub fn read(text: &str) -> Reading {
     }
     if let Some(node) = top.get("routes") {
         patch.routes = read_routes(node, &mut patch.positions, &mut faults);
+    }
+    if let Some(node) = top.get("cron") {
+        cron::read(node, &mut patch, &mut faults);
     }
     Reading { patch, faults: faults.into_list() }
 }

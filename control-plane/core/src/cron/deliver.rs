@@ -114,6 +114,14 @@ impl Deliver {
         Ok(self)
     }
 
+    /// What it names, in order, but for `all`.
+    pub fn targets(&self) -> impl Iterator<Item = &Target> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::All => None,
+            Part::To(target) => Some(target),
+        })
+    }
+
     /// Whether it names nothing but `local`.
     pub fn is_local(&self) -> bool {
         self.parts.iter().all(|part| *part == Part::To(Target::Local))

@@ -162,6 +162,24 @@ pub struct CronEdit {
     pub recount: bool,
 }
 
+/// Changes of many jobs at once, for a change of the registry.
+#[derive(Clone, Debug, Default)]
+pub struct CronChanges {
+    /// Jobs to make, each with its agent's id; the agent's number in them does not count.
+    pub new: Vec<(String, NewCronJob)>,
+    /// Jobs to change.
+    pub edits: Vec<CronEdit>,
+    /// Jobs to remove.
+    pub removed: Vec<i64>,
+}
+
+impl CronChanges {
+    /// Whether nothing changes.
+    pub fn is_empty(&self) -> bool {
+        self.new.is_empty() && self.edits.is_empty() && self.removed.is_empty()
+    }
+}
+
 /// A run, with what its turn came to.
 #[derive(Clone, Debug)]
 pub struct CronRunRow {
@@ -265,16 +283,22 @@ fn run(row: &Row) -> CronRunRow {
     }
 }
 
-/// A sentence for a name that is taken; another error as it is.
-fn taken(error: tokio_postgres::Error, name: &str) -> Error {
-    let is_name = error.as_db_error().is_some_and(|error| error.constraint() == Some("cron_jobs_name"));
-    if is_name {
-        let name = name.escape_debug();
-        return Error::Conflict(format!(
-            "the agent has a job named \"{name}\" already; choose another name, or edit that one"
-        ));
+/// Until the end of the transaction nobody else makes or renames a job of the agent.
+async fn lock_agent<C: GenericClient>(client: &C, agent_no: i32) -> Result<()> {
+    let statement = client.prepare_cached("SELECT 1 FROM agents WHERE agent_no = $1 FOR NO KEY UPDATE").await?;
+    client.execute(&statement, &[&agent_no]).await?;
+    Ok(())
+}
+
+/// Refuses a name that another job of the agent has; looked at beforehand, so that a refusal leaves the transaction usable.
+async fn name_is_free<C: GenericClient>(client: &C, agent_no: i32, name: &str, own: Option<i64>) -> Result<()> {
+    let sql = "SELECT 1 FROM cron_jobs WHERE agent_no = $1 AND lower(name) = lower($2) AND removed_at IS NULL AND job_no IS DISTINCT FROM $3";
+    let statement = client.prepare_cached(sql).await?;
+    if client.query_opt(&statement, &[&agent_no, &name, &own]).await?.is_none() {
+        return Ok(());
     }
-    error.into()
+    let name = name.escape_debug();
+    Err(Error::Conflict(format!("the agent has a job named \"{name}\" already; choose another name, or edit that one")))
 }
 
 async fn one<C: GenericClient>(client: &C, no: i64) -> Result<CronJobRow> {
@@ -286,29 +310,37 @@ async fn one<C: GenericClient>(client: &C, no: i64) -> Result<CronJobRow> {
 async fn create<C: GenericClient>(client: &C, new: &NewCronJob, most: i64) -> Result<CronJobRow> {
     let NewCronJob { agent_no, id, name, job, by_agent, origin, by, times } = new;
     let (lane, session) = (origin.map(|(lane, _)| lane), origin.map(|(_, session)| session.0));
-    let count = "SELECT count(*) FROM cron_jobs WHERE agent_no = $1 AND removed_at IS NULL";
-    let there: i64 = client.query_one(&client.prepare_cached(count).await?, &[agent_no]).await?.get(0);
+    lock_agent(client, *agent_no).await?;
+    name_is_free(client, *agent_no, name, None).await?;
+    let count = "SELECT count(*) FROM cron_jobs WHERE agent_no = $1 AND removed_at IS NULL AND (by_agent OR NOT $2)";
+    let there: i64 = client.query_one(&client.prepare_cached(count).await?, &[agent_no, by_agent]).await?.get(0);
     if there >= most {
-        return Err(Error::Conflict(format!("the agent has {there} jobs, and {most} are the most; remove one")));
+        let which = if *by_agent { "made by itself" } else { "in all" };
+        return Err(Error::Conflict(format!(
+            "the agent has {there} jobs {which}, and {most} are the most; remove one"
+        )));
     }
     let sql = "INSERT INTO cron_jobs(job_id, agent_no, name, spec, by_agent, origin, origin_session, created_by, anchored_at, slot, due_at) \
                VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11) RETURNING job_no";
     let statement = client.prepare_cached(sql).await?;
     let params: [&(dyn ToSql + Sync); 11] =
         [id, agent_no, name, &Json(job), by_agent, &lane, &session, by, &times.anchored_at, &times.slot, &times.due_at];
-    let row = client.query_one(&statement, &params).await.map_err(|error| taken(error, name))?;
+    let row = client.query_one(&statement, &params).await?;
     one(client, row.get(0)).await
 }
 
 async fn edit<C: GenericClient>(client: &C, edit: &CronEdit) -> Result<CronJobRow> {
     let CronEdit { no, version, name, job, times, recount } = edit;
+    let agent_no = one(client, *no).await?.agent_no;
+    lock_agent(client, agent_no).await?;
+    name_is_free(client, agent_no, name, Some(*no)).await?;
     let sql = "UPDATE cron_jobs SET version = version + 1, name = $3, spec = $4, anchored_at = $5, slot = $6, due_at = $7, stopped = NULL, \
                  fired = CASE WHEN $8 THEN 0 ELSE fired END, failures = 0, told = false \
                WHERE job_no = $1 AND version = $2 AND removed_at IS NULL";
     let statement = client.prepare_cached(sql).await?;
     let params: [&(dyn ToSql + Sync); 8] =
         [no, version, name, &Json(job), &times.anchored_at, &times.slot, &times.due_at, recount];
-    let changed = client.execute(&statement, &params).await.map_err(|error| taken(error, name))?;
+    let changed = client.execute(&statement, &params).await?;
     if changed == 0 {
         return Err(Error::Conflict(
             "somebody else changed the job at the same time; look at it and try again".to_owned(),
@@ -334,6 +366,23 @@ async fn run_now<C: GenericClient>(client: &C, no: i64) -> Result<Timestamp> {
     let statement = client.prepare_cached(sql).await?;
     let row = client.query_opt(&statement, &[&no]).await?;
     row.map(|row| row.get(0)).ok_or_else(|| Error::NotFound("the job is gone".to_owned()))
+}
+
+/// Carries out many changes: what goes makes room for names.
+pub(super) async fn change_all<C: GenericClient>(client: &C, changes: &CronChanges) -> Result<()> {
+    for no in &changes.removed {
+        remove(client, *no).await?;
+    }
+    for change in &changes.edits {
+        edit(client, change).await?;
+    }
+    let find = client.prepare_cached("SELECT agent_no FROM agents WHERE agent_id = $1 AND removed_at IS NULL").await?;
+    for (agent, new) in &changes.new {
+        let row = client.query_opt(&find, &[agent]).await?;
+        let row = row.ok_or_else(|| Error::Conflict(format!("agent {agent} of a job is not registered")))?;
+        create(client, &NewCronJob { agent_no: row.get(0), ..new.clone() }, i64::MAX).await?;
+    }
+    Ok(())
 }
 
 async fn list<C: GenericClient>(client: &C, agent: Option<i32>, after: i64, limit: i64) -> Result<Vec<CronJobRow>> {
@@ -371,9 +420,14 @@ async fn runs<C: GenericClient>(client: &C, no: i64, before: Option<Timestamp>, 
     Ok(client.query(&statement, &[&no, &before, &limit]).await?.iter().map(run).collect())
 }
 
-/// What [`Store`] does on a connection of its own and [`CallScope`] within its call, alike.
+async fn now<C: GenericClient>(client: &C) -> Result<Timestamp> {
+    let statement = client.prepare_cached("SELECT clock_timestamp()").await?;
+    Ok(client.query_one(&statement, &[]).await?.get(0))
+}
+
+/// What [`Store`] does on a connection of its own and [`CallScope`] within its call, alike; those that change something wake who follows jobs.
 macro_rules! both {
-    ($($(#[$doc:meta])+ $name:ident = $function:ident($($arg:ident: $type:ty),*) -> $answer:ty;)+) => {
+    ($($(#[$doc:meta])+ $name:ident = $function:ident($($arg:ident: $type:ty),*) -> $answer:ty, changes: $changes:literal;)+) => {
         impl Store {$(
             $(#[$doc])+
             ///
@@ -392,38 +446,31 @@ macro_rules! both {
             $(#[$doc])+
             ///
             /// # Errors
-            /// As of the call; [`Error::Conflict`] and [`Error::NotFound`] leave nothing changed.
-            pub async fn $name(&self, $($arg: $type),*) -> Result<$answer> {
-                $function(&self.tx, $($arg),*).await
+            /// As of the call; [`Error::Conflict`] and [`Error::NotFound`] leave nothing changed, and the call can go on.
+            pub async fn $name(&mut self, $($arg: $type),*) -> Result<$answer> {
+                let answer = $function(&self.tx, $($arg),*).await?;
+                self.wakes.jobs |= $changes;
+                Ok(answer)
             }
         )+}
     };
 }
 
 both! {
-    /// Stores a new job, if its agent has fewer than `most`.
-    cron_create = create(new: &NewCronJob, most: i64) -> CronJobRow;
+    /// Stores a new job, if its agent has fewer than `most`; of one that its agent makes itself those count that it made itself.
+    cron_create = create(new: &NewCronJob, most: i64) -> CronJobRow, changes: true;
     /// Changes a job.
-    cron_edit = edit(change: &CronEdit) -> CronJobRow;
+    cron_edit = edit(change: &CronEdit) -> CronJobRow, changes: true;
     /// Removes a job: what waits of it never runs, what runs is told to stop.
-    cron_remove = remove(no: i64) -> ();
+    cron_remove = remove(no: i64) -> (), changes: true;
     /// Wants a run of a job now, beside its schedule; for which slot that counts. Somebody has to begin it ([`Store::cron_settle`]).
-    cron_run_now = run_now(no: i64) -> Timestamp;
+    cron_run_now = run_now(no: i64) -> Timestamp, changes: true;
     /// Jobs, of one agent or of all, behind the job with number `after`.
-    cron_list = list(agent: Option<i32>, after: i64, limit: i64) -> Vec<CronJobRow>;
+    cron_list = list(agent: Option<i32>, after: i64, limit: i64) -> Vec<CronJobRow>, changes: false;
     /// The job with that id, a removed one too, or with that name; of one agent or of all.
-    cron_find = find(agent: Option<i32>, reference: &str) -> CronJobRow;
+    cron_find = find(agent: Option<i32>, reference: &str) -> CronJobRow, changes: false;
     /// Runs of a job, the newest first, for slots before `before`.
-    cron_runs = runs(no: i64, before: Option<Timestamp>, limit: i64) -> Vec<CronRunRow>;
-}
-
-impl Store {
+    cron_runs = runs(no: i64, before: Option<Timestamp>, limit: i64) -> Vec<CronRunRow>, changes: false;
     /// The database's time, by which jobs run.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`].
-    pub async fn cron_now(&self) -> Result<Timestamp> {
-        let row = self.query_opt("SELECT clock_timestamp()", &[]).await?;
-        row.map(|row| row.get(0)).ok_or_else(|| Error::Unavailable("no answer".to_owned()))
-    }
+    cron_now = now() -> Timestamp, changes: false;
 }

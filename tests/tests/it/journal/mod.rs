@@ -3,7 +3,9 @@
 
 mod calls;
 mod foreign;
+mod jobs;
 pub(crate) mod plane;
+mod schedules;
 
 use std::time::Duration;
 

@@ -100,7 +100,7 @@ impl Plane {
         self.dir.path().join(name)
     }
 
-    fn hermesctl(&self, args: &[&str]) -> hermes_tests::system::Output {
+    pub(crate) fn hermesctl(&self, args: &[&str]) -> hermes_tests::system::Output {
         let mut hermesctl = std::process::Command::new(binary("hermesctl"));
         hermesctl.env_clear().args(["--server", &format!("http://{}", self.said("grpc")), "--token-file"]);
         hermesctl.arg(self.file("operator.token")).args(args);

@@ -13,6 +13,7 @@ mod jobs;
 mod memories;
 mod messaging;
 mod models;
+mod own_jobs;
 mod pairing;
 mod sdk;
 mod smart_approvals;

@@ -49,6 +49,7 @@ fn script(number: usize, site: SocketAddr) -> Vec<(&'static str, Value)> {
         ("web_fetch", json!({"url": format!("http://{site}/page?by={number}")})),
         ("web_search", json!({"query": format!("tea{number}")})),
         ("mcp_own_note", json!({"text": "noted"})),
+        ("cronjob", json!({"action": "create", "name": "watch", "schedule": "every 1d", "prompt": "Look out."})),
         ("delegate_task", json!({"goal": format!("part of {number}")})),
         ("clarify", json!({"question": "Where to?", "choices": ["east", "west"]})),
     ]
@@ -200,6 +201,11 @@ async fn every_tool_is_done_once_though_the_worker_is_killed_between_any_two_ste
     let asked = up.json(["session", "list", "--agent", "helper"]);
     let turns: Vec<&Value> = asked.as_array().unwrap().iter().map(|session| &session["turns"]).collect();
     assert_eq!(turns, vec![&json!(1); all.len()], "{asked}");
+    up.sql(&format!(
+        "DO $$ BEGIN ASSERT (SELECT array_agg(n) FROM (SELECT count(*) n FROM hermes.cron_jobs WHERE name = 'watch' GROUP BY agent_no) x) \
+           = array_fill(1::bigint, ARRAY[{}]), 'each has one job'; END $$",
+        all.len()
+    ));
     // What each of them noted is there once, in the prompt of its next session.
     for number in all {
         let agent = name(number);

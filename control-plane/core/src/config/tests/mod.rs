@@ -2,6 +2,7 @@
 
 mod approvals;
 mod budgets;
+mod cron;
 mod curator;
 mod mcp;
 mod runtime;
