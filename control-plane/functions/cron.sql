@@ -87,11 +87,11 @@ $$;
 -- Of locked jobs the runs that have a turn: how it ended (o_ended NULL: it goes on; -1: it is gone), whether it takes too long now (o_over) or
 -- was stopped for that (o_late), and why else it was stopped (o_reason).
 CREATE FUNCTION cron_running(p_job bigint[]) RETURNS TABLE (o_job bigint, o_slot timestamptz, o_session bigint, o_seq bigint, o_ended smallint, o_body bytea,
-    o_over boolean, o_late boolean, o_reason text, o_id text, o_name text, o_spec jsonb, o_agent int, o_by_agent boolean, o_failures int, o_told boolean,
+    o_over boolean, o_late boolean, o_reason text, o_id text, o_name text, o_spec jsonb, o_agent int, o_confined boolean, o_failures int, o_told boolean,
     o_origin bigint, o_platform text, o_account text, o_chat text, o_thread text) LANGUAGE sql STABLE SET enable_seqscan = off AS $$
   SELECT r.job_no, r.slot, r.session_id, r.seq,
          CASE WHEN e.session_id IS NOT NULL THEN e.ended WHEN s.session_id IS NULL THEN -1::smallint END, e.body,
-         r.limit_at <= clock_timestamp(), r.limit_at IS NULL, r.reason, j.job_id, j.name, j.spec, j.agent_no, j.by_agent, j.failures, j.told,
+         r.limit_at <= clock_timestamp(), r.limit_at IS NULL, r.reason, j.job_id, j.name, j.spec, j.agent_no, j.by_agent OR j.confined, j.failures, j.told,
          j.origin, l.platform, l.account, l.chat_id, l.thread_id
     FROM cron_jobs j JOIN cron_runs r ON r.job_no = j.job_no AND r.state = 1
     LEFT JOIN sessions s ON s.session_id = r.session_id
@@ -100,9 +100,9 @@ CREATE FUNCTION cron_running(p_job bigint[]) RETURNS TABLE (o_job bigint, o_slot
    WHERE j.job_no = ANY(p_job) ORDER BY r.job_no, r.slot
 $$;
 
--- The lane of a chat that a job delivers to, made where it is new; NULL: it reaches no such chat. p_by_agent: only the chat that the job was made in,
+-- The lane of a chat that a job delivers to, made where it is new; NULL: it reaches no such chat. p_confined: only the chat that the job was made in,
 -- homes of the agent and chats that have written to it. Of several accounts the origin's, then the one that heard of the chat last, then p_account.
-CREATE FUNCTION cron_lane(p_agent int, p_by_agent boolean, p_origin bigint, p_platform text, p_chat text, p_thread text, p_account text)
+CREATE FUNCTION cron_lane(p_agent int, p_confined boolean, p_origin bigint, p_platform text, p_chat text, p_thread text, p_account text)
 RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE lane bigint; acc text;
 BEGIN
@@ -110,7 +110,7 @@ BEGIN
    WHERE l.chat_id = p_chat AND l.platform = p_platform AND l.thread_id = p_thread
      AND (l.lane_id = p_origin OR c.lane_id IS NOT NULL OR EXISTS (SELECT 1 FROM home_channels h WHERE h.agent_no = p_agent AND h.lane_id = l.lane_id))
    ORDER BY l.lane_id = p_origin DESC NULLS LAST, l.account = o.account DESC NULLS LAST, c.heard_at DESC NULLS LAST LIMIT 1;
-  IF lane IS NOT NULL OR p_by_agent THEN RETURN lane; END IF;
+  IF lane IS NOT NULL OR p_confined THEN RETURN lane; END IF;
   acc := coalesce((SELECT o.account FROM lanes o WHERE o.lane_id = p_origin AND o.platform = p_platform),
                   (SELECT l.account FROM lanes l JOIN agent_chats c ON c.agent_no = p_agent AND c.lane_id = l.lane_id
                     WHERE l.platform = p_platform AND l.chat_id = p_chat ORDER BY c.heard_at DESC LIMIT 1), p_account);

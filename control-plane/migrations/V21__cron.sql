@@ -8,6 +8,7 @@ CREATE TABLE cron_jobs (
   version     bigint NOT NULL DEFAULT 1,               -- compare-and-swap of what its owner says
   spec        jsonb NOT NULL,                          -- JSON of hermes_core::cron::Job
   by_agent    boolean NOT NULL DEFAULT false,          -- the agent made it by itself, so it reaches no chat that the agent does not
+  confined    boolean NOT NULL DEFAULT false,          -- whoever said last where it delivers reaches no other chats either
   origin      bigint,                                  -- lane of the chat that it was made in
   origin_session bigint,                               -- and its session then
   created_by  text NOT NULL,

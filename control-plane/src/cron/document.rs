@@ -87,8 +87,17 @@ pub(crate) fn plan(snapshot: &Snapshot, edit: &mut Edit, by: &str) {
                         Ok(times) => {
                             let Wanted { name, job } = wanted;
                             let by = by.to_owned();
-                            let new =
-                                NewCronJob { agent_no: 0, id, name, job, by_agent: false, origin: None, by, times };
+                            let new = NewCronJob {
+                                agent_no: 0,
+                                id,
+                                name,
+                                job,
+                                by_agent: false,
+                                confined: false,
+                                origin: None,
+                                by,
+                                times,
+                            };
                             changes.new.push((agent.to_string(), new));
                             Vec::new()
                         }

@@ -211,6 +211,7 @@ impl Jobs {
             name: wanted.name,
             job: wanted.job,
             by_agent: false,
+            confined: self.only.is_some(),
             origin: None,
             by: by.to_owned(),
             times,
@@ -241,7 +242,10 @@ impl Jobs {
     ) -> Result<CronJobRow, Error> {
         let found = self.find(agent, reference).await?;
         let now = self.store.cron_now().await?;
-        let change = changed(&self.registry.current(), found, version, now, edit)?;
+        let delivered = found.job.as_ref().map(|job| job.deliver.clone());
+        let mut change = changed(&self.registry.current(), found, version, now, edit)?;
+        // Whoever is confined to one agent sends nothing where that agent could not.
+        change.confined = (delivered.as_ref() != Some(&change.job.deliver)).then_some(self.only.is_some());
         let row = self.store.cron_edit(&change).await?;
         self.dispatcher.jobs_changed();
         Ok(row)
@@ -344,5 +348,6 @@ pub(super) fn changed_in(
         job: wanted.job,
         times,
         recount,
+        confined: None,
     })
 }

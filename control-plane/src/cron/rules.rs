@@ -21,6 +21,11 @@ pub(super) const PLATFORM: &str = "cron";
 const MOST_WAITING: i64 = 10;
 /// As much of a job's last answer as another one is told, characters.
 const CONTEXT_CHARS: usize = 8000;
+/// Longest answer that is a message, characters, where a file may be sent instead; and as much of a longer one stands above the file.
+const LONG_CHARS: usize = 16_000;
+const HEAD_CHARS: usize = 1_500;
+/// Platforms on which a file may be sent.
+const FILES: &[&str] = &["telegram"];
 /// Longest reason that history keeps, characters.
 const REASON_CHARS: usize = 500;
 
@@ -118,6 +123,7 @@ impl Rules {
             state: CronRunState::Ran,
             reason: None,
             deliver: Vec::new(),
+            attached: None,
             notice: None,
             undelivered: None,
             mirrors: false,
@@ -147,7 +153,19 @@ impl Rules {
         let origin = run.origin.as_ref().map(place);
         let homes: Vec<Place> = run.homes.iter().map(place).collect();
         let resolved = run.job.deliver.resolve(origin.as_ref(), &homes);
-        settle.deliver = resolved.targets.iter().map(|place| (self.lane(place), told.clone())).collect();
+        let short = shortened(run, &told);
+        let text = |lane: &LaneKey| match &short {
+            Some((short, _)) if FILES.contains(&lane.platform.as_str()) => short.clone(),
+            _ => told.clone(),
+        };
+        let lanes = resolved.targets.iter().map(|place| self.lane(place));
+        settle.deliver = lanes
+            .map(|lane| {
+                let text = text(&lane);
+                (lane, text)
+            })
+            .collect();
+        settle.attached = short.map(|(_, path)| (path, run.said.clone()));
         settle.undelivered = resolved.error;
         settle.notice = Some(format!(
             "The scheduled job \"{}\" has run, but somewhere its answer could not be sent (deliver: {}). This is said once.",
@@ -183,6 +201,19 @@ impl Rules {
             thread_id: place.thread_id.clone().unwrap_or_default(),
         }
     }
+}
+
+/// The beginning of an answer that is longer than a chat bears, with the rest as a file, and the path of that.
+fn shortened(run: &EndedRun, told: &str) -> Option<(String, String)> {
+    let count = told.chars().count();
+    if count <= LONG_CHARS {
+        return None;
+    }
+    let path = format!("{}_{}.txt", run.id, run.slot.strftime("%Y-%m-%d_%H-%M-%S"));
+    let head: String = told.chars().take(HEAD_CHARS).collect();
+    let text =
+        format!("{}…\n\n[All {count} characters are in the file.]\nMEDIA:{path} [[as_document]]", head.trim_end());
+    Some((text, path))
 }
 
 /// How a run's turn ended.
@@ -378,6 +409,18 @@ mod tests {
         let nowhere = rules().settle(&run(r#","deliver":"telegram""#, 2, "hello"));
         assert!(nowhere.undelivered.is_some() && nowhere.notice.is_some() && nowhere.deliver.is_empty());
         assert_eq!(rules().settle(&run("", 2, "kept here")).undelivered, None);
+    }
+
+    #[test]
+    fn an_answer_that_no_chat_bears_is_a_file() {
+        let long = "x".repeat(LONG_CHARS);
+        let settled = rules().settle(&run(r#","deliver":"telegram:7,webhook:8""#, 2, &long));
+        let (path, whole) = settled.attached.unwrap();
+        assert_eq!((path.as_str(), whole == long), ("0123456789ab_2027-01-31_10-00-00.txt", true));
+        let texts: Vec<usize> = settled.deliver.iter().map(|(_, text)| text.len()).collect();
+        assert!(texts[0] < 2_000 && texts[1] > LONG_CHARS, "{texts:?}");
+        assert!(settled.deliver[0].1.ends_with(&format!("MEDIA:{path} [[as_document]]")));
+        assert_eq!(rules().settle(&run(r#","deliver":"telegram:7""#, 2, "short")).attached, None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Always true: a file is here whole or not at all; the same content is kept once, whoever sent it; it stays for as long as the document says after
 //! it came last. Who may have it is not decided here: a turn's input names its files, and nobody else is given them.
 
-use hermes_core::attachment::Attachment;
+use hermes_core::attachment::{Attachment, Kind};
 use sha2::{Digest as _, Sha256};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -46,6 +46,26 @@ pub fn turn_file_id(turn: TurnId, path: &str) -> Uuid {
     let mut id = [0; 16];
     id.iter_mut().zip(digest).for_each(|(byte, of)| *byte = of);
     Uuid::from_bytes(id)
+}
+
+/// Keeps a text as the file that a turn names by this path, in a transaction.
+///
+/// # Errors
+/// As of the transaction.
+pub(super) async fn put_text(
+    tx: &deadpool_postgres::Transaction<'_>,
+    turn: TurnId,
+    path: &str,
+    text: &str,
+) -> Result<()> {
+    let (sha256, bytes, chunks) = parts_of(text.as_bytes());
+    let file = Attachment::new(Kind::Document, path, "text/plain", bytes.unsigned_abs(), hex::encode(sha256));
+    let body = serde_json::to_vec(&file).unwrap_or_default();
+    let statement = tx.prepare_cached("SELECT o_left FROM put_upload($1,$2,$3,$4,$5,$6,$7)").await?;
+    let params: [&(dyn ToSql + Sync); 7] =
+        [&of_turn(turn), &turn_file_id(turn, path), &body, &sha256.as_slice(), &bytes, &chunks, &i64::MAX];
+    tx.query(&statement, &params).await?;
+    Ok(())
 }
 
 impl Store {

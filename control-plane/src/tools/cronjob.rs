@@ -318,6 +318,7 @@ impl Change {
             name: wanted.name,
             job: wanted.job,
             by_agent: true,
+            confined: true,
             origin,
             by: format!("agent {}", agent.id),
             times,

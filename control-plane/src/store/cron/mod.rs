@@ -126,6 +126,8 @@ pub struct NewCronJob {
     pub job: Job,
     /// Its agent makes it by itself.
     pub by_agent: bool,
+    /// It delivers only where its agent may write by itself, whoever makes it.
+    pub confined: bool,
     /// Lane of the chat that it is made in, and the session there.
     pub origin: Option<(i64, SessionId)>,
     /// Who makes it.
@@ -160,6 +162,8 @@ pub struct CronEdit {
     pub times: CronTimes,
     /// Its slots are counted anew.
     pub recount: bool,
+    /// Whether it delivers only where its agent may write by itself; nothing: as before.
+    pub confined: Option<bool>,
 }
 
 /// Changes of many jobs at once, for a change of the registry.
@@ -308,7 +312,7 @@ async fn one<C: GenericClient>(client: &C, no: i64) -> Result<CronJobRow> {
 }
 
 async fn create<C: GenericClient>(client: &C, new: &NewCronJob, most: i64) -> Result<CronJobRow> {
-    let NewCronJob { agent_no, id, name, job, by_agent, origin, by, times } = new;
+    let NewCronJob { agent_no, id, name, job, by_agent, confined, origin, by, times } = new;
     let (lane, session) = (origin.map(|(lane, _)| lane), origin.map(|(_, session)| session.0));
     lock_agent(client, *agent_no).await?;
     name_is_free(client, *agent_no, name, None).await?;
@@ -320,26 +324,38 @@ async fn create<C: GenericClient>(client: &C, new: &NewCronJob, most: i64) -> Re
             "the agent has {there} jobs {which}, and {most} are the most; remove one"
         )));
     }
-    let sql = "INSERT INTO cron_jobs(job_id, agent_no, name, spec, by_agent, origin, origin_session, created_by, anchored_at, slot, due_at) \
-               VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11) RETURNING job_no";
+    let sql = "INSERT INTO cron_jobs(job_id, agent_no, name, spec, by_agent, confined, origin, origin_session, created_by, anchored_at, slot, due_at) \
+               VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12) RETURNING job_no";
     let statement = client.prepare_cached(sql).await?;
-    let params: [&(dyn ToSql + Sync); 11] =
-        [id, agent_no, name, &Json(job), by_agent, &lane, &session, by, &times.anchored_at, &times.slot, &times.due_at];
+    let params: [&(dyn ToSql + Sync); 12] = [
+        id,
+        agent_no,
+        name,
+        &Json(job),
+        by_agent,
+        confined,
+        &lane,
+        &session,
+        by,
+        &times.anchored_at,
+        &times.slot,
+        &times.due_at,
+    ];
     let row = client.query_one(&statement, &params).await?;
     one(client, row.get(0)).await
 }
 
 async fn edit<C: GenericClient>(client: &C, edit: &CronEdit) -> Result<CronJobRow> {
-    let CronEdit { no, version, name, job, times, recount } = edit;
+    let CronEdit { no, version, name, job, times, recount, confined } = edit;
     let agent_no = one(client, *no).await?.agent_no;
     lock_agent(client, agent_no).await?;
     name_is_free(client, agent_no, name, Some(*no)).await?;
     let sql = "UPDATE cron_jobs SET version = version + 1, name = $3, spec = $4, anchored_at = $5, slot = $6, due_at = $7, stopped = NULL, \
-                 fired = CASE WHEN $8 THEN 0 ELSE fired END, failures = 0, told = false \
+                 fired = CASE WHEN $8 THEN 0 ELSE fired END, failures = 0, told = false, confined = coalesce($9, confined) \
                WHERE job_no = $1 AND version = $2 AND removed_at IS NULL";
     let statement = client.prepare_cached(sql).await?;
-    let params: [&(dyn ToSql + Sync); 8] =
-        [no, version, name, &Json(job), &times.anchored_at, &times.slot, &times.due_at, recount];
+    let params: [&(dyn ToSql + Sync); 9] =
+        [no, version, name, &Json(job), &times.anchored_at, &times.slot, &times.due_at, recount, confined];
     let changed = client.execute(&statement, &params).await?;
     if changed == 0 {
         return Err(Error::Conflict(

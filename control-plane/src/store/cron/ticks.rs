@@ -145,6 +145,8 @@ pub struct Settle {
     pub reason: Option<String>,
     /// A text for each of these chats; the account is what to use where nothing tells it.
     pub deliver: Vec<(LaneKey, String)>,
+    /// A text that some of those name as a file, and its path there.
+    pub attached: Option<(String, String)>,
     /// A text for the chat that the job was made in, where one of those cannot be reached.
     pub notice: Option<String>,
     /// What was to be delivered and finds nobody.
@@ -395,7 +397,7 @@ impl Store {
             let homes = tx.query(&tx.prepare_cached(HOMES).await?, &[&run.agent_no]).await?;
             run.homes = homes.iter().map(|row| lane_key(row, 0)).collect();
             let settled = judge(&run);
-            tick.outbox |= self.settled(tx, &run, settled, row.get("o_by_agent"), row.get("o_origin")).await?;
+            tick.outbox |= self.settled(tx, &run, settled, row.get("o_confined"), row.get("o_origin")).await?;
             tick.settled += 1;
             self.cron_point("cron_settle", "settled").await?;
         }
@@ -411,16 +413,19 @@ impl Store {
         tx: &Transaction<'_>,
         run: &EndedRun,
         settle: Settle,
-        by_agent: bool,
+        confined: bool,
         origin: Option<i64>,
     ) -> Result<bool> {
-        let Settle { state, reason, deliver, notice, mut undelivered, mirrors, failed } = settle;
+        let Settle { state, reason, deliver, attached, notice, mut undelivered, mirrors, failed } = settle;
+        if let Some((path, text)) = attached {
+            super::super::blobs::put_text(tx, run.turn, &path, &text).await?;
+        }
         let find = tx.prepare_cached("SELECT cron_lane($1,$2,$3,$4,$5,$6,$7)").await?;
         let (mut lanes, mut bodies) = (Vec::<i64>::new(), Vec::<Vec<u8>>::new());
         for (LaneKey { platform, account, chat_id, thread_id }, text) in &deliver {
             let account = Some(account.as_str()).filter(|account| !account.is_empty());
             let found = tx
-                .query_one(&find, &[&run.agent_no, &by_agent, &origin, platform, chat_id, thread_id, &account])
+                .query_one(&find, &[&run.agent_no, &confined, &origin, platform, chat_id, thread_id, &account])
                 .await?;
             match found.get::<_, Option<i64>>(0) {
                 Some(lane) if lanes.contains(&lane) => {}

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use hermes_control_plane::failpoint::{Failpoints, Verdict};
 use hermes_control_plane::store::{
     Begin, CRON_DUE, CronEdit, CronRunState, CronTick, CronTimes, DueJob, EndedRun, Fired, Firing, LaneKey, NewCronJob,
-    SessionId, Settle, Store, WaitingRun,
+    SessionId, Settle, Store, TurnId, WaitingRun, turn_file_id,
 };
 use hermes_core::cron::Job;
 use jiff::Timestamp;
@@ -33,6 +33,7 @@ fn job(name: &str, more: &str, at: Timestamp) -> NewCronJob {
         name: name.to_owned(),
         job: spec(more),
         by_agent: false,
+        confined: false,
         origin: None,
         by: "drill".to_owned(),
         times: CronTimes { anchored_at: at, slot: Some(at), due_at: Some(at) },
@@ -79,6 +80,7 @@ fn settles(run: &EndedRun) -> Settle {
         state,
         reason: run.reason.clone(),
         deliver: vec![(chat("7"), run.said.clone())],
+        attached: (run.said == "long").then(|| ("long.txt".to_owned(), "all of it".to_owned())),
         notice: Some("told".to_owned()),
         undelivered: None,
         mirrors: run.job.mirror,
@@ -205,6 +207,19 @@ pub(super) fn a_run_that_has_ended_is_settled_once_with_what_it_delivers(db: &mu
     Ok(())
 }
 
+pub(super) fn what_is_too_long_to_say_is_kept_as_a_file_of_the_turn(db: &mut Db) -> Result<()> {
+    add(db, "one", "")?;
+    fire(db)?;
+    let worker = db.worker(1)?;
+    answered(db, worker, "long")?;
+    settle(db)?;
+    let turn = TurnId { session: SessionId(1), seq: 1 };
+    let file = db.wait(db.store.turn_file(turn.session, turn_file_id(turn, "long.txt")))?;
+    let file = file.ok_or_else(|| anyhow::anyhow!("no file"))?;
+    same!(db.wait(db.store.blob(&file.sha256))?, Some(b"all of it".to_vec()));
+    Ok(())
+}
+
 pub(super) fn runs_of_a_job_come_one_after_the_other(db: &mut Db) -> Result<()> {
     let no = add(db, "one", "")?;
     fire(db)?;
@@ -286,6 +301,13 @@ pub(super) fn a_job_that_its_agent_made_reaches_what_the_agent_reaches(db: &mut 
     answered(db, worker, "again")?;
     settle(db)?;
     same!(db.look(SAID)?, format!("{}|told", lanes[1]));
+    // Whoever is confined to the agent says where it goes: the same.
+    let confined = NewCronJob { confined: true, ..job("three", "", ago(db, 1)?) };
+    db.wait(db.store.cron_create(&confined, 100))?;
+    fire(db)?;
+    answered(db, worker, "theirs, too")?;
+    settle(db)?;
+    same!(db.look(SAID)?, format!("{}|told", lanes[1]));
     // An operator's job reaches any chat of an account that is known.
     add(db, "two", "")?;
     fire(db)?;
@@ -329,8 +351,15 @@ pub(super) fn jobs_are_changed_by_whoever_saw_them_last(db: &mut Db) -> Result<(
     same!((row.no, row.version, row.name.as_str()), (no, 1, "one"));
     ensure!(db.wait(db.store.cron_find(Some(2), "one")).is_err(), "another agent has no such job");
     let times = CronTimes { anchored_at: row.anchored_at, slot: None, due_at: None };
-    let edit =
-        CronEdit { no, version: 1, name: "uno".to_owned(), job: spec(r#","paused":true"#), times, recount: false };
+    let edit = CronEdit {
+        no,
+        version: 1,
+        name: "uno".to_owned(),
+        job: spec(r#","paused":true"#),
+        times,
+        recount: false,
+        confined: None,
+    };
     same!(db.wait(db.store.cron_edit(&edit))?.version, 2);
     ensure!(db.wait(db.store.cron_edit(&edit)).is_err(), "it was changed meanwhile");
     same!(fire(db)?, CronTick::default());

@@ -55,7 +55,12 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "an agent's own job reaches every chat",
-        edits: &[("IF lane IS NOT NULL OR p_by_agent THEN", "IF lane IS NOT NULL THEN")],
+        edits: &[("IF lane IS NOT NULL OR p_confined THEN", "IF lane IS NOT NULL THEN")],
+        caught_by: &["a_job_that_its_agent_made_reaches_what_the_agent_reaches"],
+    },
+    Mutation {
+        name: "whoever is confined to an agent reaches every chat by a job",
+        edits: &[("j.by_agent OR j.confined", "j.by_agent")],
         caught_by: &["a_job_that_its_agent_made_reaches_what_the_agent_reaches"],
     },
     Mutation {
