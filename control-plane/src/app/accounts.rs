@@ -79,7 +79,7 @@ fn follow(
             continue;
         }
         let stop = doors.child_token();
-        match build(&key.1, &wanted) {
+        match build(&key.1, &wanted, sink) {
             Ok(adapter) => {
                 adapters.insert(adapter.clone());
                 let (sink, stop, leases) = (sink.clone(), stop.clone(), adapters.leases().clone());
@@ -98,7 +98,7 @@ fn follow(
     }
 }
 
-fn build(id: &str, wanted: &Wanted) -> Result<Arc<dyn Adapter>, String> {
+fn build(id: &str, wanted: &Wanted, sink: &Sink) -> Result<Arc<dyn Adapter>, String> {
     match wanted {
         Wanted::Telegram(account) => {
             let settings = telegram::Settings {
@@ -126,7 +126,9 @@ fn build(id: &str, wanted: &Wanted) -> Result<Arc<dyn Adapter>, String> {
             };
             let settings =
                 webhook::Settings { account: id.to_owned(), secret: secrets::resolve(&account.secret)?, reply };
-            let clock: webhook::Clock = Arc::new(|| u64::try_from(super::wall_clock().as_second()).unwrap_or(0));
+            // Whether a signature is old says the time that all replicas agree on.
+            let clock = sink.clone();
+            let clock: webhook::Clock = Arc::new(move || u64::try_from(clock.now().as_second()).unwrap_or(0));
             Ok(Arc::new(Webhook::new(settings, clock).map_err(|error| error.to_string())?))
         }
     }

@@ -75,7 +75,7 @@ const GRACE: Duration = Duration::from_millis(500);
 /// Longest wait for each of the two notes a replica leaves behind; both can be missed.
 const NOTE_GRACE: Duration = Duration::from_millis(150);
 
-/// The wall clock, for certificates and signed timestamps only.
+/// The wall clock, for what is told to people only.
 pub(crate) fn wall_clock() -> jiff::Timestamp {
     jiff::Timestamp::now()
 }
@@ -146,7 +146,7 @@ impl Replica {
         }
         let budgets = Budgets::new(registry.clone(), outbox.clone(), clock.clone(), metrics.clone());
         let intake =
-            Intake::start(registry.clone(), dispatcher.clone(), outbox.clone(), clock, metrics.clone(), &tasks);
+            Intake::start(registry.clone(), dispatcher.clone(), outbox.clone(), clock.clone(), metrics.clone(), &tasks);
         let broker = Broker::new(common.model.settings(), secrets::for_models()).context("set up model calls")?;
         let attachments = Attachments::new(store.clone());
         let sink = Sink::new(intake.clone(), adapters.clone(), attachments);
@@ -156,7 +156,7 @@ impl Replica {
         accounts::start(registry.clone(), adapters, sink.clone(), &tasks, &doors);
         tasks.spawn("tokens", start::touch_tokens(tokens.clone(), tasks.stopping()));
         let this = Self { registry, dispatcher, outbox, tokens, authority, replica, doors, tasks };
-        this.serve(sockets, &intake, sink, broker, budgets, worker_names, telemetry, &metrics).await?;
+        this.serve(sockets, &intake, sink, broker, budgets, clock, worker_names, telemetry, &metrics).await?;
         Ok(this)
     }
 
@@ -168,21 +168,24 @@ impl Replica {
         sink: Sink,
         broker: Broker,
         budgets: Budgets,
+        clock: Arc<DatabaseClock>,
         worker_names: Vec<String>,
         telemetry: &Telemetry,
         metrics: &Metrics,
     ) -> anyhow::Result<()> {
         let database = self.registry.store().server_version().await?;
-        let wall: Clock = Arc::new(wall_clock);
+        // Certificates are made and judged by the time that all replicas agree on, whatever this host's clock says.
+        let agreed = Arc::clone(&clock);
+        let agreed: Clock = Arc::new(move || agreed.now());
         let known = self.registry.clone();
         let identity = IdentityApi::new(
             self.authority.clone(),
             self.tokens.clone(),
             Arc::new(move |agent: &AgentId| known.current().agent(agent).is_some()),
-            wall.clone(),
+            agreed.clone(),
         );
         let layers =
-            |listener| Layers::new(listener, self.tokens.clone(), wall.clone(), Limits::default(), metrics.clone());
+            |listener| Layers::new(listener, self.tokens.clone(), agreed.clone(), Limits::default(), metrics.clone());
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<v1::message_service_server::MessageServiceServer<MessageApi>>().await;
         let reflection = tonic_reflection::server::Builder::configure()
@@ -220,7 +223,7 @@ impl Replica {
         let secrets: Secrets = Arc::new(secrets::resolve);
         let outside = (egress.clone(), Arc::clone(&secrets));
         let tools = Tools::new(self.registry.clone(), self.dispatcher.clone(), egress, secrets);
-        let certificate = self.authority.server_certificate(&worker_names, wall_clock())?;
+        let certificate = self.authority.server_certificate(&worker_names, clock.now())?;
         let workers = server()
             .tls_config(worker_tls(&self.authority, &certificate))
             .context("set up the workers' TLS")?

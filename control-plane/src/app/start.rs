@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::homes::{ExternalHomes, LocalHomes};
 use super::options::{Database, Dev, Serve, Surroundings};
-use super::{CONNECTIONS, GRACE, NOTE_GRACE, Plan, Replica, Seams, Signals, Sockets, local, named, wall_clock};
+use super::{CONNECTIONS, GRACE, NOTE_GRACE, Plan, Replica, Seams, Signals, Sockets, local, named};
 use crate::cron;
 use crate::grpc::system_api::{Addresses, apply_text};
 use crate::identity::{Authority, NewToken, Role, Token, TokenStore as _, Tokens, mint, mint_join, parse_bearer};
@@ -326,7 +326,7 @@ fn sockets(listeners: Listeners) -> anyhow::Result<Sockets> {
 
 /// The authority that all replicas share.
 pub(super) async fn authority(store: &Store) -> anyhow::Result<Authority> {
-    let own = Authority::create(wall_clock())?;
+    let own = Authority::create(store.now().await?)?;
     let (certificate, key) = store.authority_ensure(own.certificate_der(), own.key_pkcs8().expose_secret()).await?;
     Authority::load(&certificate, &key).context("read the stored certificate authority")
 }

@@ -203,7 +203,7 @@ impl Jobs {
     pub async fn create(&self, agent: &AgentId, wanted: Wanted, by: &str) -> Result<CronJobRow, Error> {
         // Always there where one is named.
         let agent_no = self.agent_no(Some(agent))?.unwrap_or_default();
-        let (id, wanted, now) = (new_id(), wanted.named(), self.store.cron_now().await?);
+        let (id, wanted, now) = (new_id(), wanted.named(), self.store.now().await?);
         let times = judged(&self.registry.current(), &id, &wanted, None, now).map_err(Error::Faults)?;
         let new = NewCronJob {
             agent_no,
@@ -241,7 +241,7 @@ impl Jobs {
         edit: impl FnOnce(&mut Wanted) -> Result<(), Vec<Fault>>,
     ) -> Result<CronJobRow, Error> {
         let found = self.find(agent, reference).await?;
-        let now = self.store.cron_now().await?;
+        let now = self.store.now().await?;
         let delivered = found.job.as_ref().map(|job| job.deliver.clone());
         let mut change = changed(&self.registry.current(), found, version, now, edit)?;
         // Whoever is confined to one agent sends nothing where that agent could not.
@@ -338,7 +338,11 @@ pub(super) fn changed_in(
     edit(&mut wanted).map_err(Error::Faults)?;
     let same = (&before.schedule, &before.timezone) == (&wanted.job.schedule, &wanted.job.timezone);
     let anchor = same.then_some(row.anchored_at);
-    let times = judged_in(zone, &row.id, &wanted, anchor, now).map_err(Error::Faults)?;
+    let mut times = judged_in(zone, &row.id, &wanted, anchor, now).map_err(Error::Faults)?;
+    // Another prompt puts no run off: a slot that is to come stays.
+    if let Some(slot) = row.slot.filter(|slot| same && *slot > now && times.slot.is_some()) {
+        (times.slot, times.due_at) = (Some(slot), Some(begins(&row.id, slot, wanted.job.jitter_seconds)));
+    }
     // What is paused and goes on, or has a new schedule, counts its slots anew once it had run as often as it should.
     let recount = !same || before.repeat != wanted.job.repeat || row.stopped.is_some();
     Ok(CronEdit {

@@ -230,6 +230,11 @@ impl Intake {
         Self { registry, outbox, dispatcher, clock, waiting, notices, bodies: Room::default(), metrics }
     }
 
+    /// The database's time.
+    pub fn now(&self) -> jiff::Timestamp {
+        self.clock.now()
+    }
+
     /// Accepts one message.
     ///
     /// # Errors

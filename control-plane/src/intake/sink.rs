@@ -27,6 +27,11 @@ pub struct Sink {
 }
 
 impl Sink {
+    /// The database's time.
+    pub fn now(&self) -> jiff::Timestamp {
+        self.intake.now()
+    }
+
     /// The sink of this replica.
     pub fn new(intake: Intake, adapters: Adapters, attachments: Attachments) -> Self {
         Self { intake, adapters, attachments, pace: Arc::default() }

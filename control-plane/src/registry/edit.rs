@@ -180,7 +180,7 @@ impl Registry {
     async fn begun(&self, snapshot: &Snapshot, jobs: Jobs) -> store::Result<Edit> {
         let mut edit = Edit { document: snapshot.document.clone(), ..Edit::default() };
         if let Jobs::Within = jobs {
-            edit.now = self.inner.store.cron_now().await?;
+            edit.now = self.inner.store.now().await?;
             edit.stored = self.inner.store.cron_list(None, 0, i64::MAX).await?;
             edit.document.cron = cron::documented(&edit.stored, snapshot);
         }

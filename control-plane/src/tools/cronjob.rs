@@ -307,7 +307,7 @@ impl Change {
         let usual = Job { deliver: hermes_core::cron::Deliver::parse("origin"), ..Job::default() };
         let job = fields.over(&usual).map_err(Refusal::Said)?;
         let wanted = Wanted { name: fields.name.clone().unwrap_or_default(), job }.named();
-        let (id, now) = (new_id(), scope.cron_now().await?);
+        let (id, now) = (new_id(), scope.now().await?);
         let times = judged(&self.snapshot, &id, &wanted, None, now)?;
         let origin = scope.origin().await?.map(|chat| (chat.lane, caller.turn.session));
         self.confined(scope, &wanted.job, None, origin.is_some(), now).await?;
@@ -334,7 +334,7 @@ impl Change {
         }
         if let Some(before) = &row.job {
             let wanted = fields.over(before).map_err(Refusal::Said)?;
-            let now = scope.cron_now().await?;
+            let now = scope.now().await?;
             self.confined(scope, &wanted, Some(before), row.origin.is_some(), now).await?;
         }
         let name = fields.name.clone();
@@ -361,7 +361,7 @@ impl Change {
         name: Option<String>,
         edit: impl FnOnce(&mut Job) -> Result<(), String>,
     ) -> Result<Value, Refusal> {
-        let now = scope.cron_now().await?;
+        let now = scope.now().await?;
         let change = changed(&self.snapshot, row, None, now, |wanted| {
             if let Some(name) = name {
                 wanted.name = name;

@@ -488,5 +488,5 @@ both! {
     /// Runs of a job, the newest first, for slots before `before`.
     cron_runs = runs(no: i64, before: Option<Timestamp>, limit: i64) -> Vec<CronRunRow>, changes: false;
     /// The database's time, by which jobs run.
-    cron_now = now() -> Timestamp, changes: false;
+    now = now() -> Timestamp, changes: false;
 }

@@ -41,7 +41,7 @@ fn job(name: &str, more: &str, at: Timestamp) -> NewCronJob {
 }
 
 fn ago(db: &Db, seconds: i64) -> Result<Timestamp> {
-    Ok(db.wait(db.store.cron_now())?.checked_sub(jiff::SignedDuration::from_secs(seconds))?)
+    Ok(db.wait(db.store.now())?.checked_sub(jiff::SignedDuration::from_secs(seconds))?)
 }
 
 fn add(db: &Db, name: &str, more: &str) -> Result<i64> {

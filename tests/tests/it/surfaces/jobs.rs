@@ -51,7 +51,10 @@ async fn a_job_runs_at_its_time_and_its_chat_is_told() {
     let id = made["id"].as_str().unwrap();
 
     let told = texts(&bot, CHAT, 2).await;
-    assert!(told.iter().all(|text| text.contains("ticker") && text.contains("say it")), "{told:?}");
+    assert!(
+        told.iter().all(|text| text.contains("ticker") && text.contains("This is a run of the scheduled job")),
+        "{told:?}"
+    );
     let done = until(SOON, "a job that is done", || {
         let job = cron(&up, &["show", "Ticker", "--agent", "coder"]);
         (job["state"] == "completed").then_some(job)
@@ -65,7 +68,10 @@ async fn a_job_runs_at_its_time_and_its_chat_is_told() {
         let usage = &run["usage"];
         let tokens = usage["input_tokens"].as_u64().unwrap() + usage["output_tokens"].as_u64().unwrap();
         assert_eq!((tokens, &usage["model"]), (150, &json!("mock/mock-1")), "{run}");
-        assert!(run["output"].as_str().unwrap().contains("say it") && run["duration_ms"].as_i64().unwrap() >= 0);
+        assert!(
+            run["output"].as_str().unwrap().contains("This is a run of the scheduled job")
+                && run["duration_ms"].as_i64().unwrap() >= 0
+        );
         let turn = up.json(["turn", "show", run["turn"].as_str().unwrap()]);
         assert_eq!((&turn["state"], &turn["input"]), (&json!("succeeded"), &json!("say it")), "{turn}");
     }
