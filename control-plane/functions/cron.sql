@@ -1,13 +1,15 @@
 -- Scheduled jobs. Their rows are locked first, by number, and with a job's row all that its runs are.
 
--- What the scheduler found of locked jobs: the runs of the slots that came due, and each job's next slot. A slot that has a run keeps it.
+-- What the scheduler found of locked jobs: the runs of the slots that came due, and each job's next slot. A slot that has a run keeps it. What an agent
+-- made by itself goes when it runs no more; its history stays for a while.
 CREATE FUNCTION cron_fire(p_run_job bigint[], p_slot timestamptz[], p_until timestamptz[], p_slots int[], p_state smallint[], p_reason text[],
     p_job bigint[], p_next timestamptz[], p_due timestamptz[], p_fired int[], p_stopped text[]) RETURNS void LANGUAGE sql AS $$
   INSERT INTO cron_runs(job_no, slot, until, slots, state, reason, ended_at)
     SELECT i.job, i.slot, i.until, i.slots, i.state, i.reason, CASE WHEN i.state > 1 THEN clock_timestamp() END
       FROM unnest(p_run_job, p_slot, p_until, p_slots, p_state, p_reason) i(job, slot, until, slots, state, reason) ORDER BY 1, 2
     ON CONFLICT DO NOTHING;
-  UPDATE cron_jobs j SET slot = i.next, due_at = i.due, fired = j.fired + i.fired, stopped = coalesce(i.stopped, j.stopped)
+  UPDATE cron_jobs j SET slot = i.next, due_at = i.due, fired = j.fired + i.fired, stopped = coalesce(i.stopped, j.stopped),
+         removed_at = CASE WHEN i.stopped IS NOT NULL AND j.by_agent THEN clock_timestamp() ELSE j.removed_at END
     FROM unnest(p_job, p_next, p_due, p_fired, p_stopped) i(job, next, due, fired, stopped) WHERE j.job_no = i.job;
 $$;
 
@@ -80,8 +82,10 @@ CREATE FUNCTION cron_unsettled(p_n int) RETURNS SETOF bigint LANGUAGE sql SET en
      WHERE (r.state IN (0, 1) OR r.mirrors)
        AND CASE WHEN r.state = 0 THEN NOT EXISTS (SELECT 1 FROM cron_runs b WHERE b.job_no = r.job_no AND b.state = 1)
            WHEN r.state = 1 THEN r.limit_at <= clock_timestamp() OR NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = r.session_id AND s.head_seq <= r.seq)
-           ELSE true END)
-   ORDER BY j.job_no LIMIT p_n FOR UPDATE SKIP LOCKED
+           ELSE NOT EXISTS (SELECT 1 FROM cron_jobs k JOIN sessions o ON o.session_id = k.origin_session JOIN session_keys y ON y.agent_no = o.agent_no
+                  AND y.session_key = o.session_key JOIN sessions s ON s.session_id = y.session_id WHERE k.job_no = r.job_no AND s.state <> 0) END)
+   -- In any order, so that those that cannot move on are in nobody's way.
+   ORDER BY random() LIMIT p_n FOR UPDATE SKIP LOCKED
 $$;
 
 -- Of locked jobs the runs that have a turn: how it ended (o_ended NULL: it goes on; -1: it is gone), whether it takes too long now (o_over) or
@@ -158,7 +162,9 @@ BEGIN
   SELECT k.session_id INTO sid FROM cron_jobs j JOIN sessions o ON o.session_id = j.origin_session
     JOIN session_keys k ON k.agent_no = o.agent_no AND k.session_key = o.session_key WHERE j.job_no = p_job;
   IF sid IS NOT NULL THEN
-    PERFORM 1 FROM sessions WHERE session_id = sid FOR NO KEY UPDATE;                                   -- A
+    -- A call of a tool has its session and wants a job: it is not waited for.
+    PERFORM 1 FROM sessions WHERE session_id = sid FOR NO KEY UPDATE SKIP LOCKED;                       -- A
+    IF NOT FOUND AND EXISTS (SELECT 1 FROM sessions WHERE session_id = sid) THEN RETURN false; END IF;
     SELECT * INTO r FROM sessions WHERE session_id = sid;                                               -- B
     IF r.state <> 0 OR r.ended_at IS NOT NULL THEN RETURN false; END IF;
     IF r.session_id IS NOT NULL THEN

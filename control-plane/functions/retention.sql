@@ -51,7 +51,7 @@ BEGIN
   WHEN 'cron_runs' THEN
     -- The last answer of a job stays, for those that build upon it. Removed jobs go, and then what is left of them.
     DELETE FROM cron_runs c WHERE c.ctid >= a AND c.ctid < b AND c.ended_at < over AND NOT c.mirrors
-       AND (EXISTS (SELECT 1 FROM cron_runs m WHERE m.job_no = c.job_no AND m.slot > c.slot AND m.state = 2)
+       AND (c.state <> 2 OR EXISTS (SELECT 1 FROM cron_runs m WHERE m.job_no = c.job_no AND m.slot > c.slot AND m.state = 2)
          OR NOT EXISTS (SELECT 1 FROM cron_jobs j WHERE j.job_no = c.job_no AND j.removed_at IS NULL));
     GET DIAGNOSTICS n = ROW_COUNT;
     DELETE FROM cron_jobs j WHERE j.removed_at < over;

@@ -74,7 +74,10 @@ pub(crate) fn plan(snapshot: &Snapshot, edit: &mut Edit, by: &str) {
                         Ok(())
                     });
                     match change {
-                        Ok(change) => {
+                        Ok(mut change) => {
+                            if row.job.as_ref().is_none_or(|before| before.deliver != change.job.deliver) {
+                                change.confined = Some(false);
+                            }
                             changes.edits.push(change);
                             Vec::new()
                         }
@@ -83,7 +86,7 @@ pub(crate) fn plan(snapshot: &Snapshot, edit: &mut Edit, by: &str) {
                 }
                 None => {
                     let id = new_id();
-                    match judged_in(&zone, &id, &wanted, None, edit.now) {
+                    match judged_in(&zone, &id, &wanted, None, None, edit.now) {
                         Ok(times) => {
                             let Wanted { name, job } = wanted;
                             let by = by.to_owned();

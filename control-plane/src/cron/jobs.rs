@@ -73,15 +73,16 @@ pub fn judged(
     anchored_at: Option<Timestamp>,
     now: Timestamp,
 ) -> Result<CronTimes, Vec<Fault>> {
-    judged_in(&snapshot.zone, id, wanted, anchored_at, now)
+    judged_in(&snapshot.zone, id, wanted, anchored_at, None, now)
 }
 
-/// [`judged`], in the zone of a document that does not count yet.
+/// [`judged`], in the zone of a document that does not count yet. `kept`: the next slot as it is, where that stays.
 pub(super) fn judged_in(
     zone: &TimeZone,
     id: &str,
     wanted: &Wanted,
     anchored_at: Option<Timestamp>,
+    kept: Option<Timestamp>,
     now: Timestamp,
 ) -> Result<CronTimes, Vec<Fault>> {
     let Wanted { name, job } = wanted;
@@ -95,9 +96,9 @@ pub(super) fn judged_in(
     }
     let anchor = anchored_at.unwrap_or(now);
     match job.judged(anchor, zone, hermes_core::config::PLATFORMS) {
-        Ok(schedule) => match schedule.admit(now) {
+        Ok(schedule) => match if kept.is_some() { Ok(schedule) } else { schedule.admit(now) } {
             Ok(schedule) if faults.is_empty() => {
-                let slot = schedule.next(now).map(|slot| slot.at).filter(|_| !job.paused);
+                let slot = kept.or_else(|| schedule.next(now).map(|slot| slot.at)).filter(|_| !job.paused);
                 let due_at = slot.map(|slot| begins(id, slot, job.jitter_seconds));
                 return Ok(CronTimes { anchored_at: anchor, slot, due_at });
             }
@@ -242,10 +243,14 @@ impl Jobs {
     ) -> Result<CronJobRow, Error> {
         let found = self.find(agent, reference).await?;
         let now = self.store.now().await?;
-        let delivered = found.job.as_ref().map(|job| job.deliver.clone());
+        let before = found.job.clone().unwrap_or_default();
         let mut change = changed(&self.registry.current(), found, version, now, edit)?;
-        // Whoever is confined to one agent sends nothing where that agent could not.
-        change.confined = (delivered.as_ref() != Some(&change.job.deliver)).then_some(self.only.is_some());
+        // Whoever is confined to one agent sends nothing where that agent could not, by no job of it.
+        let says_other = Job { paused: before.paused, ..change.job.clone() } != before;
+        change.confined = match self.only {
+            Some(_) => says_other.then_some(true),
+            None => (before.deliver != change.job.deliver).then_some(false),
+        };
         let row = self.store.cron_edit(&change).await?;
         self.dispatcher.jobs_changed();
         Ok(row)
@@ -338,11 +343,9 @@ pub(super) fn changed_in(
     edit(&mut wanted).map_err(Error::Faults)?;
     let same = (&before.schedule, &before.timezone) == (&wanted.job.schedule, &wanted.job.timezone);
     let anchor = same.then_some(row.anchored_at);
-    let mut times = judged_in(zone, &row.id, &wanted, anchor, now).map_err(Error::Faults)?;
-    // Another prompt puts no run off: a slot that is to come stays.
-    if let Some(slot) = row.slot.filter(|slot| same && *slot > now && times.slot.is_some()) {
-        (times.slot, times.due_at) = (Some(slot), Some(begins(&row.id, slot, wanted.job.jitter_seconds)));
-    }
+    // Another prompt puts no run off, and drops no slot that has come.
+    let kept = row.slot.filter(|_| same && !wanted.job.paused);
+    let times = judged_in(zone, &row.id, &wanted, anchor, kept, now).map_err(Error::Faults)?;
     // What is paused and goes on, or has a new schedule, counts its slots anew once it had run as often as it should.
     let recount = !same || before.repeat != wanted.job.repeat || row.stopped.is_some();
     Ok(CronEdit {

@@ -61,6 +61,9 @@ impl MessageApi {
         let preset = request.agent.as_deref().map(|id| agent_id("agent", id)).transpose()?;
         let preset = reached(caller, preset)?;
         let reply_to = if request.deliver { Some(self.target(&source)?) } else { None };
+        if let (Some(chat), Principal::Api { agent: Some(own), .. }) = (&reply_to, caller) {
+            self.reaches(own, chat).await?;
+        }
         let submitter = caller.caller();
         let attachments = self.uploads(&submitter, &request.attachments).await?;
         let body_hash = body_hash(&source, &request.text, &attachments);
@@ -154,6 +157,20 @@ impl MessageApi {
             state: state.into(),
             notice,
         })
+    }
+
+    /// A token of one agent has a reply delivered only where that agent may write by itself.
+    async fn reaches(&self, agent: &AgentId, chat: &LaneKey) -> Result<(), Status> {
+        if self.store.agent_reaches(agent.as_str(), chat).await.map_err(store_status)? {
+            return Ok(());
+        }
+        let LaneKey { platform, chat_id, .. } = chat;
+        Err(refuse(
+            Reason::NotFound,
+            format!(
+                "agent {agent} may not write to {platform}:{chat_id}: only to its homes, and to chats that have written to it"
+            ),
+        ))
     }
 
     fn target(&self, source: &hermes_core::Source) -> Result<LaneKey, Status> {

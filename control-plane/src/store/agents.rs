@@ -254,6 +254,8 @@ impl Store {
             "DELETE FROM home_documents WHERE agent_no = $1",
             "DELETE FROM mcp_pins WHERE agent_no = $1",
             "DELETE FROM agent_chats WHERE agent_no = $1",
+            "DELETE FROM cron_runs r USING cron_jobs j WHERE j.agent_no = $1 AND r.job_no = j.job_no",
+            "DELETE FROM cron_jobs WHERE agent_no = $1",
             "DELETE FROM asks WHERE agent_no = $1 OR asked_no = $1",
             "DELETE FROM home_revisions WHERE agent_no = $1",
         ] {

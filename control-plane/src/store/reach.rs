@@ -44,6 +44,20 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Whether an agent may write to a chat by itself: it is its home, or has written to it.
+    ///
+    /// # Errors
+    /// [`super::Error::Unavailable`].
+    pub async fn agent_reaches(&self, agent: &str, chat: &LaneKey) -> Result<bool> {
+        let LaneKey { platform, account, chat_id, thread_id } = chat;
+        let sql = "SELECT 1 FROM agents a JOIN lanes l ON l.platform = $2 AND l.account = $3 AND l.chat_id = $4 AND l.thread_id = $5 \
+                   WHERE a.agent_id = $1 AND (EXISTS (SELECT 1 FROM agent_chats c WHERE c.agent_no = a.agent_no AND c.lane_id = l.lane_id) \
+                     OR EXISTS (SELECT 1 FROM home_channels h WHERE h.agent_no = a.agent_no AND h.lane_id = l.lane_id))";
+        Ok(self.query_opt(sql, &[&agent, platform, account, chat_id, thread_id]).await?.is_some())
+    }
+}
+
 impl CallScope<'_> {
     /// The chat that the turn came from; nothing where its reply is kept for its caller.
     ///

@@ -21,6 +21,8 @@ use crate::target::Target;
 
 /// Most parts of a value.
 const MAX_PARTS: usize = 50;
+/// Longest id of a chat or a thread, bytes.
+const MAX_ID: usize = 256;
 /// Longest value, bytes.
 const MAX_BYTES: usize = 4096;
 /// In which order platforms are asked for a home; others come after them, as they are given.
@@ -244,6 +246,10 @@ impl Part {
             let words = known.iter().copied().chain(["local", "origin", "all"]);
             let hint = nearest(platform, words).map_or_else(|| HOW.to_owned(), |word| format!("did you mean {word}?"));
             return Err(format!("there is no platform {}; {hint}", shown(platform)));
+        }
+        if matches!(self, Self::To(Target::Chat { chat_id, thread_id, .. }) if chat_id.len().max(thread_id.as_ref().map_or(0, String::len)) > MAX_ID)
+        {
+            return Err(format!("an id of a chat or thread has at most {MAX_ID} bytes"));
         }
         if matches!(self, Self::To(Target::Chat { chat_id, .. }) if chat_id.is_empty()) {
             return Err(format!("{} names no chat; {HOW}", shown(&self.to_string())));

@@ -22,6 +22,11 @@ pub(super) const AGENT_REMOVED: &str = "its agent was removed";
 /// Why what waits and runs of a job that was removed ends.
 const JOB_REMOVED: &str = "the job was removed";
 
+/// Why slots that wait do not run.
+const JOB_PAUSED: &str = "the job was paused";
+/// Runs of a job that may wait when somebody wants another one.
+const MOST_WANTED: i64 = 10;
+
 /// A job.
 #[derive(Clone, Debug)]
 pub struct CronJobRow {
@@ -362,6 +367,10 @@ async fn edit<C: GenericClient>(client: &C, edit: &CronEdit) -> Result<CronJobRo
             "somebody else changed the job at the same time; look at it and try again".to_owned(),
         ));
     }
+    if job.paused {
+        let sql = "UPDATE cron_runs SET state = 6, reason = $2, ended_at = clock_timestamp() WHERE job_no = $1 AND state = 0 AND NOT by_hand";
+        client.execute(&client.prepare_cached(sql).await?, &[no, &JOB_PAUSED]).await?;
+    }
     one(client, *no).await
 }
 
@@ -377,6 +386,11 @@ async fn remove<C: GenericClient>(client: &C, no: i64) -> Result<()> {
 }
 
 async fn run_now<C: GenericClient>(client: &C, no: i64) -> Result<Timestamp> {
+    let lock = "SELECT (SELECT count(*) FROM cron_runs c WHERE c.job_no = j.job_no AND c.state = 0) FROM cron_jobs j WHERE j.job_no = $1 FOR UPDATE";
+    let waiting = client.query_opt(&client.prepare_cached(lock).await?, &[&no]).await?;
+    if waiting.is_some_and(|row| row.get::<_, i64>(0) >= MOST_WANTED) {
+        return Err(Error::Conflict(format!("{MOST_WANTED} runs of the job wait already; wait until they are over")));
+    }
     let sql = "INSERT INTO cron_runs(job_no, slot, state, by_hand) \
                SELECT job_no, clock_timestamp(), 0, true FROM cron_jobs WHERE job_no = $1 AND removed_at IS NULL FOR UPDATE RETURNING slot";
     let statement = client.prepare_cached(sql).await?;

@@ -275,8 +275,15 @@ impl Store {
         let rows = tx.query(&tx.prepare_cached(CRON_DUE).await?, &[&most]).await?;
         // What a newer build wrote is left to it.
         let mut jobs: Vec<DueJob> = rows.iter().filter_map(due).collect();
+        if jobs.len() < rows.len() {
+            // In nobody's way until then.
+            let known: Vec<i64> = jobs.iter().map(|job| job.no).collect();
+            let strange: Vec<i64> = rows.iter().map(|row| row.get("job_no")).filter(|no| !known.contains(no)).collect();
+            let sql = "UPDATE cron_jobs SET due_at = clock_timestamp() + interval '10 seconds' WHERE job_no = ANY($1)";
+            tx.execute(&tx.prepare_cached(sql).await?, &[&strange]).await?;
+        }
         if jobs.is_empty() {
-            return Ok(CronTick::default());
+            return Ok(CronTick { jobs: rows.len(), ..CronTick::default() });
         }
         self.cron_point("cron_fire", "locked").await?;
         let numbers: Vec<i64> = jobs.iter().map(|job| job.no).collect();
@@ -313,7 +320,7 @@ impl Store {
         self.cron_point("cron_fire", "fired").await?;
         let wakes = self.begin(tx, &numbers, compose).await?;
         self.cron_point("cron_fire", "begun").await?;
-        Ok(CronTick { jobs: numbers.len(), wakes, ..CronTick::default() })
+        Ok(CronTick { jobs: rows.len(), wakes, ..CronTick::default() })
     }
 
     /// Begins what may begin of locked jobs; the agents that have something to do then.
@@ -381,6 +388,8 @@ impl Store {
         }
         self.cron_point("cron_settle", "locked").await?;
         let mut tick = CronTick { jobs: jobs.len(), ..CronTick::default() };
+        // Before any chat's deliveries are locked: whose turn ends locks its session first.
+        self.mirrored(tx, &jobs, mirror).await?;
         let running = tx.query(&tx.prepare_cached("SELECT * FROM cron_running($1)").await?, &[&jobs]).await?;
         let over: Vec<i64> = running
             .iter()
@@ -397,11 +406,20 @@ impl Store {
             let homes = tx.query(&tx.prepare_cached(HOMES).await?, &[&run.agent_no]).await?;
             run.homes = homes.iter().map(|row| lane_key(row, 0)).collect();
             let settled = judge(&run);
-            tick.outbox |= self.settled(tx, &run, settled, row.get("o_confined"), row.get("o_origin")).await?;
+            let (confined, origin) = (row.get("o_confined"), row.get("o_origin"));
+            // One that the database refuses fails alone.
+            tx.batch_execute("SAVEPOINT run").await?;
+            tick.outbox |= match self.settled(tx, &run, settled, confined, origin).await {
+                Err(error) if matches!(error, Error::Refused { .. }) && !error.is_retryable() => {
+                    tracing::error!(job = run.id, turn = %run.turn, %error, "the answer of a scheduled job cannot be stored");
+                    tx.batch_execute("ROLLBACK TO run").await?;
+                    self.settled(tx, &run, Settle::refused(), confined, origin).await?
+                }
+                answer => answer?,
+            };
             tick.settled += 1;
             self.cron_point("cron_settle", "settled").await?;
         }
-        self.mirrored(tx, &jobs, mirror).await?;
         tick.wakes = self.begin(tx, &jobs, compose).await?;
         self.cron_point("cron_settle", "begun").await?;
         Ok(tick)
@@ -446,6 +464,9 @@ impl Store {
             bodies.push(notice.into_bytes());
         }
         let told = undelivered.is_some() && (run.told || tells);
+        // A text column takes none.
+        let plain = |text: Option<String>| text.map(|text| text.replace('\0', "\u{fffd}"));
+        let (reason, undelivered) = (plain(reason), plain(undelivered));
         let sql = "SELECT cron_settle($1,$2,$3,$4,$5,$6,$7,$8,$9,$10)";
         let mirrors = mirrors && reaches_origin;
         let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 10] =
@@ -466,6 +487,22 @@ impl Store {
             tx.query(&tx.prepare_cached("SELECT cron_mirror($1,$2,$3)").await?, &[&no, &slot, &payload]).await?;
         }
         Ok(())
+    }
+}
+
+impl Settle {
+    /// What is left of a run whose answer the database refuses.
+    fn refused() -> Self {
+        Self {
+            state: CronRunState::Failed,
+            reason: Some("its answer cannot be stored or delivered".to_owned()),
+            deliver: Vec::new(),
+            attached: None,
+            notice: None,
+            undelivered: None,
+            mirrors: false,
+            failed: Some(true),
+        }
     }
 }
 

@@ -329,6 +329,7 @@ pub(super) fn an_answer_becomes_part_of_the_conversation_when_nothing_runs_there
     // Something runs where it was made.
     db.ingest(&[msg("n", "k").lane(Some(lane))])?;
     settle(db)?;
+    settle(db)?;
     same!(db.look("SELECT mirrors FROM cron_runs")?, "t");
     same!(db.look("SELECT count(*) FROM turns WHERE session_id = 1")?, "2");
     answered(db, worker, "said")?;
@@ -434,15 +435,83 @@ pub(super) fn old_runs_go_and_the_last_answer_stays(db: &mut Db) -> Result<()> {
         answered(db, worker, said)?;
         settle(db)?;
     }
+    // One that nobody ran, too.
+    db.run("INSERT INTO cron_runs(job_no, slot, state, ended_at) VALUES (1, now() + interval '1 day', 4, now())")?;
     db.run("UPDATE cron_runs SET ended_at = ended_at - interval '400 days'")?;
     let days = hermes_core::config::Retention::default();
     let retain = || db.wait(db.store.retain("cron_runs", &days, 100, Duration::ZERO));
-    same!(retain()?.removed, 1);
-    same!(db.look("SELECT count(*) FROM cron_runs")?, "1");
+    same!(retain()?.removed, 2);
+    same!(db.look("SELECT state FROM cron_runs")?, "2");
     db.wait(db.store.cron_remove(no))?;
     db.run("UPDATE cron_jobs SET removed_at = removed_at - interval '400 days'")?;
     same!(retain()?.removed, 1);
     same!(db.look("SELECT count(*) FROM cron_jobs")?, "0");
+    Ok(())
+}
+
+pub(super) fn a_run_that_the_database_refuses_fails_alone(db: &mut Db) -> Result<()> {
+    add(db, "good", "")?;
+    add(db, "bad", "")?;
+    fire(db)?;
+    let worker = db.worker(1)?;
+    answered(db, worker, "one")?;
+    answered(db, worker, "two")?;
+    // An id that no index of chats can hold, and a text with what no text can hold.
+    let endless: String = (0..9000_u32).map(|n| char::from_u32(0x4e00 + (n * 7919) % 20_000).unwrap_or('x')).collect();
+    let judge = |run: &EndedRun| {
+        let chat = if run.name == "bad" { chat(&endless) } else { chat("7") };
+        Settle { deliver: vec![(chat, run.said.clone())], reason: Some("a\0b".to_owned()), ..settles(run) }
+    };
+    same!(db.wait(db.store.cron_settle(10, &judge, &mirrors, &begins))?.settled, 2);
+    same!(
+        db.look("SELECT j.name, r.state, r.reason FROM cron_runs r JOIN cron_jobs j USING (job_no) ORDER BY 1 DESC")?,
+        "good|2|a\u{fffd}b bad|3|its answer cannot be stored or delivered"
+    );
+    same!(db.look("SELECT count(*) FROM outbox")?, "1");
+    Ok(())
+}
+
+pub(super) fn a_job_that_this_build_cannot_read_is_in_nobodys_way(db: &mut Db) -> Result<()> {
+    add(db, "strange", "")?;
+    db.run(r#"UPDATE cron_jobs SET spec = spec || '{"moon": "full"}'"#)?;
+    add(db, "one", "")?;
+    same!(db.wait(db.store.cron_fire(1, &fires, &begins))?, CronTick { jobs: 1, ..CronTick::default() });
+    same!(db.wait(db.store.cron_fire(1, &fires, &begins))?.wakes, vec![1]);
+    same!(db.look("SELECT name, due_at > clock_timestamp() FROM cron_jobs ORDER BY 1 DESC")?, "strange|t one|t");
+    same!(db.look("SELECT count(*) FROM cron_runs")?, "1");
+    Ok(())
+}
+
+pub(super) fn few_runs_wait_and_a_pause_lets_none_begin(db: &mut Db) -> Result<()> {
+    let no = add(db, "one", "")?;
+    fire(db)?;
+    db.run("UPDATE cron_jobs SET due_at = clock_timestamp()")?;
+    fire(db)?;
+    for _ in 0..9 {
+        db.wait(db.store.cron_run_now(no))?;
+    }
+    ensure!(db.wait(db.store.cron_run_now(no)).is_err_and(|error| error.to_string().contains("10 runs")));
+    let times = CronTimes { anchored_at: ago(db, 1)?, slot: None, due_at: None };
+    let job = spec(r#","paused":true"#);
+    let pause = CronEdit { no, version: 1, name: "one".to_owned(), job, times, recount: false, confined: None };
+    db.wait(db.store.cron_edit(&pause))?;
+    // What somebody wanted by hand still runs.
+    same!(db.look("SELECT state, by_hand, count(*) FROM cron_runs GROUP BY 1, 2 ORDER BY 1")?, "0|t|9 1|f|1 6|f|1");
+    Ok(())
+}
+
+pub(super) fn what_an_agent_made_goes_when_it_is_done(db: &mut Db) -> Result<()> {
+    for (name, by_agent) in [("theirs", false), ("own", true)] {
+        let new = NewCronJob { by_agent, ..job(name, "", ago(db, 1)?) };
+        db.wait(db.store.cron_create(&new, 1))?;
+    }
+    let last = |due: &DueJob| Firing { next: None, stopped: Some("done".to_owned()), ..fires(due) };
+    db.wait(db.store.cron_fire(10, &last, &begins))?;
+    same!(db.look("SELECT name, removed_at IS NULL, due_at IS NULL FROM cron_jobs ORDER BY 1")?, "own|f|t theirs|t|t");
+    // Its run goes on, and there is room for another one of that name.
+    same!(db.look("SELECT count(*) FROM cron_runs WHERE state = 1")?, "2");
+    let again = NewCronJob { by_agent: true, id: "00000000000f".to_owned(), ..job("own", "", ago(db, 1)?) };
+    db.wait(db.store.cron_create(&again, 1))?;
     Ok(())
 }
 

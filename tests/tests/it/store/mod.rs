@@ -121,6 +121,10 @@ drills! {
         jobs_of_a_removed_agent_stop_and_say_so,
         a_job_is_told_what_others_of_its_agent_said_last,
         old_runs_go_and_the_last_answer_stays,
+        a_run_that_the_database_refuses_fails_alone,
+        a_job_that_this_build_cannot_read_is_in_nobodys_way,
+        few_runs_wait_and_a_pause_lets_none_begin,
+        what_an_agent_made_goes_when_it_is_done,
         looking_for_due_jobs_does_not_grow_with_jobs,
     }
     commands::{

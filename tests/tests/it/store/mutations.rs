@@ -64,6 +64,16 @@ const MUTATIONS: &[Mutation] = &[
         caught_by: &["a_job_that_its_agent_made_reaches_what_the_agent_reaches"],
     },
     Mutation {
+        name: "what an agent made stays when it is done",
+        edits: &[("CASE WHEN i.stopped IS NOT NULL AND j.by_agent THEN clock_timestamp() ELSE j.removed_at END", "j.removed_at")],
+        caught_by: &["what_an_agent_made_goes_when_it_is_done"],
+    },
+    Mutation {
+        name: "jobs that fail are remembered for ever",
+        edits: &[("c.state <> 2 OR EXISTS (SELECT 1 FROM cron_runs m", "EXISTS (SELECT 1 FROM cron_runs m")],
+        caught_by: &["old_runs_go_and_the_last_answer_stays"],
+    },
+    Mutation {
         name: "what other agents hear counts",
         edits: &[("OR c.lane_id IS NOT NULL OR EXISTS (SELECT 1 FROM home_channels h WHERE h.agent_no = p_agent AND h.lane_id = l.lane_id))\n   ORDER BY l.lane_id = p_origin", "OR true)\n   ORDER BY l.lane_id = p_origin")],
         caught_by: &["a_job_that_its_agent_made_reaches_what_the_agent_reaches"],
@@ -80,7 +90,10 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "an answer falls into a turn",
-        edits: &[("IF r.state <> 0 OR r.ended_at IS NOT NULL THEN RETURN false", "IF r.ended_at IS NOT NULL THEN RETURN false")],
+        edits: &[
+            ("IF r.state <> 0 OR r.ended_at IS NOT NULL THEN RETURN false", "IF r.ended_at IS NOT NULL THEN RETURN false"),
+            ("WHERE k.job_no = r.job_no AND s.state <> 0) END)", "WHERE false) END)"),
+        ],
         caught_by: &["an_answer_becomes_part_of_the_conversation_when_nothing_runs_there"],
     },
     Mutation {
@@ -95,7 +108,7 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "the last answer goes, too",
-        edits: &[("(EXISTS (SELECT 1 FROM cron_runs m WHERE m.job_no = c.job_no AND m.slot > c.slot AND m.state = 2)", "(true")],
+        edits: &[("c.state <> 2 OR EXISTS (SELECT 1 FROM cron_runs m", "true OR EXISTS (SELECT 1 FROM cron_runs m")],
         caught_by: &["old_runs_go_and_the_last_answer_stays"],
     },
     Mutation {

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use hermes_proto::v1;
 use hermes_tests::fake_telegram::{Bot, FakeTelegram};
 use hermes_tests::mock_model::MockModel;
 use hermes_tests::postgres::TestPostgres;
@@ -198,6 +199,8 @@ async fn a_replicas_clock_that_jumps_an_hour_changes_no_run() {
             let all = history(&up, "tick");
             (all.iter().filter(|(state, ..)| state == "ran").count() >= seen).then_some(all)
         });
+        // What it refuses it logs, with its own time.
+        assert!(up.grpc_as("nobody").system().get_status(v1::GetStatusRequest {}).await.is_err());
         let (_, slot, _) = all.last().unwrap();
         assert!(slot.duration_since(jumped).abs().as_secs() < 60, "{jump}: {slot} is no slot of the clock that counts");
     }
