@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hermes_home::curator::{Order, Settings, named_by_jobs};
+use hermes_proto::v1::worker_service_client::WorkerServiceClient;
 use hermes_proto::v1::{self, Curate, Curated};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -139,7 +140,13 @@ async fn carry_out(
 ) -> Result<String, String> {
     let boundary = shared.boundary.as_ref().ok_or("this worker has no boundary to work on skills behind")?;
     let documents = &shared.documents;
-    let jobs = if order.heeds_jobs() { jobs(documents.home()) } else { Ok(BTreeSet::new()) };
+    let jobs = match order.heeds_jobs() {
+        true => scheduled(channel).await.and_then(|skills| {
+            let there = jobs(documents.home()).map_err(|why| format!("cron/jobs.json cannot be read ({why})"))?;
+            Ok(&there | &skills)
+        }),
+        false => Ok(BTreeSet::new()),
+    };
     let moves = order.moves_skills();
     if moves && let Err(error) = documents.refresh(channel, 0).await {
         tracing::warn!(
@@ -161,7 +168,19 @@ async fn carry_out(
     done
 }
 
-/// The skills that jobs refer to, or why that is not known.
+/// The skills that jobs of the control plane name, or why that is not known. Without category, as the curator knows them.
+async fn scheduled(channel: &Channel) -> Result<BTreeSet<String>, String> {
+    let mut client = WorkerServiceClient::new(channel.clone());
+    let named = match client.list_job_skills(v1::ListJobSkillsRequest {}).await {
+        Ok(answer) => answer.into_inner().skills,
+        // It has no jobs yet.
+        Err(status) if status.code() == tonic::Code::Unimplemented => Vec::new(),
+        Err(status) => return Err(format!("the control plane cannot be asked ({})", status.message())),
+    };
+    Ok(named.iter().map(|skill| skill.rsplit('/').next().unwrap_or(skill).trim().to_owned()).collect())
+}
+
+/// The skills that jobs in the home refer to, or why that is not known.
 fn jobs(home: &Path) -> Result<BTreeSet<String>, String> {
     let Some(cron) = Folder::open(home, "cron").map_err(|error| error.to_string())? else {
         return Ok(BTreeSet::new());

@@ -54,6 +54,16 @@ impl Rules {
             Ok(schedule) => schedule,
             Err(error) => return stopped(format!("its schedule cannot be read any more: {error}")),
         };
+        if begins(&due.id, *slot, job.jitter_seconds) > *now {
+            // The document has another time zone, and the wall clock another time.
+            let slot = match schedule.kind() {
+                cron::Kind::Cron(_) => schedule.next(*now).map(|slot| slot.at),
+                cron::Kind::Once(_) | cron::Kind::Every(_) => Some(*slot),
+            };
+            let next = slot.map(|slot| (slot, begins(&due.id, slot, job.jitter_seconds)));
+            let stopped = next.is_none().then(|| OVER.to_owned());
+            return Firing { runs: Vec::new(), next, stopped, replaces: None };
+        }
         let spread = Duration::from_secs(job.jitter_seconds.into());
         let found = cron::due(&schedule, *slot, *now, job.missed, |slot| jitter(&due.id, slot, spread));
         let left = job.times(&schedule).map(|times| times.saturating_sub(u32::try_from(due.fired).unwrap_or(0)));
@@ -358,6 +368,16 @@ mod tests {
         assert_eq!(rules().decide(&due("", "10:11:00")).runs[0].slots, 2);
         let all = DueJob { is_running: true, ..due(r#","missed":"all""#, "10:11:00") };
         assert_eq!(decided(&all), ("00 waiting, 05 waiting, 10 waiting".to_owned(), next, None));
+    }
+
+    #[test]
+    fn a_job_that_is_looked_at_before_its_slot_has_its_time_anew() {
+        let early = |schedule: &str| {
+            let job = Job { schedule: schedule.to_owned(), ..job("") };
+            decided(&DueJob { job, slot: at("10:20:00"), ..due("", "10:01:00") })
+        };
+        assert_eq!(early("*/5 * * * *"), (String::new(), Some("05".to_owned()), None));
+        assert_eq!(early("every 45m"), (String::new(), Some("20".to_owned()), None));
     }
 
     #[test]

@@ -299,6 +299,15 @@ impl WorkerService for WorkerApi {
         Ok(Response::new(runtime::secrets(store, self.tools.secrets(), agent, running.revision).await?))
     }
 
+    async fn list_job_skills(
+        &self,
+        request: Request<v1::ListJobSkillsRequest>,
+    ) -> Result<Response<v1::ListJobSkillsResponse>, Status> {
+        let agent = registered(&self.registry.current(), &caller(&request)?)?.no;
+        let skills = self.registry.store().cron_skills(agent).await.map_err(store_status)?;
+        Ok(Response::new(v1::ListJobSkillsResponse { skills }))
+    }
+
     type McpHttpStream = BoxStream<'static, Result<v1::McpHttpChunk, Status>>;
 
     async fn mcp_http(&self, request: Request<v1::McpHttpRequest>) -> Result<Response<Self::McpHttpStream>, Status> {

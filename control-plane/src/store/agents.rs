@@ -130,7 +130,8 @@ impl Store {
         let tx = client.transaction().await?;
         let moved = tx
             .query_opt(
-                "UPDATE documents SET version = version + 1, settings = $2, updated_at = now() WHERE version = $1 RETURNING version",
+                "UPDATE documents d SET version = d.version + 1, settings = $2, updated_at = now() FROM documents o \
+                 WHERE d.version = $1 RETURNING d.version, coalesce(o.settings->>'timezone', '') <> coalesce(d.settings->>'timezone', '')",
                 &[&expected, &change.settings],
             )
             .await?;
@@ -139,6 +140,12 @@ impl Store {
                 "somebody else changed the configuration at the same time; try again".to_owned(),
             ));
         };
+        if moved.get(1) {
+            // Jobs by the document's clock: whoever finds them due looks when that is now.
+            let sql =
+                "UPDATE cron_jobs SET due_at = clock_timestamp() WHERE due_at IS NOT NULL AND NOT spec ? 'timezone'";
+            tx.execute(sql, &[]).await?;
+        }
         for (agent, spec) in &change.revised {
             let row = tx
                 .query_one(

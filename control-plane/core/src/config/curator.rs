@@ -28,7 +28,8 @@ pub(super) fn read(node: &Node, path: Path<'_>, faults: &mut Faults) -> Curator 
     let consolidate = section.optional("consolidate", faults, fields::boolean);
     if consolidate == Some(true) {
         let line = section.get("consolidate").map_or(node.line, |node| node.line);
-        let message = "true is not offered: no model merges or renames skills; write false, or remove the key";
+        let message = "true is not offered: the curator asks no model; write false, or remove the key, and let a job do it: \
+             hermesctl cron add AGENT \"every 7d\" \"Merge your skills that overlap\"";
         faults.add(line, path.key("consolidate"), message);
     }
     if let (Some(node), Some(_)) = (section.get("interval_days"), section.get("interval_hours")) {

@@ -143,6 +143,7 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::WorkerAskApproval
         | Rpc::WorkerPinMcpTools
         | Rpc::WorkerFetchRuntimeSecrets
+        | Rpc::WorkerListJobSkills
         | Rpc::WorkerMcpHttp
         | Rpc::WorkerOpenTunnel
         | Rpc::ModelGenerate

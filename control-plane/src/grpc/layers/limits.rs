@@ -132,6 +132,7 @@ fn pace(called: Called) -> Pace {
         | Rpc::CronListRuns
         | Rpc::WorkerPinMcpTools
         | Rpc::WorkerFetchRuntimeSecrets
+        | Rpc::WorkerListJobSkills
         | Rpc::MessageSubmit => Pace::Quick,
 
         Rpc::SystemApply

@@ -450,6 +450,13 @@ async fn runs<C: GenericClient>(client: &C, no: i64, before: Option<Timestamp>, 
     Ok(client.query(&statement, &[&no, &before, &limit]).await?.iter().map(run).collect())
 }
 
+async fn skills<C: GenericClient>(client: &C, agent_no: i32) -> Result<Vec<String>> {
+    let sql = "SELECT DISTINCT k.name FROM cron_jobs j, jsonb_array_elements_text(coalesce(j.spec->'skills', '[]')) k(name) \
+               WHERE j.agent_no = $1 AND j.removed_at IS NULL AND j.stopped IS NULL ORDER BY 1";
+    let statement = client.prepare_cached(sql).await?;
+    Ok(client.query(&statement, &[&agent_no]).await?.iter().map(|row| row.get(0)).collect())
+}
+
 async fn now<C: GenericClient>(client: &C) -> Result<Timestamp> {
     let statement = client.prepare_cached("SELECT clock_timestamp()").await?;
     Ok(client.query_one(&statement, &[]).await?.get(0))
@@ -503,4 +510,6 @@ both! {
     cron_runs = runs(no: i64, before: Option<Timestamp>, limit: i64) -> Vec<CronRunRow>, changes: false;
     /// The database's time, by which jobs run.
     now = now() -> Timestamp, changes: false;
+    /// Names of skills that an agent's jobs name, paused ones too.
+    cron_skills = skills(agent_no: i32) -> Vec<String>, changes: false;
 }

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use hermes_control_plane::failpoint::{Failpoints, Verdict};
 use hermes_control_plane::store::{
     Begin, CRON_DUE, CronEdit, CronRunState, CronTick, CronTimes, DueJob, EndedRun, Fired, Firing, LaneKey, NewCronJob,
-    SessionId, Settle, Store, TurnId, WaitingRun, turn_file_id,
+    RegistryChange, SessionId, Settle, Store, TurnId, WaitingRun, turn_file_id,
 };
 use hermes_core::cron::Job;
 use jiff::Timestamp;
@@ -512,6 +512,20 @@ pub(super) fn what_an_agent_made_goes_when_it_is_done(db: &mut Db) -> Result<()>
     same!(db.look("SELECT count(*) FROM cron_runs WHERE state = 1")?, "2");
     let again = NewCronJob { by_agent: true, id: "00000000000f".to_owned(), ..job("own", "", ago(db, 1)?) };
     db.wait(db.store.cron_create(&again, 1))?;
+    Ok(())
+}
+
+pub(super) fn another_zone_of_the_document_has_its_jobs_looked_at(db: &mut Db) -> Result<()> {
+    add(db, "here", "")?;
+    add(db, "there", r#","timezone":"Asia/Tokyo""#)?;
+    db.run("UPDATE cron_jobs SET due_at = clock_timestamp() + interval '1 hour'")?;
+    let change = |settings| RegistryChange { settings, by: "drill".to_owned(), ..RegistryChange::default() };
+    let due = "SELECT name FROM cron_jobs WHERE due_at <= clock_timestamp()";
+    let version = db.wait(db.store.registry_change(0, &change(serde_json::json!({"model": "a/b"}))))?;
+    same!(db.look(due)?, "");
+    db.wait(db.store.registry_change(version, &change(serde_json::json!({"timezone": "Europe/Berlin"}))))?;
+    same!(db.look(due)?, "here");
+    same!(db.wait(db.store.cron_skills(1))?, Vec::<String>::new());
     Ok(())
 }
 

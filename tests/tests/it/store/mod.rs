@@ -125,6 +125,7 @@ drills! {
         a_job_that_this_build_cannot_read_is_in_nobodys_way,
         few_runs_wait_and_a_pause_lets_none_begin,
         what_an_agent_made_goes_when_it_is_done,
+        another_zone_of_the_document_has_its_jobs_looked_at,
         looking_for_due_jobs_does_not_grow_with_jobs,
     }
     commands::{

@@ -136,7 +136,9 @@ impl Curator<'_> {
             return Err(format!("{skill} is pinned; unpin it first"));
         }
         if self.jobs()?.contains(skill) {
-            return Err(format!("{skill} is needed by a job in cron/jobs.json; take it out of that job first"));
+            return Err(format!(
+                "{skill} is needed by a job (one of hermesctl cron list, or of cron/jobs.json); take it out of that job first"
+            ));
         }
         let folder = self.put_away(&category, skill)?;
         Ok(vec![Change { skill: skill.to_owned(), from: row.state(), to: State::Archived, folder }])
@@ -230,7 +232,7 @@ impl Curator<'_> {
 
     fn jobs(&self) -> Result<&BTreeSet<String>, String> {
         self.jobs.as_ref().map_err(|problem| {
-            format!("cron/jobs.json cannot be read ({problem}), so nobody knows which skills it needs; repair it first")
+            format!("{problem}, so nobody knows which skills jobs need; try again when that is right")
         })
     }
 

@@ -103,7 +103,7 @@ fn jobs_that_cannot_be_read_keep_every_skill_where_it_is() {
     let home = Home::new(json!({"old": row("active", OLD)}), &["old"]);
     for order in [Order::Run { dry_run: false }, Order::Archive("old".into())] {
         let error = home.order_with(&order, Err("a comma")).expect_err("refused");
-        assert!(error.contains("cron/jobs.json cannot be read (a comma)"), "{error}");
+        assert!(error.contains("a comma, so nobody knows which skills jobs need"), "{error}");
     }
     assert!(home.holds("old", "old"));
     home.order_with(&Order::Status, Err("a comma")).expect("a look needs no jobs");

@@ -451,6 +451,13 @@ impl WorkerService for Service {
         Err(Status::unimplemented("a control plane of before MCP servers"))
     }
 
+    async fn list_job_skills(
+        &self,
+        _: Request<ListJobSkillsRequest>,
+    ) -> Result<Response<ListJobSkillsResponse>, Status> {
+        Ok(Response::new(ListJobSkillsResponse::default()))
+    }
+
     async fn fetch_runtime_secrets(
         &self,
         _: Request<FetchRuntimeSecretsRequest>,
