@@ -109,12 +109,13 @@ async fn a_home_of_old_shows_its_skills_and_gets_an_archived_one_back() {
     assert!(active("scheduled").contains("needed by a job"), "a paused job of the control plane names it");
     up.ctl(["cron", "remove", "j", "--yes"]).ok();
     curator(&up, &["archive", "main", "scheduled"]);
+    assert!(home.join("skills/.archive/scheduled/SKILL.md").is_file() && !other.is_dir());
     assert!(refused(&up, &["restore", "main", "nothing"]).contains("no skill nothing in the archive"));
 
     let restored = curator(&up, &["restore", "main", "retired-skill"]);
     let change =
         json!({"skill": "retired-skill", "from": "archived", "to": "active", "folder": "skills/retired-skill"});
-    assert_eq!((&restored["changes"][0], &restored["active"], &restored["archived"]), (&change, &5.into(), &1.into()));
+    assert_eq!((&restored["changes"][0], &restored["active"], &restored["archived"]), (&change, &5.into(), &0.into()));
     assert!(has_document(&home, "skills/retired-skill/SKILL.md"));
     assert!(refused(&up, &["restore", "main", "retired-skill"]).contains("no skill retired-skill in the archive"));
     put(&home, ".archive/ops/retired-skill");
