@@ -5,6 +5,13 @@
 
 use serde::{Deserialize, Serialize};
 
+/// The platform of a source that is another agent, which asks.
+pub const AGENT: &str = "agent";
+/// The platform of a source that is a scheduled job.
+pub const CRON: &str = "cron";
+/// Platforms that no message from outside comes from: whoever could name them would speak in conversations that are nobody's chat.
+pub const OWN_PLATFORMS: [&str; 2] = [AGENT, CRON];
+
 /// The platforms that the reference knows, its own (spec a.1) and those of its bundled plugins. A source may name another one.
 pub const PLATFORMS: &[&str] = &[
     "local",

@@ -14,6 +14,7 @@ mod rules;
 use std::time::Duration;
 
 use hermes_core::cron::is_id;
+use hermes_core::source::CRON;
 use hermes_core::turn::TurnInput;
 use tokio_util::sync::CancellationToken;
 
@@ -114,11 +115,11 @@ impl Scheduler {
 
 /// Whether a turn is a run of a job, or a run asked for it, directly or through others.
 pub(crate) fn is_run(input: &TurnInput) -> bool {
-    input.cron.is_some() || input.behalf.as_ref().is_some_and(|source| source.platform == rules::PLATFORM)
+    input.cron.is_some() || input.behalf.as_ref().is_some_and(|source| source.platform == CRON)
 }
 
 /// Whether a session key is that of a job's runs.
 pub(crate) fn is_session(key: &str) -> bool {
     let mut parts = key.rsplit(':');
-    parts.next().is_some_and(is_id) && parts.any(|part| part == rules::PLATFORM)
+    parts.next().is_some_and(is_id) && parts.any(|part| part == CRON)
 }

@@ -9,14 +9,13 @@ use hermes_core::cron::{
     self, Overlap, Place, failure_line, is_narrated_silence, is_silent, jitter, next_notice, notice_due, wrapped,
 };
 use hermes_core::session_key::{Isolation, namespace, no_aliases, session_key};
+use hermes_core::source::CRON;
 use hermes_core::turn::{CronInput, TurnInput};
 use jiff::Timestamp;
 
 use crate::registry::Snapshot;
 use crate::store::{Begin, CronRunState, DueJob, EndedRun, Fired, Firing, LaneKey, Settle, WaitingRun};
 
-/// The platform of sources that are no chat but a job.
-pub(super) const PLATFORM: &str = "cron";
 /// Runs of a job that may wait, at most.
 const MOST_WAITING: i64 = 10;
 /// As much of a job's last answer as another one is told, characters.
@@ -114,7 +113,7 @@ impl Rules {
         let agent = self.0.by_no(run.agent_no).filter(|_| !run.is_removed);
         let id = agent.map_or_else(|| run.agent_no.to_string(), |agent| agent.id.to_string());
         let source = Source {
-            platform: PLATFORM.to_owned(),
+            platform: CRON.to_owned(),
             chat_id: run.id.clone(),
             chat_name: Some(run.name.clone()),
             chat_type: "dm".to_owned(),

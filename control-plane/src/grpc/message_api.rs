@@ -4,6 +4,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use hermes_core::AgentId;
 use hermes_core::attachment::{Attachment, MAX_FILES};
+use hermes_core::source::OWN_PLATFORMS;
 use hermes_core::turn::TurnState;
 use hermes_proto::v1;
 use hermes_proto::v1::message_service_server::{MessageService, MessageServiceServer};
@@ -58,6 +59,13 @@ impl MessageApi {
         request: v1::SubmitRequest,
     ) -> Result<(Accepted, v1::SubmitResponse), Status> {
         let source = source_from(request.source)?;
+        if OWN_PLATFORMS.contains(&source.platform.as_str()) {
+            let message = format!(
+                "{} is no platform that messages come from; name the one that yours comes from",
+                source.platform
+            );
+            return Err(invalid("source.platform", message));
+        }
         let preset = request.agent.as_deref().map(|id| agent_id("agent", id)).transpose()?;
         let preset = reached(caller, preset)?;
         let reply_to = if request.deliver { Some(self.target(&source)?) } else { None };

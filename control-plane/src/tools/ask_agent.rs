@@ -158,7 +158,7 @@ impl Question {
         }
         let caller: TurnInput = serde_json::from_slice(&scope.input().await?).unwrap_or_default();
         let source = Source {
-            platform: "agent".to_owned(),
+            platform: hermes_core::source::AGENT.to_owned(),
             chat_id: self.asker.to_string(),
             chat_type: "dm".to_owned(),
             thread_id: Some(scope.caller().turn.session.to_string()),

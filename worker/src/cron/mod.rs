@@ -163,6 +163,9 @@ mod tests {
             "{\"wakeAgent\": false}\nmore",
             "wakeAgent: false",
             "[{\"wakeAgent\": false}]",
+            "{\"wakeagent\": false}",
+            "{\"wakeAgent\": false",
+            "{\"in\": {\"wakeAgent\": false}}",
         ] {
             assert!(!is_silent(loud), "{loud:?}");
         }

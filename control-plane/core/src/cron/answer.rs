@@ -4,8 +4,6 @@
 //! was and how to stop it; a failure is one line, and failures in a row are told ever more rarely. It deliberately knows neither chats
 //! nor jobs, and hides no secret: what it is given is fit to be shown.
 
-use serde_json::{Map, Value};
-
 /// The answer of a run that has nothing to say; a text that begins with it counts as one.
 const SILENT: &str = "[SILENT]";
 /// What says the same where it is a whole line.
@@ -115,24 +113,6 @@ pub fn failure_line(name: &str, reason: &str) -> String {
         }
     };
     cut(&format!("⚠️ Cron '{}' failed: {said}", cut(&one_line(name), NAME_CHARS)), FAILURE_CHARS)
-}
-
-/// What a script's output says about the turn that would come after it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gate {
-    /// There is nothing to tell and no turn to be run.
-    Silent,
-    /// Go on with the output.
-    Wake,
-}
-
-/// Judges what a script wrote: silent is no text at all, and a last line, but for blank ones, that is a JSON object whose `wakeAgent` is
-/// `false`. Anything else wakes, also what only looks like that.
-pub fn gate(stdout: &str) -> Gate {
-    let Some(last) = stdout.trim().lines().next_back() else { return Gate::Silent };
-    let wakes = serde_json::from_str::<Map<String, Value>>(last)
-        .map_or(true, |object| object.get("wakeAgent") != Some(&Value::Bool(false)));
-    if wakes { Gate::Wake } else { Gate::Silent }
 }
 
 /// Whether the chat is told of a failure, when it is the last of so many in a row: of the 1st, 2nd, 4th, 8th and so on, so that a job that
@@ -253,26 +233,6 @@ mod tests {
     }
 
     #[test]
-    fn a_script_wakes_unless_it_says_nothing_or_no() {
-        for silent in ["", " \n\t\n", "{\"wakeAgent\": false}", "log\n{\"n\":1, \"wakeAgent\":false}\n \n"] {
-            assert_eq!(gate(silent), Gate::Silent, "{silent:?}");
-        }
-        for woken in [
-            "log",
-            "{\"wakeAgent\": false}\nlog",
-            "{\"wakeAgent\": true}",
-            "{\"wakeAgent\": 0}",
-            "{\"wakeAgent\": \"false\"}",
-            "{\"wakeagent\": false}",
-            "[{\"wakeAgent\": false}]",
-            "{\"wakeAgent\": false",
-            "{\"in\": {\"wakeAgent\": false}}",
-        ] {
-            assert_eq!(gate(woken), Gate::Wake, "{woken:?}");
-        }
-    }
-
-    #[test]
     fn failures_in_a_row_are_told_ever_more_rarely() {
         let told: Vec<u32> = (0..40).filter(|failures| notice_due(*failures)).collect();
         assert_eq!(told, [1, 2, 4, 8, 16, 32]);
@@ -298,7 +258,6 @@ mod tests {
         fn any_text_is_judged(text in any::<String>()) {
             is_silent(&text);
             is_narrated_silence(&text);
-            gate(&text);
         }
     }
 }

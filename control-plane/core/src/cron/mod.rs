@@ -20,7 +20,7 @@ use jiff::civil;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Span, Timestamp};
 
-pub use answer::{Gate, failure_line, gate, is_narrated_silence, is_silent, next_notice, notice_due, wrapped};
+pub use answer::{failure_line, is_narrated_silence, is_silent, next_notice, notice_due, wrapped};
 pub use deliver::{Deliver, Place, Resolved};
 pub use due::{Due, MissedSlots, due};
 pub use job::{

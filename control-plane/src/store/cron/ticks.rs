@@ -197,8 +197,8 @@ const OPEN: &str = "SELECT i.no, (SELECT count(*) FROM cron_runs c WHERE c.job_n
     EXISTS (SELECT 1 FROM cron_runs c WHERE c.job_no = i.no AND c.state = 1 AND NOT EXISTS ( \
       SELECT 1 FROM turn_steps e WHERE e.session_id = c.session_id AND e.seq = c.seq AND e.step = 2147483647 AND e.phase = 1)) \
     FROM unnest($1::bigint[]) i(no)";
-const HOMES: &str = "SELECT l.platform, l.account, l.chat_id, l.thread_id FROM home_channels h JOIN lanes l USING (lane_id) \
-    WHERE h.agent_no = $1 ORDER BY h.set_at DESC LIMIT 64";
+const HOMES: &str = "SELECT l.platform, l.account, l.chat_id, l.thread_id, h.agent_no FROM home_channels h JOIN lanes l USING (lane_id) \
+    WHERE h.agent_no = ANY($1) ORDER BY h.set_at DESC";
 
 impl Store {
     /// Slots that came due become runs, and those that may begin are turns: up to `most` jobs, in one commit.
@@ -401,10 +401,15 @@ impl Store {
         if !over.is_empty() {
             tx.query(&tx.prepare_cached("SELECT cron_stop($1, $2, true)").await?, &[&over, &TOO_LONG]).await?;
         }
-        for row in &running {
-            let Some(mut run) = ended(row) else { continue };
-            let homes = tx.query(&tx.prepare_cached(HOMES).await?, &[&run.agent_no]).await?;
-            run.homes = homes.iter().map(|row| lane_key(row, 0)).collect();
+        let done: Vec<(&Row, EndedRun)> = running.iter().filter_map(|row| Some((row, ended(row)?))).collect();
+        let agents: Vec<i32> = done.iter().map(|(_, run)| run.agent_no).collect();
+        let homes = match agents.as_slice() {
+            [] => Vec::new(),
+            agents => tx.query(&tx.prepare_cached(HOMES).await?, &[&agents]).await?,
+        };
+        for (row, mut run) in done {
+            let own = homes.iter().filter(|home| home.get::<_, i32>(4) == run.agent_no);
+            run.homes = own.map(|home| lane_key(home, 0)).collect();
             let settled = judge(&run);
             let (confined, origin) = (row.get("o_confined"), row.get("o_origin"));
             // One that the database refuses fails alone.

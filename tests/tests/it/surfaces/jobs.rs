@@ -194,6 +194,54 @@ async fn what_is_no_job_is_refused_with_every_fault_and_its_remedy() {
     stop(up);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_of_an_agent_delivers_only_where_that_agent_may_write() {
+    let (fake, model) = (FakeTelegram::start().await.unwrap(), MockModel::start().await.unwrap());
+    let (up, bot) = with_bot(&fake, &model);
+    bot.push_text(CHAT, CHAT, "hello");
+    texts(&bot, CHAT, 1).await;
+    let mut of_main = up.grpc_as(&token(&up, &["api", "--agent", "main"])).messages();
+    let request = |chat: i64| {
+        let account = Some("front".to_owned());
+        let source =
+            v1::Source { platform: "telegram".into(), account, chat_id: chat.to_string(), ..v1::Source::default() };
+        v1::SubmitRequest {
+            source: Some(source),
+            text: "say it".to_owned(),
+            deliver: true,
+            ..v1::SubmitRequest::default()
+        }
+    };
+    let refused = of_main.submit(request(12)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::NotFound);
+    assert!(refused.message().contains("agent main may not write to telegram:12"), "{refused}");
+    of_main.submit(request(CHAT)).await.unwrap();
+    texts(&bot, CHAT, 2).await;
+    assert!(bot.delivered(12).is_empty(), "nobody there ever wrote to it");
+    stop(up);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_speaks_in_the_conversation_of_a_job() {
+    let model = MockModel::start().await.unwrap();
+    let up = start(&with_model(&model, json!({"agents": {"coder": {}}})), &[]);
+    let made = cron(&up, &["add", "coder", "every 1d", "say it", "--name", "j", "--session", "continue"]);
+    cron(&up, &["run", "j", "--wait"]);
+    let session = || up.json(["session", "list"]).as_array().unwrap().clone();
+    let before = session();
+    for (platform, text) in [("cron", "hello"), ("cron", "/new"), ("cron", "/stop"), ("agent", "hello")] {
+        let id = made["id"].as_str().unwrap().to_owned();
+        let source = v1::Source { platform: platform.to_owned(), chat_id: id, ..v1::Source::default() };
+        let agent = Some("coder".to_owned());
+        let request =
+            v1::SubmitRequest { source: Some(source), text: text.to_owned(), agent, ..v1::SubmitRequest::default() };
+        let refused = up.grpc().messages().submit(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{platform} {text}");
+    }
+    assert_eq!(session(), before);
+    stop(up);
+}
+
 type Client = v1::cron_service_client::CronServiceClient<Transport>;
 
 /// Each call that names a job, in this order.
