@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hermes_home::curator::{Order, Settings, named_by_jobs};
+use hermes_home::curator::{MERGEABLE, Order, Report, Settings, named_by_jobs};
 use hermes_proto::v1::worker_service_client::WorkerServiceClient;
 use hermes_proto::v1::{self, Curate, Curated};
 use tokio::task::JoinSet;
@@ -63,6 +63,7 @@ impl Curator {
             min_idle_hours: curator.min_idle_hours.unwrap_or(usual.min_idle_hours),
             stale_after_days: curator.stale_after_days.unwrap_or(usual.stale_after_days),
             archive_after_days: curator.archive_after_days.unwrap_or(usual.archive_after_days),
+            consolidate: curator.consolidate.unwrap_or(usual.consolidate),
         };
         self.settings = settings.or_usual();
     }
@@ -102,7 +103,12 @@ impl Curator {
         let Some((channel, policy)) = self.current.clone() else { return };
         let (stream, settings, shared) = (self.stream, self.settings, Arc::clone(shared));
         self.running.spawn(async move {
-            let done = tokio::time::timeout(TIME_LIMIT, carry_out(&shared, &channel, &policy, (order, settings))).await;
+            let work = async {
+                let merges = order.moves_skills();
+                let done = carry_out(&shared, &channel, &policy, (order, settings)).await?;
+                if merges { consolidated(&channel, id, done).await } else { Ok(done) }
+            };
+            let done = tokio::time::timeout(TIME_LIMIT, work).await;
             let done = done.unwrap_or_else(|_| Err("it took too long and was ended".to_owned()));
             let Some(id) = id else {
                 if let Err(problem) = done {
@@ -168,6 +174,22 @@ async fn carry_out(
     done
 }
 
+/// The report of a run, once a turn has been asked for that merges skills, where there are some to be merged.
+async fn consolidated(channel: &Channel, order: Option<u64>, done: String) -> Result<String, String> {
+    let Ok(mut report) = serde_json::from_str::<Report>(&done) else { return Ok(done) };
+    if report.mergeable.len() < MERGEABLE {
+        return Ok(done);
+    }
+    let mut client = WorkerServiceClient::new(channel.clone());
+    let asked = client.consolidate_skills(v1::ConsolidateSkillsRequest { order: order.unwrap_or(0) }).await;
+    let turn = asked
+        .map_err(|status| format!("the run is done, but there is no turn that merges skills: {}", status.message()))?
+        .into_inner()
+        .turn;
+    report.consolidation = Some(turn);
+    serde_json::to_string(&report).map_err(|error| error.to_string())
+}
+
 /// The skills that jobs of the control plane name, or why that is not known. Without category, as the curator knows them.
 async fn scheduled(channel: &Channel) -> Result<BTreeSet<String>, String> {
     let mut client = WorkerServiceClient::new(channel.clone());
@@ -181,7 +203,7 @@ async fn scheduled(channel: &Channel) -> Result<BTreeSet<String>, String> {
 }
 
 /// The skills that jobs in the home refer to, or why that is not known.
-fn jobs(home: &Path) -> Result<BTreeSet<String>, String> {
+pub(crate) fn jobs(home: &Path) -> Result<BTreeSet<String>, String> {
     let Some(cron) = Folder::open(home, "cron").map_err(|error| error.to_string())? else {
         return Ok(BTreeSet::new());
     };

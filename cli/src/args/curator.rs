@@ -8,7 +8,7 @@ pub(crate) enum CuratorCommand {
     /// Show how the skills that an agent made by itself stand, and which it uses most and least.
     #[command(after_help = "Example:\n  hermesctl curator status coder")]
     Status(OfAgent),
-    /// Look after the skills now: mark what lies untouched for 30 days, archive what does for 90.
+    /// Look after the skills now: mark what lies untouched for 30 days, archive what does for 90, merge what overlaps where `consolidate` is on.
     #[command(
         after_help = "Examples:\n  hermesctl curator run coder --dry-run\n  hermesctl curator run coder\n\nPinned skills, those that a job refers to and those that the agent did not make by itself stay as they are."
     )]

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use hermes_core::curator::Curator;
+use hermes_home::curator::MERGEABLE;
 use hermes_proto::v1::agent_service_client::AgentServiceClient;
 use hermes_proto::v1::{self, CuratorAction, SkillState};
 use serde::Serialize;
@@ -59,6 +60,7 @@ struct CuratorView {
     min_idle_hours: u64,
     stale_after_days: u64,
     archive_after_days: u64,
+    consolidate: bool,
     runs: u64,
     last_run_at: Option<String>,
     last_summary: Option<String>,
@@ -73,6 +75,8 @@ struct CuratorView {
     dry_run: bool,
     changes: Vec<ChangeView>,
     more_changes: u64,
+    mergeable: Vec<String>,
+    consolidation: Option<String>,
     #[serde(skip)]
     ran: bool,
 }
@@ -111,6 +115,7 @@ impl CuratorView {
             min_idle_hours: settings.min_idle_hours.unwrap_or(usual.min_idle_hours),
             stale_after_days: settings.stale_after_days.unwrap_or(usual.stale_after_days),
             archive_after_days: settings.archive_after_days.unwrap_or(usual.archive_after_days),
+            consolidate: settings.consolidate.unwrap_or(usual.consolidate),
             paused: answer.paused,
             runs: answer.runs,
             last_run_at: answer.last_run_at,
@@ -126,6 +131,8 @@ impl CuratorView {
             dry_run,
             changes: answer.changes.into_iter().map(ChangeView::from_proto).collect(),
             more_changes: answer.more_changes,
+            mergeable: answer.mergeable,
+            consolidation: Some(answer.consolidation).filter(|turn| !turn.is_empty()),
             ran,
         }
     }
@@ -180,6 +187,20 @@ impl View for CuratorView {
         if self.ran && self.changes.is_empty() {
             text.push_str("nothing is due\n");
         }
+        let count = self.mergeable.len();
+        match &self.consolidation {
+            Some(turn) => {
+                let turn = plain(turn);
+                let _ = writeln!(
+                    text,
+                    "a model looks which of {count} skills overlap and merges them: hermesctl turn show {turn}"
+                );
+            }
+            None if self.dry_run && count >= MERGEABLE => {
+                let _ = writeln!(text, "a model would look which of {count} skills overlap, and merge them");
+            }
+            None => {}
+        }
         if !text.is_empty() {
             text.push('\n');
         }
@@ -199,6 +220,7 @@ impl View for CuratorView {
         let _ = writeln!(text, "  by itself:    every {every}, after {} h without work", self.min_idle_hours);
         let (stale, archive) = (self.stale_after_days, self.archive_after_days);
         let _ = writeln!(text, "  stale after:  {stale} d without use, archived after {archive} d");
+        let _ = writeln!(text, "  merging:      {}", if self.consolidate { "by the agent's model" } else { "off" });
         let _ = writeln!(
             text,
             "skills the agent made: {} active, {} stale, {} archived",
@@ -277,9 +299,12 @@ mod tests {
                 folder: "skills/.archive/old".into(),
             }],
             more_changes: 2,
+            mergeable: vec!["a".into(), "b".into()],
+            consolidation: "t12.1".into(),
             settings: Some(v1::Curator {
                 interval_hours: Some(36),
                 stale_after_days: Some(60),
+                consolidate: Some(true),
                 ..v1::Curator::default()
             }),
         }
@@ -290,7 +315,11 @@ mod tests {
         let view = CuratorView::from_proto(answer(), false, true);
         insta::assert_snapshot!("curator_table", render(&view, Format::Table, Paint::Off).unwrap());
         insta::assert_snapshot!("curator_json", render(&view, Format::Json, Paint::Off).unwrap());
-        let empty = CuratorView::from_proto(v1::CurateSkillsResponse::default(), true, true);
+        let empty = CuratorView::from_proto(
+            v1::CurateSkillsResponse { mergeable: answer().mergeable, ..v1::CurateSkillsResponse::default() },
+            true,
+            true,
+        );
         insta::assert_snapshot!("curator_nothing_table", render(&empty, Format::Table, Paint::Off).unwrap());
         let archive = Archive(answer().archive.into_iter().map(ArchivedView::from_proto).collect());
         insta::assert_snapshot!("curator_archive_table", render(&archive, Format::Table, Paint::Off).unwrap());

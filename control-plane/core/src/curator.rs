@@ -1,4 +1,4 @@
-//! When the curator looks after the skills that an agent made by itself.
+//! When the curator looks after the skills that an agent made by itself, and whether a model merges them.
 //!
 //! A part of an agent's profile: read by [`crate::config`], stored with the revision, told to its workers, which do it. Always true: a
 //! skill goes stale before it goes into the archive. What the curator does to a skill is `hermes_home::curator`'s.
@@ -28,11 +28,20 @@ pub struct Curator {
     pub stale_after_days: u64,
     /// How long until it goes into the archive. Default: 90.
     pub archive_after_days: u64,
+    /// Whether a run, also one that is asked for, has the agent's model merge skills that overlap. Default: false.
+    pub consolidate: bool,
 }
 
 impl Default for Curator {
     fn default() -> Self {
-        Self { enabled: true, interval_hours: 7 * 24, min_idle_hours: 2, stale_after_days: 30, archive_after_days: 90 }
+        Self {
+            enabled: true,
+            interval_hours: 7 * 24,
+            min_idle_hours: 2,
+            stale_after_days: 30,
+            archive_after_days: 90,
+            consolidate: false,
+        }
     }
 }
 

@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 pub const AGENT: &str = "agent";
 /// The platform of a source that is a scheduled job.
 pub const CRON: &str = "cron";
+/// The platform of a source that is the curator of an agent's skills.
+pub const CURATOR: &str = "curator";
 /// Platforms that no message from outside comes from: whoever could name them would speak in conversations that are nobody's chat.
-pub const OWN_PLATFORMS: [&str; 2] = [AGENT, CRON];
+pub const OWN_PLATFORMS: [&str; 3] = [AGENT, CRON, CURATOR];
 
 /// The platforms that the reference knows, its own (spec a.1) and those of its bundled plugins. A source may name another one.
 pub const PLATFORMS: &[&str] = &[

@@ -48,6 +48,18 @@ pub struct TurnInput {
     /// The turn is a run of a scheduled job; then `text` is the job's prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cron: Option<CronInput>,
+    /// The turn merges skills of the agent that overlap; then `text` is for people.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub consolidates: bool,
+}
+
+/// What a turn is about that nobody asked for in a conversation: nobody is there meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errand {
+    /// It is a run of a scheduled job.
+    Job,
+    /// It merges skills of the agent that overlap.
+    Skills,
 }
 
 /// What a run of a scheduled job has beside its prompt. The worker makes the model's message of it: `before`, then what the script printed,
@@ -128,21 +140,28 @@ impl Compress {
     }
 }
 
-/// How a stored input begins to say that it is a run of a scheduled job; in a text the quotes are escaped.
+/// How a stored input begins to say that it is an errand; in a text the quotes are escaped.
 const CRON: &[u8] = b"\"cron\":";
+const CONSOLIDATES: &[u8] = b"\"consolidates\":";
 
-/// What of a stored input says that it is a run of a scheduled job.
+/// What of a stored input says that it is an errand.
 #[derive(Deserialize)]
-struct OfJob {
+struct OfErrand {
     #[serde(default)]
     cron: Option<serde::de::IgnoredAny>,
+    #[serde(default)]
+    consolidates: bool,
 }
 
 impl TurnInput {
-    /// Whether a stored input is a run of a scheduled job. Of others hardly more than the bytes are looked at.
-    pub fn is_of_job(stored: &[u8]) -> bool {
-        stored.windows(CRON.len()).any(|part| part == CRON)
-            && serde_json::from_slice::<OfJob>(stored).is_ok_and(|input| input.cron.is_some())
+    /// What a stored input is about that nobody asked for in a conversation. Of others hardly more than the bytes are looked at.
+    pub fn errand(stored: &[u8]) -> Option<Errand> {
+        let holds = |key: &[u8]| stored.windows(key.len()).any(|part| part == key);
+        if !holds(CRON) && !holds(CONSOLIDATES) {
+            return None;
+        }
+        let OfErrand { cron, consolidates } = serde_json::from_slice(stored).ok()?;
+        cron.map(|_| Errand::Job).or(consolidates.then_some(Errand::Skills))
     }
 
     /// Several inputs as one: the first, with the texts and files of the others behind its own.
@@ -227,14 +246,22 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_a_run_of_a_job_is_taken_for_one() {
+    fn only_what_is_an_errand_is_taken_for_one() {
         let stored = |input: &TurnInput| serde_json::to_vec(input).expect("JSON");
-        let said = TurnInput { text: r#"{"cron":{}} and "cron":"#.to_owned(), ..TurnInput::default() };
-        assert!(!TurnInput::is_of_job(&stored(&said)));
+        let text = r#"{"cron":{}} and "cron": and "consolidates":true"#.to_owned();
+        let said = TurnInput { text, ..TurnInput::default() };
+        assert_eq!(TurnInput::errand(&stored(&said)), None);
+        let merge = TurnInput { consolidates: true, ..said.clone() };
+        assert_eq!(TurnInput::errand(&stored(&merge)), Some(Errand::Skills));
         let run = TurnInput { cron: Some(CronInput::default()), ..said };
-        assert!(TurnInput::is_of_job(&stored(&run)));
-        for other in [r#"{"text":"x","cron":null}"#, r#"{"text":"x","source":{"cron":1}}"#, r#""cron":"#] {
-            assert!(!TurnInput::is_of_job(other.as_bytes()), "{other}");
+        assert_eq!(TurnInput::errand(&stored(&run)), Some(Errand::Job));
+        for other in [
+            r#"{"text":"x","cron":null}"#,
+            r#"{"text":"x","source":{"cron":1,"consolidates":true}}"#,
+            r#"{"text":"x","consolidates":false}"#,
+            r#""cron":"#,
+        ] {
+            assert_eq!(TurnInput::errand(other.as_bytes()), None, "{other}");
         }
     }
 

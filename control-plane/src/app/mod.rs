@@ -230,7 +230,7 @@ impl Replica {
             .layer(layers(Listener::Worker))
             .add_service(WorkerApi::server(
                 self.registry.clone(),
-                self.dispatcher.clone(),
+                intake.clone(),
                 tools,
                 attachments.clone(),
                 Judge::new(budgets.clone(), broker.clone(), metrics.clone()),

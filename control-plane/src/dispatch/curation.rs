@@ -64,6 +64,11 @@ impl Curations {
         }
     }
 
+    /// Whether somebody waits for the answer to `id`.
+    fn is_open(&self, id: u64) -> bool {
+        self.waiting().contains_key(&id)
+    }
+
     /// A worker has left: it answers no more.
     pub(super) fn left(&self, worker: i64) {
         self.waiting().retain(|_, (asked, _)| *asked != worker);
@@ -104,6 +109,11 @@ impl Dispatcher {
     pub fn curator_of(&self, agent: &AgentId) -> Option<Curator> {
         let snapshot = self.inner.registry.current();
         snapshot.agent(agent).map(|agent| snapshot.document.curator_of(&agent.spec))
+    }
+
+    /// Whether an operator waits for what comes of the order `id`.
+    pub fn is_curating(&self, id: u64) -> bool {
+        self.inner.curations.is_open(id)
     }
 
     /// What a worker says of the order `id`; one that it was not given, or that nobody waits for any more, is no concern.

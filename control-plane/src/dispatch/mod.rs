@@ -543,7 +543,7 @@ impl Dispatcher {
 fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running, Assignment) {
     let Leased { turn, epoch, crashes, journaled, left, session_key, next, .. } = lease;
     let now = Instant::now();
-    let of_job = hermes_core::turn::TurnInput::is_of_job(&next.payload);
+    let errand = hermes_core::turn::TurnInput::errand(&next.payload);
     let assignment = Assignment {
         turn,
         epoch,
@@ -573,7 +573,7 @@ fn hand_over(snapshot: &Snapshot, agent: &AgentEntry, lease: Leased) -> (Running
         session_key,
         revision: agent.revision,
         model: next.model,
-        of_job,
+        errand,
         traceparent: next.traceparent,
         since: now,
         usage: None,

@@ -42,6 +42,7 @@ pub(super) fn settings_to(settings: Curator) -> v1::Curator {
         min_idle_hours: Some(settings.min_idle_hours),
         stale_after_days: Some(settings.stale_after_days),
         archive_after_days: Some(settings.archive_after_days),
+        consolidate: Some(settings.consolidate),
     }
 }
 
@@ -53,6 +54,7 @@ pub(super) fn settings_from(settings: v1::Curator) -> Curator {
         min_idle_hours: settings.min_idle_hours.unwrap_or(usual.min_idle_hours),
         stale_after_days: settings.stale_after_days.unwrap_or(usual.stale_after_days),
         archive_after_days: settings.archive_after_days.unwrap_or(usual.archive_after_days),
+        consolidate: settings.consolidate.unwrap_or(usual.consolidate),
     }
 }
 
@@ -104,6 +106,8 @@ fn report_to(report: Report, settings: Curator) -> v1::CurateSkillsResponse {
         archive: report.archive.into_iter().take(MAX_LISTED).map(archived_to).collect(),
         changes: report.changes.into_iter().take(MAX_LISTED).map(change_to).collect(),
         more_changes: report.more_changes,
+        mergeable: report.mergeable.into_iter().take(MAX_LISTED).map(|skill| shown(&skill)).collect(),
+        consolidation: report.consolidation.map_or_else(String::new, |turn| shown(&turn)),
         settings: Some(settings_to(settings)),
     }
 }
@@ -145,16 +149,8 @@ mod tests {
     #[test]
     fn both_sides_have_the_same_defaults() {
         let (here, there) = (Curator::default(), hermes_home::curator::Settings::default());
-        assert_eq!(
-            (here.enabled, here.interval_hours, here.min_idle_hours, here.stale_after_days, here.archive_after_days),
-            (
-                there.enabled,
-                there.interval_hours,
-                there.min_idle_hours,
-                there.stale_after_days,
-                there.archive_after_days
-            )
-        );
+        let json = |value: serde_json::Result<serde_json::Value>| value.expect("JSON");
+        assert_eq!(json(serde_json::to_value(here)), json(serde_json::to_value(there)));
         assert_eq!(settings_from(v1::Curator::default()), here);
         assert_eq!(settings_from(settings_to(Curator { enabled: false, interval_hours: 3, ..here })).interval_hours, 3);
     }

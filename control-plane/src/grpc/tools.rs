@@ -70,8 +70,8 @@ pub(super) async fn call(
 ) -> Result<v1::CallToolResponse, Status> {
     let step = step_number(request.step)?;
     let v1::ToolCall { id, name, arguments } = checked(request.call)?;
-    let Running { turn, epoch, of_job, .. } = *running;
-    let (outcome, text) = match tools.call(&Asked { worker, turn, epoch, of_job, step, id, name, arguments }).await {
+    let Running { turn, epoch, errand, .. } = *running;
+    let (outcome, text) = match tools.call(&Asked { worker, turn, epoch, errand, step, id, name, arguments }).await {
         Answer::Stored(text) => (v1::StepOutcome::Stored, text),
         Answer::Fenced => (v1::StepOutcome::Fenced, Vec::new()),
         Answer::Diverged => (v1::StepOutcome::Diverged, Vec::new()),

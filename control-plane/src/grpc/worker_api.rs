@@ -34,6 +34,7 @@ use crate::attachments::Attachments;
 use crate::dispatch::{Arrival, CancelKind, DRAIN_GRACE, Dispatcher, HEARTBEAT, LEASE, Report, Running, ToWorker};
 use crate::egress::Egress;
 use crate::identity::Principal;
+use crate::intake::{Intake, Wanted};
 use crate::judge::Judge;
 use crate::registry::{AgentEntry, Registry, Snapshot};
 use crate::store::{Ended, SessionId, TurnId};
@@ -53,6 +54,7 @@ pub struct WorkerApi {
     tools: Tools,
     attachments: Attachments,
     judge: Judge,
+    intake: Intake,
     remotes: Remotes,
     tunnels: tunnel::Tunnels,
     tasks: Tasks,
@@ -92,7 +94,7 @@ impl WorkerApi {
     /// As a tonic service.
     pub fn server(
         registry: Registry,
-        dispatcher: Dispatcher,
+        intake: Intake,
         tools: Tools,
         attachments: Attachments,
         judge: Judge,
@@ -101,9 +103,20 @@ impl WorkerApi {
     ) -> WorkerServiceServer<Self> {
         let tunnels = tunnel::Tunnels::new(outside.0.clone(), tasks.clone());
         let remotes = Remotes::new(outside.0, outside.1);
-        WorkerServiceServer::new(Self { registry, dispatcher, tools, attachments, judge, remotes, tunnels, tasks })
-            .max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(2 * hermes_proto::MAX_MESSAGE_BYTES)
+        let dispatcher = intake.dispatcher().clone();
+        WorkerServiceServer::new(Self {
+            registry,
+            dispatcher,
+            tools,
+            attachments,
+            judge,
+            intake,
+            remotes,
+            tunnels,
+            tasks,
+        })
+        .max_decoding_message_size(hermes_proto::MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(2 * hermes_proto::MAX_MESSAGE_BYTES)
     }
 
     /// The turn that this worker runs under that fence.
@@ -306,6 +319,27 @@ impl WorkerService for WorkerApi {
         let agent = registered(&self.registry.current(), &caller(&request)?)?.no;
         let skills = self.registry.store().cron_skills(agent).await.map_err(store_status)?;
         Ok(Response::new(v1::ListJobSkillsResponse { skills }))
+    }
+
+    async fn consolidate_skills(
+        &self,
+        request: Request<v1::ConsolidateSkillsRequest>,
+    ) -> Result<Response<v1::ConsolidateSkillsResponse>, Status> {
+        let caller = caller(&request)?;
+        let snapshot = self.registry.current();
+        let agent = snapshot.agent(&caller.agent);
+        let agent = agent.ok_or_else(|| refuse(Reason::NotFound, "the agent is not registered (any more)"))?;
+        let curator = snapshot.document.curator_of(&agent.spec);
+        if !curator.consolidate || agent.spec.acp().is_some() {
+            return Err(refuse(Reason::Conflict, "this agent's skills are not to be merged (curator.consolidate)"));
+        }
+        let wanted = match request.into_inner().order {
+            0 => Wanted::Every(curator.interval_hours),
+            order if self.dispatcher.is_curating(order) => Wanted::Order(order),
+            _ => return Err(refuse(Reason::Conflict, "nobody waits for that order any more")),
+        };
+        let turn = self.intake.consolidate(agent, wanted).await.map_err(convert::intake_status)?;
+        Ok(Response::new(v1::ConsolidateSkillsResponse { turn: turn.to_string() }))
     }
 
     type McpHttpStream = BoxStream<'static, Result<v1::McpHttpChunk, Status>>;

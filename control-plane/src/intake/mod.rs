@@ -10,6 +10,7 @@
 mod answers;
 mod batch;
 mod commands;
+mod errands;
 mod keepings;
 mod notices;
 mod pace;
@@ -24,6 +25,7 @@ use hermes_core::approvals::{self, Verdict};
 use hermes_core::attachment::{self, Attachment, MAX_FILES};
 use hermes_core::busy::{BusyMode, BusyPolicy};
 use hermes_core::command::{self, Given};
+use hermes_core::config::Limits;
 use hermes_core::routing::resolve;
 use hermes_core::session_key::{Isolation, namespace, no_aliases, sender_prefix, session_key, shared_multi_user};
 use hermes_core::source::PLATFORMS;
@@ -34,6 +36,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument as _;
 
 use commands::{Giver, Order};
+pub use errands::Wanted;
 pub use sink::Sink;
 
 use crate::bodies::{Held, Room};
@@ -265,10 +268,21 @@ impl Intake {
         let span = tracing::info_span!(target: TRACE, "intake", platform = %message.source.platform);
         let platform = known_platform(&message.source.platform);
         let decided = self.prepare(message, telemetry::traceparent(&span)).instrument(span).await;
-        let Decided { work, agent, session_key, lane, policy, on_the_way } = decided.inspect_err(|error| {
+        let decided = decided.inspect_err(|error| {
             let result = if matches!(error, Error::Busy(_) | Error::Overloaded) { "shed" } else { "refused" };
             self.metrics.inbound(platform, result, since.elapsed());
         })?;
+        self.hand_over(decided, (platform, since), group)
+    }
+
+    /// Hands what was decided to the next commit.
+    fn hand_over(
+        &self,
+        decided: Decided,
+        (platform, since): (&'static str, Instant),
+        group: &batch::Group,
+    ) -> Result<Offered, Error> {
+        let Decided { work, agent, session_key, lane, policy, on_the_way } = decided;
         let (sender, answer) = oneshot::channel();
         let prepared = batch::Prepared { work, answer: sender, group: group.clone() };
         self.waiting.try_send(prepared).map_err(|_| Error::Overloaded)?;
@@ -337,6 +351,23 @@ impl Intake {
         &self.dispatcher
     }
 
+    /// Room for one more message of so many bytes, which comes back by itself when refused, or makes no work.
+    fn admit(
+        &self,
+        agent_no: i32,
+        limits: &Limits,
+        (comes_back, idle): (bool, bool),
+        bytes: usize,
+    ) -> Result<(OnTheWay, Held), Error> {
+        let on_the_way = match self.dispatcher.pressure().admit(agent_no, limits, comes_back, idle) {
+            Ok(on_the_way) => on_the_way,
+            Err(Pressed::Full) => return Err(Error::Busy(BusyReason::Agent)),
+            Err(Pressed::Late) => return Err(Error::Busy(BusyReason::Late)),
+            Err(Pressed::Flooded) => return Err(Error::Overloaded),
+        };
+        Ok((on_the_way, self.bodies.take(bytes).ok_or(Error::Overloaded)?))
+    }
+
     async fn prepare(&self, message: Message, traceparent: Option<String>) -> Result<Decided, Error> {
         let snapshot = self.registry.current();
         check(&message, &snapshot)?;
@@ -359,14 +390,7 @@ impl Intake {
         };
         let idle = given.is_some_and(|given| !given.adds_work());
         let comes_back = message.surface != Surface::Chat;
-        let on_the_way = match self.dispatcher.pressure().admit(agent.no, &document.limits, comes_back, idle) {
-            Ok(on_the_way) => on_the_way,
-            Err(Pressed::Full) => return Err(Error::Busy(BusyReason::Agent)),
-            Err(Pressed::Late) => return Err(Error::Busy(BusyReason::Late)),
-            Err(Pressed::Flooded) => return Err(Error::Overloaded),
-        };
-        let held = self.bodies.take(message.text.len()).ok_or(Error::Overloaded)?;
-        let on_the_way = (on_the_way, held);
+        let on_the_way = self.admit(agent.no, &document.limits, (comes_back, idle), message.text.len())?;
         let isolation: Isolation = document.isolation();
         let mut session_key = session_key(namespace(Some(agent.id.as_str()), None), source, isolation, &no_aliases);
         let lane = match &message.reply_to {

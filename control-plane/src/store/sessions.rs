@@ -197,6 +197,18 @@ impl Store {
         Ok(self.query(&sql, &[&before, &agent, &ended, &limit]).await?.iter().map(session_row).collect())
     }
 
+    /// The last turn of a session that was used within so many seconds.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn last_turn_within(&self, agent_no: i32, session_key: &str, seconds: u64) -> Result<Option<TurnId>> {
+        let sql = "SELECT s.session_id, s.tail_seq FROM session_keys k JOIN sessions s USING (session_id) \
+                   WHERE k.agent_no = $1 AND k.session_key = $2 AND s.tail_seq > 0 AND s.updated_at > clock_timestamp() - $3 * interval '1 second'";
+        let seconds = f64::from(u32::try_from(seconds).unwrap_or(u32::MAX));
+        let row = self.query_opt(sql, &[&agent_no, &session_key, &seconds]).await?;
+        Ok(row.map(|row| TurnId { session: SessionId(row.get(0)), seq: row.get(1) }))
+    }
+
     /// One session.
     ///
     /// # Errors

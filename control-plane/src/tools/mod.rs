@@ -13,6 +13,7 @@ mod cronjob;
 mod memory;
 mod send_message;
 mod session_search;
+mod skills_consolidate;
 mod todo;
 mod web;
 
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use hermes_core::config::SecretRef;
+use hermes_core::turn::Errand;
 use secrecy::SecretString;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
@@ -42,6 +44,7 @@ static ALL: &[&dyn Tool] = &[
     &memory::Memory,
     &send_message::SendMessage,
     &session_search::SessionSearch,
+    &skills_consolidate::SkillsConsolidate,
     &todo::Todo,
     &web::WebFetch,
     &web::WebSearch,
@@ -61,6 +64,19 @@ const MAX_TEXT: usize = 256 << 10;
 /// Toolsets that a run of a scheduled job does not have, whatever its worker asks for: its answer is delivered anyway, and jobs do not
 /// make jobs.
 const NOT_IN_RUNS: [&str; 2] = ["messaging", "cronjob"];
+
+/// The toolset that is there for nobody but the turn that merges skills, which has no other of these.
+const CONSOLIDATION: &str = "skill_consolidation";
+
+/// Why a tool of that toolset is not there for such a turn, whatever its worker asks for.
+fn withheld(errand: Option<Errand>, toolset: &str) -> Option<&'static str> {
+    match errand {
+        Some(Errand::Skills) => (toolset != CONSOLIDATION).then_some("for a turn that merges skills"),
+        _ if toolset == CONSOLIDATION => Some("but for a turn that merges skills"),
+        Some(Errand::Job) => NOT_IN_RUNS.contains(&toolset).then_some("for a run of a scheduled job"),
+        None => None,
+    }
+}
 
 /// What is told of a tool.
 #[derive(Clone, Copy, Debug)]
@@ -117,8 +133,8 @@ pub struct Asked {
     pub turn: TurnId,
     /// Its fence.
     pub epoch: i64,
-    /// It is a run of a scheduled job.
-    pub of_job: bool,
+    /// What the turn is about that nobody asked for in a conversation.
+    pub errand: Option<Errand>,
     /// The step that the call is.
     pub step: i32,
     /// The call's id.
@@ -325,9 +341,9 @@ fn planned(asked: &Asked) -> Planned {
         return Planned { plan, longest: MAX_TEXT, time_limit: Duration::ZERO };
     };
     let Spec { time_limit, max_output, toolset, .. } = tool.spec();
-    let plan = match asked.of_job && NOT_IN_RUNS.contains(&toolset) {
-        true => Err(format!("Error: {} is not there for a run of a scheduled job.", asked.name)),
-        false => arguments(&asked.arguments).and_then(|arguments| tool.plan(arguments)),
+    let plan = match withheld(asked.errand, toolset) {
+        Some(whom) => Err(format!("Error: {} is not there {whom}.", asked.name)),
+        None => arguments(&asked.arguments).and_then(|arguments| tool.plan(arguments)),
     };
     Planned { plan, longest: max_output.min(MAX_TEXT), time_limit }
 }
@@ -394,7 +410,7 @@ mod tests {
             worker: Uuid::nil(),
             turn,
             epoch: 1,
-            of_job: false,
+            errand: None,
             step: 1,
             id: "a".to_owned(),
             name: name.to_owned(),
@@ -430,9 +446,24 @@ mod tests {
     fn a_run_of_a_job_writes_to_nobody_by_itself() {
         let call = asked("send_message", r#"{"message":"x"}"#);
         assert!(planned(&call).plan.is_ok());
-        let run = Asked { of_job: true, ..call };
+        let run = Asked { errand: Some(Errand::Job), ..call };
         assert_eq!(refusal(&run), "Error: send_message is not there for a run of a scheduled job.");
-        assert!(planned(&Asked { of_job: true, ..asked("todo", "{}") }).plan.is_ok());
+        assert!(planned(&Asked { errand: Some(Errand::Job), ..asked("todo", "{}") }).plan.is_ok());
+    }
+
+    #[test]
+    fn skills_are_merged_in_a_turn_of_their_own_and_nothing_else_is_done_there() {
+        let call = asked("skills_consolidate", r#"{"skills":["a"],"into":"b"}"#);
+        for errand in [None, Some(Errand::Job)] {
+            let sentence = refusal(&Asked { errand, ..call.clone() });
+            assert_eq!(sentence, "Error: skills_consolidate is not there but for a turn that merges skills.");
+        }
+        let errand = Some(Errand::Skills);
+        assert!(planned(&Asked { errand, ..call }).plan.is_ok());
+        for other in Tools::offered().filter(|spec| spec.name != "skills_consolidate") {
+            let sentence = refusal(&Asked { errand, ..asked(other.name, "{}") });
+            assert_eq!(sentence, format!("Error: {} is not there for a turn that merges skills.", other.name));
+        }
     }
 
     #[test]

@@ -79,7 +79,14 @@ fn the_example_sets_every_key() {
             Retention { dedupe_days: _, steps_days: _, deliveries_days: _, attachments_days: _, dead_days: _, turns_days },
         approvals: Approvals { mode: _, smart_model: _, timeout_seconds: _, allow: _, deny: _ },
         curator:
-            Curator { enabled: _, interval_hours: _, min_idle_hours: _, stale_after_days: _, archive_after_days: _ },
+            Curator {
+                enabled: _,
+                interval_hours: _,
+                min_idle_hours: _,
+                stale_after_days: _,
+                archive_after_days: _,
+                consolidate: _,
+            },
         sandbox: Sandbox { level: _, network: _, memory_mb: _, pids: _, cpu_seconds: _, disk_mb: _ },
         mcp_servers,
         budget,

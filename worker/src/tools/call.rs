@@ -133,6 +133,7 @@ mod tests {
             idempotency_key: None,
             policy: crate::sandbox::Policy::default(),
             workdir: None,
+            author: crate::tools::Author::default(),
             cancel: CancellationToken::new(),
         };
         run(&Odd(vec![spec.clone()]), &spec, call, stopped).await

@@ -28,6 +28,7 @@ use crate::sandbox::Policy;
 pub(crate) use call::{Ran, run};
 pub(crate) use guard::{Ruling, rule};
 pub(crate) use local::environment;
+pub use local::files::Author;
 pub use mcp::McpServers;
 pub(crate) use mcp::Offered as McpOffered;
 pub(crate) use offer::Offer;
@@ -87,6 +88,8 @@ pub struct ToolCall {
     pub policy: Policy,
     /// The folder below the agent's scratch where the turn's work begins; absent: the scratch.
     pub workdir: Option<String>,
+    /// As who it changes skills.
+    pub author: Author,
     /// Cancelled when the turn must end; a tool that can stop early does.
     pub cancel: CancellationToken,
 }
@@ -179,6 +182,7 @@ mod tests {
             idempotency_key: None,
             policy: Policy::default(),
             workdir: None,
+            author: Author::default(),
             cancel: CancellationToken::new(),
         }
     }

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tonic::transport::Channel;
 use tracing::Instrument as _;
 
+use super::consolidation;
 use super::foreign;
 use super::input::{Input, given_history};
 use super::job::Told;
@@ -29,7 +30,7 @@ use crate::model::{self, Message};
 use crate::outgoing;
 use crate::prompt::Basis;
 use crate::telemetry;
-use crate::tools::{McpOffered, Offer, PlaneError};
+use crate::tools::{Author, McpOffered, Offer, PlaneError, ToolSpec};
 use crate::transcript::History;
 
 /// Broken attempts at one call, at most.
@@ -111,6 +112,8 @@ pub(super) struct Course {
     pub(super) workdir: Option<String>,
     /// Somebody may be there who allows what has to be allowed.
     pub(super) attended: bool,
+    /// As who it changes skills.
+    pub(super) author: Author,
     /// What the user is asked at the end of the present steps.
     pub(super) question: Option<String>,
     pub(super) usage: Option<Usage>,
@@ -163,6 +166,7 @@ pub(super) async fn run(
             step: 0,
             workdir: None,
             attended: true,
+            author: Author::default(),
             question: None,
             usage: None,
         };
@@ -215,7 +219,8 @@ impl Course {
                     Self::only_prompt(&mut messages, &input.text);
                 }
                 messages.push(Message::new(ModelRole::Assistant, reply.as_str()));
-                let said = (input.history.is_none() && input.compress.is_none()).then(|| Said {
+                let goes_on = input.history.is_none() && input.compress.is_none() && !input.consolidates;
+                let said = goes_on.then(|| Said {
                     messages,
                     history_bytes: bytes(self.assignment.history_bytes),
                     rewinds: self.assignment.history_rewinds,
@@ -246,7 +251,8 @@ impl Course {
 
     async fn answer(&mut self, input: &Input) -> Result<String, Halt> {
         let alone = input.cron.as_ref().is_some_and(|run| run.no_agent);
-        self.attended = input.cron.is_none();
+        self.attended = input.cron.is_none() && !input.consolidates;
+        self.author = if input.consolidates { Author::Curator } else { Author::Agent };
         if let Some(runtime) = foreign::runtime(&self.assignment).cloned()
             && !alone
         {
@@ -317,10 +323,12 @@ impl Course {
                 let (tools, mcp) = self.offer(channel).await?;
                 (tools.without_toolsets(&NOT_IN_RUNS), mcp)
             }
+            None if input.consolidates => (self.offer_on_skills(channel).await?, McpOffered::default()),
             None => self.offer(channel).await?,
         };
         let history = match &input.history {
             Some(_) => History::default(),
+            None if input.consolidates => History::default(),
             None => self.told_before(channel).await?,
         };
         let past = match self.assignment.journal_entries {
@@ -368,14 +376,7 @@ impl Course {
         if !self.steps_are_taken() {
             return Ok(Default::default());
         }
-        let theirs = match self.shared.plane_tools.listed(channel).await {
-            Ok(theirs) => theirs,
-            Err(status) if is_broken(&status) => return Err(Failure::Broken(status)),
-            Err(status) => {
-                tracing::warn!(code = ?status.code(), message = status.message(), "going on without the control plane's tools");
-                Arc::default()
-            }
-        };
+        let theirs = self.theirs(channel).await?;
         let ours = self.shared.toolbox.specs();
         let profile = self.assignment.profile.as_ref();
         let mcp = match &self.shared.mcp {
@@ -385,7 +386,26 @@ impl Course {
         };
         // Nobody else's tool stands in for one of ours.
         let specs = ours.iter().chain(own::specs()).chain(theirs.iter()).chain(&mcp.specs);
-        Ok((Offer::new(specs, profile), mcp))
+        Ok((Offer::new(specs, profile).without_toolsets(&[consolidation::TOOLSET]), mcp))
+    }
+
+    /// The tools that merge skills; whatever the profile has on, for this is not what people ask for.
+    async fn offer_on_skills(&self, channel: &Channel) -> Result<Offer, Failure> {
+        let (ours, theirs) = (self.shared.toolbox.specs(), self.theirs(channel).await?);
+        let is_one = |spec: &&ToolSpec| consolidation::TOOLSETS.contains(&spec.toolset.as_str());
+        Ok(Offer::new(ours.iter().chain(theirs.iter()).filter(is_one), None))
+    }
+
+    /// The control plane's tools.
+    async fn theirs(&self, channel: &Channel) -> Result<Arc<[ToolSpec]>, Failure> {
+        match self.shared.plane_tools.listed(channel).await {
+            Ok(theirs) => Ok(theirs),
+            Err(status) if is_broken(&status) => Err(Failure::Broken(status)),
+            Err(status) => {
+                tracing::warn!(code = ?status.code(), message = status.message(), "going on without the control plane's tools");
+                Ok(Arc::default())
+            }
+        }
     }
 
     /// What the model is told of the message.

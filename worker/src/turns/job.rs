@@ -33,6 +33,7 @@ impl Course {
     /// What the turn's input comes to; of a run of a job after its script.
     pub(super) async fn told<'a>(&mut self, input: &'a Input) -> Result<Told<'a>, Halt> {
         match &input.cron {
+            None if input.consolidates => Box::pin(self.merging()).await,
             None => Ok(Told::Message(Cow::Owned(self.said(input)))),
             // Boxed, so that other turns are not the larger for it.
             Some(run) => Box::pin(self.begun_run(run, &input.text)).await,

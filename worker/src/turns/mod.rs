@@ -9,6 +9,7 @@
 //! `orders` its two lines to this loop, `input` what it is given and `reply` what it says.
 
 mod compression;
+mod consolidation;
 mod flow;
 mod foreign;
 mod input;

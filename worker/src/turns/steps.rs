@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use super::consolidation;
 use super::flow::{Course, Failure, Tries, bytes};
 use super::orders::Halt;
 use super::own::Own;
@@ -74,7 +75,7 @@ pub(super) struct Outcome {
 
 impl Outcome {
     /// A sentence for the model about a call that was not made.
-    fn refused(text: String) -> Self {
+    pub(super) fn refused(text: String) -> Self {
         Self { text, effect: v1::Effect::Pure, key: String::new(), unknown: false }
     }
 
@@ -181,6 +182,7 @@ impl Course {
             idempotency_key: Some(key).filter(|key| !key.is_empty()),
             policy,
             workdir: self.workdir.clone(),
+            author: self.author,
             cancel: CancellationToken::new(),
         }
     }
@@ -310,7 +312,7 @@ impl Course {
         };
         let past = self.past.tool_call(self.step, call)?;
         if let PastCall::Ended(text) = past {
-            return Ok(text);
+            return Ok(self.merged_before(call, text).await);
         }
         if let Some(halt) = self.inbox.halt() {
             return Err(halt);
@@ -321,7 +323,10 @@ impl Course {
         let is_theirs = spec.as_ref().is_some_and(|spec| spec.effect == Effect::Journaled);
         // What an earlier attempt began with a tool of this name was another tool's.
         if is_theirs && past == PastCall::New && call.arguments.len() <= MAX_ARGUMENT_BYTES {
-            return self.journaled_step(call).await;
+            return match call.name == consolidation::TOOL {
+                true => Box::pin(self.merging_step(call)).await,
+                false => self.journaled_step(call).await,
+            };
         }
         let outcome = self.call_tool(spec.as_ref(), call, past).await?;
         self.store_result(outcome).await
@@ -343,7 +348,7 @@ impl Course {
     }
 
     /// Has the control plane make the call and journal it; the text for the model.
-    async fn journaled_step(&mut self, call: &Asked) -> Result<String, Halt> {
+    pub(super) async fn journaled_step(&mut self, call: &Asked) -> Result<String, Halt> {
         let shared = Arc::clone(&self.shared);
         shared.seams.point("effect.before").await;
         if call.name == SENDS {

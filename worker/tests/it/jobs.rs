@@ -255,7 +255,7 @@ async fn an_answer_is_kept_in_the_home_and_a_home_that_cannot_keep_it_costs_no_a
 }
 
 /// A worker with the real boundary, and tools and programs behind it.
-fn serve(worker: &mut Worker, fake: &Fake, seams: Seams) {
+pub(crate) fn serve(worker: &mut Worker, fake: &Fake, seams: Seams) {
     let program = Some(PathBuf::from(env!("CARGO_BIN_EXE_hermes-worker")));
     let config = Config { program, ..worker.config(fake) };
     worker.task.spawn(hermes_worker::app::serve_with(config, seams, worker.stop.clone()));

@@ -10,6 +10,7 @@ mod fake;
 mod jobs;
 mod journal;
 mod link;
+mod merging;
 mod offered;
 mod orders;
 mod own;

@@ -49,6 +49,7 @@ impl Agent {
             idempotency_key: None,
             policy: self.policy.clone(),
             workdir: self.workdir.clone(),
+            author: hermes_worker::tools::Author::default(),
             cancel: CancellationToken::new(),
         };
         self.tools.call(call).await

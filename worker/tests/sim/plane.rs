@@ -188,6 +188,13 @@ impl WorkerService for Replica {
         Ok(Response::new(ListJobSkillsResponse::default()))
     }
 
+    async fn consolidate_skills(
+        &self,
+        _: Request<ConsolidateSkillsRequest>,
+    ) -> Result<Response<ConsolidateSkillsResponse>, Status> {
+        Err(Status::unimplemented("a control plane of before turns that merge skills"))
+    }
+
     async fn fetch_runtime_secrets(
         &self,
         _: Request<FetchRuntimeSecretsRequest>,

@@ -26,12 +26,6 @@ pub(super) fn read(node: &Node, path: Path<'_>, faults: &mut Faults) -> Curator 
     let usual = Curator::default();
     let enabled = section.optional("enabled", faults, fields::boolean);
     let consolidate = section.optional("consolidate", faults, fields::boolean);
-    if consolidate == Some(true) {
-        let line = section.get("consolidate").map_or(node.line, |node| node.line);
-        let message = "true is not offered: the curator asks no model; write false, or remove the key, and let a job do it: \
-             hermesctl cron add AGENT \"every 7d\" \"Merge your skills that overlap\"";
-        faults.add(line, path.key("consolidate"), message);
-    }
     if let (Some(node), Some(_)) = (section.get("interval_days"), section.get("interval_hours")) {
         faults.add(node.line, path.key("interval_days"), "interval_hours says it, too; keep one of the two");
     }
@@ -44,6 +38,7 @@ pub(super) fn read(node: &Node, path: Path<'_>, faults: &mut Faults) -> Curator 
         min_idle_hours: number("min_idle_hours", MIN_IDLE_HOURS).unwrap_or(usual.min_idle_hours),
         stale_after_days: number("stale_after_days", DAYS).unwrap_or(usual.stale_after_days),
         archive_after_days: number("archive_after_days", DAYS).unwrap_or(usual.archive_after_days),
+        consolidate: consolidate.unwrap_or(usual.consolidate),
     };
     if let Some(fault) = curator.order_fault() {
         let at = section.get("archive_after_days").or_else(|| section.get("stale_after_days"));
@@ -60,5 +55,6 @@ pub(super) fn shape(curator: &Curator) -> Shape {
         .put("min_idle_hours", literal(curator.min_idle_hours))
         .put("stale_after_days", literal(curator.stale_after_days))
         .put("archive_after_days", literal(curator.archive_after_days))
+        .put("consolidate", literal(curator.consolidate))
         .map()
 }

@@ -15,17 +15,17 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::{Deliver, Error, Schedule, minutes};
 
 /// Longest name, characters.
-pub const MAX_NAME: usize = 100;
+const MAX_NAME: usize = 100;
 /// Longest prompt, bytes.
 pub const MAX_PROMPT: usize = 64 << 10;
 /// Most skills of a job, and most jobs that it builds upon.
-pub const MAX_LISTED: usize = 16;
+const MAX_LISTED: usize = 16;
 /// Most slots that `missed: all` makes up for.
-pub const MAX_MADE_UP: u32 = 100;
+const MAX_MADE_UP: u32 = 100;
 /// Longest spread of a slot, seconds: a day.
-pub const MAX_JITTER: u32 = 86_400;
+const MAX_JITTER: u32 = 86_400;
 /// Longest and shortest time that a run may take, seconds.
-pub const TIMEOUTS: (u32, u32) = (10, 86_400);
+const TIMEOUTS: (u32, u32) = (10, 86_400);
 /// Longest path of a script or a folder, bytes.
 const MAX_PATH: usize = 200;
 
@@ -357,6 +357,24 @@ pub fn jitter(job: &str, slot: Timestamp, most: Duration) -> Duration {
     Duration::from_millis((hash ^ (hash >> 31)) % most)
 }
 
+/// The skills that a job names once some of its agent's are in the archive: another one, if there is one, stands in their first place, and no
+/// skill is named twice. Skills are compared without their category, with which a job may name them.
+pub fn skills_without(named: &[String], away: &[String], into: Option<&str>) -> Vec<String> {
+    let bare = |skill: &str| skill.rsplit('/').next().unwrap_or(skill).trim().to_owned();
+    let away: Vec<String> = away.iter().map(|skill| bare(skill)).collect();
+    let mut left: Vec<String> = Vec::new();
+    for skill in named {
+        let skill = match away.contains(&bare(skill)) {
+            true => into,
+            false => Some(skill.as_str()),
+        };
+        if let Some(skill) = skill.filter(|skill| !left.iter().any(|there| bare(there) == bare(skill))) {
+            left.push(skill.to_owned());
+        }
+    }
+    left
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -434,6 +452,20 @@ mod tests {
         for wrong in ["", " x", "a\nb", "0123456789ab", &"x".repeat(101)] {
             assert!(judge_name(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn another_skill_takes_the_place_of_those_in_the_archive_once() {
+        let without = |named: &str, away: &str, into: Option<&str>| {
+            let list = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+            skills_without(&list(named), &list(away), into).join(" ")
+        };
+        assert_eq!(without("a b c", "b c", Some("bc")), "a bc");
+        assert_eq!(without("bc web/a b", "a b", Some("bc")), "bc");
+        assert_eq!(without("b x/bc", "b", Some("bc")), "bc");
+        assert_eq!(without("a b", "b", None), "a");
+        assert_eq!(without("b", "b", None), "");
+        assert_eq!(without("a c", "b", Some("bc")), "a c");
     }
 
     #[test]

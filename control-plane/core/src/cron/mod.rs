@@ -23,10 +23,7 @@ use jiff::{SignedDuration, Span, Timestamp};
 pub use answer::{failure_line, is_narrated_silence, is_silent, next_notice, notice_due, wrapped};
 pub use deliver::{Deliver, Place, Resolved};
 pub use due::{Due, MissedSlots, due};
-pub use job::{
-    Conversation, Fault, Job, MAX_JITTER, MAX_LISTED, MAX_MADE_UP, MAX_NAME, MAX_PROMPT, Missed, Overlap, TIMEOUTS,
-    is_id, jitter, judge_name,
-};
+pub use job::{Conversation, Fault, Job, MAX_PROMPT, Missed, Overlap, is_id, jitter, judge_name, skills_without};
 pub use pattern::Pattern;
 
 /// How long after its time a run that happens once is still taken in, seconds (spec e.2).

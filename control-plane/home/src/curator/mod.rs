@@ -4,7 +4,8 @@
 //! Called by the worker, which moves the folders and keeps the files, and by the control plane, which hands on what an operator asks
 //! and what came of it. It owns no file. Always true: a skill that is pinned, that a job refers to or that the agent did not make is
 //! left as it is; nothing is ever deleted; the same rows, jobs and time give the same answer. The forms are those of existing homes:
-//! `skills/.usage.json`, `skills/.curator_state` and `skills/.archive/`. It deliberately merges and rewrites no skills.
+//! `skills/.usage.json`, `skills/.curator_state` and `skills/.archive/`. It deliberately merges and rewrites no skills: that is a turn of the
+//! agent, whose model is asked, and which says here what goes into the archive ([`Order::PutAway`]).
 
 mod report;
 #[cfg(test)]
@@ -16,7 +17,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-pub use report::{Activity, Archived, Change, MAX_LISTED, Order, Report, TOP};
+pub use report::{Activity, Archived, Change, MAX_LISTED, MERGEABLE, Order, Report, TOP};
 
 /// Digits of the time behind the name of an archived skill whose name was taken there.
 const STAMP_DIGITS: usize = 14;
@@ -34,11 +35,21 @@ pub struct Settings {
     pub stale_after_days: u64,
     /// How long until it goes into the archive, days. Default: 90.
     pub archive_after_days: u64,
+    /// Whether a run has the agent's model merge skills that overlap. Default: false.
+    #[serde(default)]
+    pub consolidate: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { enabled: true, interval_hours: 7 * 24, min_idle_hours: 2, stale_after_days: 30, archive_after_days: 90 }
+        Self {
+            enabled: true,
+            interval_hours: 7 * 24,
+            min_idle_hours: 2,
+            stale_after_days: 30,
+            archive_after_days: 90,
+            consolidate: false,
+        }
     }
 }
 
@@ -47,7 +58,8 @@ impl Settings {
     #[must_use]
     pub fn or_usual(self) -> Self {
         let sane = self.interval_hours > 0 && (1..=self.archive_after_days).contains(&self.stale_after_days);
-        if sane { self } else { Self { enabled: self.enabled, ..Self::default() } }
+        let Self { enabled, consolidate, .. } = self;
+        if sane { self } else { Self { enabled, consolidate, ..Self::default() } }
     }
 
     /// How long the agent does nothing before a run begins by itself.
@@ -147,6 +159,11 @@ impl Usage {
     /// Whether a person wants it left alone.
     pub fn is_pinned(&self) -> bool {
         self.pinned == Some(true)
+    }
+
+    /// Whether a model may merge it with others.
+    pub fn is_mergeable(&self) -> bool {
+        self.is_the_agents() && !self.is_pinned()
     }
 
     /// How it stands, as written.

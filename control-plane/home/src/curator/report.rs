@@ -37,17 +37,32 @@ pub enum Order {
     Archive(String),
     /// Out of it.
     Restore(String),
+    /// Which skills a model may merge.
+    Mergeable,
+    /// Into the archive with skills that a model has merged into another one, or found useless.
+    PutAway {
+        /// Those; what is there already stays.
+        skills: Vec<String>,
+        /// The one that says it all now.
+        into: Option<String>,
+        /// Change nothing, only say why not.
+        dry_run: bool,
+    },
 }
 
 impl Order {
     /// Whether the skills that jobs refer to matter to it.
     pub fn heeds_jobs(&self) -> bool {
-        matches!(self, Self::Run { .. } | Self::Due | Self::Archive(_))
+        matches!(self, Self::Run { .. } | Self::Due | Self::Archive(_) | Self::PutAway { .. })
     }
 
     /// Whether it may change skills.
     pub fn moves_skills(&self) -> bool {
-        matches!(self, Self::Run { dry_run: false } | Self::Due | Self::Archive(_) | Self::Restore(_))
+        match self {
+            Self::Run { dry_run } | Self::PutAway { dry_run, .. } => !dry_run,
+            Self::Due | Self::Archive(_) | Self::Restore(_) => true,
+            Self::Status | Self::Pause | Self::Resume | Self::Pin(_) | Self::Unpin(_) | Self::Mergeable => false,
+        }
     }
 }
 
@@ -83,7 +98,14 @@ pub struct Report {
     pub changes: Vec<Change>,
     /// How many changes are not listed.
     pub more_changes: u64,
+    /// The skills that a model may merge, where it was a run and is to have them merged, or where they were asked for.
+    pub mergeable: Vec<String>,
+    /// The turn that merges them, as people write it; nothing where there is none.
+    pub consolidation: Option<String>,
 }
+
+/// Fewest skills that can be merged.
+pub const MERGEABLE: usize = 2;
 
 /// How often and when a skill was touched.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,8 +192,7 @@ impl Report {
             most_active: if any { ranked(&most) } else { Vec::new() },
             least_active: ranked(&|row| (false, i128::from(row.activity()))),
             archive: listed,
-            changes: Vec::new(),
-            more_changes: 0,
+            ..Self::default()
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use hermes_core::AgentId;
 use hermes_core::curator::Curator;
 use hermes_core::step::Phase;
-use hermes_core::turn::Usage;
+use hermes_core::turn::{Errand, Usage};
 use hermes_home::curator::Order;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
@@ -165,8 +165,8 @@ pub struct Running {
     pub revision: i64,
     /// Its session's own model.
     pub model: Option<String>,
-    /// It is a run of a scheduled job.
-    pub of_job: bool,
+    /// What it is about that nobody asked for in a conversation.
+    pub errand: Option<Errand>,
     /// Trace context of its intake.
     pub traceparent: Option<String>,
     /// When it was handed to the worker.

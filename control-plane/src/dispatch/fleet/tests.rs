@@ -46,7 +46,7 @@ fn running(seq: i64, epoch: i64) -> Running {
         session_key: String::new(),
         revision: 1,
         model: None,
-        of_job: false,
+        errand: None,
         traceparent: None,
         since: Instant::now(),
         usage: None,

@@ -144,6 +144,7 @@ pub fn required(rpc: Rpc) -> Requirement {
         | Rpc::WorkerPinMcpTools
         | Rpc::WorkerFetchRuntimeSecrets
         | Rpc::WorkerListJobSkills
+        | Rpc::WorkerConsolidateSkills
         | Rpc::WorkerMcpHttp
         | Rpc::WorkerOpenTunnel
         | Rpc::ModelGenerate

@@ -133,6 +133,7 @@ fn pace(called: Called) -> Pace {
         | Rpc::WorkerPinMcpTools
         | Rpc::WorkerFetchRuntimeSecrets
         | Rpc::WorkerListJobSkills
+        | Rpc::WorkerConsolidateSkills
         | Rpc::MessageSubmit => Pace::Quick,
 
         Rpc::SystemApply

@@ -3,6 +3,7 @@
 //! Always true: an agent's jobs have different names, whatever their case; a change is made to the version that its author saw; a job that was
 //! removed keeps its number and its history for a while. Whether a job is any good is judged before it comes here.
 
+mod skills;
 mod ticks;
 
 use deadpool_postgres::GenericClient;

@@ -229,7 +229,9 @@ async fn nobody_speaks_in_the_conversation_of_a_job() {
     cron(&up, &["run", "j", "--wait"]);
     let session = || up.json(["session", "list"]).as_array().unwrap().clone();
     let before = session();
-    for (platform, text) in [("cron", "hello"), ("cron", "/new"), ("cron", "/stop"), ("agent", "hello")] {
+    for (platform, text) in
+        [("cron", "hello"), ("cron", "/new"), ("cron", "/stop"), ("agent", "hello"), ("curator", "hello")]
+    {
         let id = made["id"].as_str().unwrap().to_owned();
         let source = v1::Source { platform: platform.to_owned(), chat_id: id, ..v1::Source::default() };
         let agent = Some("coder".to_owned());

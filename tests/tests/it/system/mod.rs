@@ -4,6 +4,7 @@ mod acp;
 mod agents;
 mod answers;
 mod bad_input;
+mod consolidation;
 mod cron;
 mod curator;
 mod documents;

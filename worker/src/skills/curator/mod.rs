@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use hermes_home::curator::{self, Change, Due, Memory, Order, Report, Settings, State, Usage};
+use hermes_home::curator::{self, Change, Due, MAX_LISTED, Memory, Order, Report, Settings, State, Usage};
 use jiff::Timestamp;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
@@ -38,10 +38,23 @@ pub(crate) fn carry_out(
     Folder::make(home, "skills").map_err(|error| failed("skills", &error))?;
     let _alone = usage::hold(&home.join("skills")).map_err(|error| failed("skills", &error))?;
     let curator = Curator { home, settings, jobs, now };
+    let mut mergeable = Vec::new();
     let changes = match order {
         Order::Status => Vec::new(),
-        Order::Run { dry_run } => curator.run(*dry_run)?,
-        Order::Due => curator.due()?,
+        Order::Run { .. } | Order::Due => match curator.run_of(order)? {
+            Some(changes) => {
+                if settings.consolidate {
+                    mergeable = curator.mergeable()?;
+                }
+                changes
+            }
+            None => Vec::new(),
+        },
+        Order::Mergeable => {
+            mergeable = curator.mergeable()?;
+            Vec::new()
+        }
+        Order::PutAway { skills, into, dry_run } => curator.put_away_all(skills, into.as_deref(), *dry_run)?,
         Order::Pause | Order::Resume => {
             let memory = Memory { paused: *order == Order::Pause, ..curator.memory()? };
             curator.remember(&memory)?;
@@ -53,7 +66,17 @@ pub(crate) fn carry_out(
     };
     let (rows, there) = (curator.rows()?, curator.there());
     let there: Vec<String> = there.into_keys().collect();
-    Ok(Report::of(&curator.memory()?, &rows, &there, &curator.archived()?).with(changes))
+    mergeable.truncate(MAX_LISTED);
+    let report = Report::of(&curator.memory()?, &rows, &there, &archived(home)?).with(changes);
+    Ok(Report { mergeable, ..report })
+}
+
+/// Whether a skill of that name was put away.
+///
+/// # Errors
+/// Why that is not known, for people.
+pub(crate) fn was_put_away(home: &Path, name: &str) -> Result<bool, String> {
+    Ok(curator::comes_back_from(name, &archived(home)?).is_some())
 }
 
 struct Curator<'a> {
@@ -64,16 +87,67 @@ struct Curator<'a> {
 }
 
 impl Curator<'_> {
-    fn due(&self) -> Result<Vec<Change>, String> {
+    /// What a run that is asked for, or due, does or would do; nothing where none is due.
+    fn run_of(&self, order: &Order) -> Result<Option<Vec<Change>>, String> {
+        if let Order::Run { dry_run } = order {
+            return self.run(*dry_run).map(Some);
+        }
         let memory = self.memory()?;
         match memory.due(self.now, self.settings) {
-            Due::Run => self.run(false),
+            Due::Run => self.run(false).map(Some),
             Due::Note => {
                 self.remember(&Memory { last_run_at: Some(self.now.to_string()), ..memory })?;
-                Ok(Vec::new())
+                Ok(None)
             }
-            Due::Nothing => Ok(Vec::new()),
+            Due::Nothing => Ok(None),
         }
+    }
+
+    /// The skills that a model may merge: the agent made them by itself, and nobody wants them left alone.
+    fn mergeable(&self) -> Result<Vec<String>, String> {
+        let rows = self.rows()?;
+        let is_free = |name: &String| rows.get(name).is_some_and(Usage::is_mergeable);
+        let there = self.there().into_iter().filter(|(_, categories)| categories.len() == 1);
+        Ok(there.map(|(name, _)| name).filter(is_free).collect())
+    }
+
+    /// Moves skills that a model has merged into another one, or found useless, into the archive. Of several all are judged first.
+    fn put_away_all(&self, skills: &[String], into: Option<&str>, dry: bool) -> Result<Vec<Change>, String> {
+        if let Some(into) = into {
+            self.found(into)?;
+            if skills.iter().any(|skill| skill == into) {
+                return Err(format!("{into} cannot be merged into itself"));
+            }
+        }
+        let (rows, archived, free, jobs) = (self.rows()?, archived(self.home)?, self.mergeable()?, self.jobs()?);
+        let mut there = Vec::new();
+        for skill in skills {
+            named(skill)?;
+            let category = match self.found(skill) {
+                Ok(category) => category,
+                Err(_) if !dry && curator::comes_back_from(skill, &archived).is_some() => continue,
+                Err(problem) => return Err(problem),
+            };
+            if !free.contains(skill) {
+                return Err(format!(
+                    "{skill} is not one of yours to merge: it is pinned, or you did not make it by yourself"
+                ));
+            }
+            if jobs.contains(skill) {
+                return Err(format!("{skill} is needed by a job of cron/jobs.json; leave it"));
+            }
+            there.push((category, skill));
+        }
+        if dry {
+            return Ok(Vec::new());
+        }
+        let mut changes = Vec::new();
+        for (category, skill) in there {
+            let folder = self.put_away(&category, skill)?;
+            let from = rows.get(skill).map_or(State::Active, Usage::state);
+            changes.push(Change { skill: skill.clone(), from, to: State::Archived, folder });
+        }
+        Ok(changes)
     }
 
     /// All that is due by the agent's own skills.
@@ -81,7 +155,7 @@ impl Curator<'_> {
         let jobs = self.jobs()?;
         let mut changes = Vec::new();
         let there = self.there();
-        let archived = self.archived()?;
+        let archived = archived(self.home)?;
         for (name, row) in self.rows()?.iter().filter(|(_, row)| row.is_the_agents()) {
             let from = row.state();
             let change = |to, folder| Change { skill: name.clone(), from, to, folder };
@@ -146,7 +220,7 @@ impl Curator<'_> {
 
     fn restore(&self, skill: &str) -> Result<Vec<Change>, String> {
         named(skill)?;
-        let archived = self.archived()?;
+        let archived = archived(self.home)?;
         let from = curator::comes_back_from(skill, &archived).ok_or_else(|| {
             format!("there is no skill {skill} in the archive; list-archived names those that are there")
         })?;
@@ -206,30 +280,6 @@ impl Curator<'_> {
         there
     }
 
-    /// The folders of skills in the archive, as paths below it.
-    fn archived(&self) -> Result<Vec<String>, String> {
-        let mut found = Vec::new();
-        let mut waiting = vec![String::new()];
-        let mut budget = MAX_FOLDERS;
-        while let Some(path) = waiting.pop() {
-            let at = if path.is_empty() { ARCHIVE.to_owned() } else { format!("{ARCHIVE}/{path}") };
-            let Some(folder) = Folder::open(self.home, &at).map_err(|error| failed(&at, &error))? else { continue };
-            if !path.is_empty() && fs::symlink_metadata(folder.path("SKILL.md")).is_ok_and(|file| file.is_file()) {
-                found.push(path);
-                continue;
-            }
-            for entry in folder.entries().map_err(|error| failed(&at, &error))? {
-                let (name, is_folder) = entry.map_err(|error| failed(&at, &error))?;
-                if is_folder && path.matches('/').count() < MAX_DEPTH && budget > 0 {
-                    budget -= 1;
-                    waiting.push(if path.is_empty() { name } else { format!("{path}/{name}") });
-                }
-            }
-        }
-        found.sort();
-        Ok(found)
-    }
-
     fn jobs(&self) -> Result<&BTreeSet<String>, String> {
         self.jobs.as_ref().map_err(|problem| {
             format!("{problem}, so nobody knows which skills jobs need; try again when that is right")
@@ -262,6 +312,30 @@ impl Curator<'_> {
         let skills = self.home.join("skills");
         usage::replace(&skills, MEMORY, memory).map_err(|error| failed(&format!("skills/{MEMORY}"), &error))
     }
+}
+
+/// The folders of skills in the archive, as paths below it.
+fn archived(home: &Path) -> Result<Vec<String>, String> {
+    let mut found = Vec::new();
+    let mut waiting = vec![String::new()];
+    let mut budget = MAX_FOLDERS;
+    while let Some(path) = waiting.pop() {
+        let at = if path.is_empty() { ARCHIVE.to_owned() } else { format!("{ARCHIVE}/{path}") };
+        let Some(folder) = Folder::open(home, &at).map_err(|error| failed(&at, &error))? else { continue };
+        if !path.is_empty() && fs::symlink_metadata(folder.path("SKILL.md")).is_ok_and(|file| file.is_file()) {
+            found.push(path);
+            continue;
+        }
+        for entry in folder.entries().map_err(|error| failed(&at, &error))? {
+            let (name, is_folder) = entry.map_err(|error| failed(&at, &error))?;
+            if is_folder && path.matches('/').count() < MAX_DEPTH && budget > 0 {
+                budget -= 1;
+                waiting.push(if path.is_empty() { name } else { format!("{path}/{name}") });
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 fn named(skill: &str) -> Result<(), String> {

@@ -92,7 +92,7 @@ impl Toolbox for LocalTools {
 
     fn call(&self, call: ToolCall) -> BoxFuture<'_, ToolResult> {
         Box::pin(async move {
-            let ToolCall { turn, name, arguments, cancel, policy, workdir, .. } = call;
+            let ToolCall { turn, name, arguments, cancel, policy, workdir, author, .. } = call;
             let begin = self.begin(workdir.as_deref());
             let files = |request| on_files(&self.boundary, &policy, request, workdir);
             match name.as_str() {
@@ -105,7 +105,7 @@ impl Toolbox for LocalTools {
                 "search_files" => files(Request::Search(read(arguments)?)).await,
                 "skills_list" => self.skills(&policy, Skills::List(read(arguments)?)).await,
                 "skill_view" => self.skills(&policy, Skills::View(read(arguments)?)).await,
-                "skill_manage" => self.skills(&policy, Skills::Manage(read(arguments)?)).await,
+                "skill_manage" => self.skills(&policy, Skills::Manage(read(arguments)?, author)).await,
                 _ => Err(format!("there is no tool {name}")),
             }
         })

@@ -458,6 +458,13 @@ impl WorkerService for Service {
         Ok(Response::new(ListJobSkillsResponse::default()))
     }
 
+    async fn consolidate_skills(
+        &self,
+        _: Request<ConsolidateSkillsRequest>,
+    ) -> Result<Response<ConsolidateSkillsResponse>, Status> {
+        Err(Status::unimplemented("a control plane of before turns that merge skills"))
+    }
+
     async fn fetch_runtime_secrets(
         &self,
         _: Request<FetchRuntimeSecretsRequest>,

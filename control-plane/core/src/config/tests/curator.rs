@@ -6,10 +6,16 @@ use crate::curator::Curator;
 
 #[test]
 fn curators_are_read_exported_and_an_agents_own_counts_as_a_whole() {
-    let text = "curator: {interval_days: 2, stale_after_days: 10, archive_after_days: 20, consolidate: false}\n\
+    let text = "curator: {interval_days: 2, stale_after_days: 10, archive_after_days: 20, consolidate: true}\n\
                 agents:\n  coder: {curator: {enabled: false, interval_hours: 5, min_idle_hours: 0}}\n  other: {}\n";
     let document = load(text);
-    let all = Curator { interval_hours: 48, stale_after_days: 10, archive_after_days: 20, ..Curator::default() };
+    let all = Curator {
+        interval_hours: 48,
+        stale_after_days: 10,
+        archive_after_days: 20,
+        consolidate: true,
+        ..Curator::default()
+    };
     let of = |id: &str| document.curator_of(&document.agents[id]);
     assert_eq!(of("other"), all);
     let own = Curator { enabled: false, interval_hours: 5, min_idle_hours: 0, ..Curator::default() };
@@ -21,13 +27,13 @@ fn curators_are_read_exported_and_an_agents_own_counts_as_a_whole() {
 #[test]
 fn what_makes_no_sense_is_refused_with_its_remedy() {
     refused(
-        "curator:\n  enabled: 7\n  interval_days: 1\n  interval_hours: 0\n  min_idle_hours: 721\n  consolidate: true\n  idle: 1\n",
+        "curator:\n  enabled: 7\n  interval_days: 1\n  interval_hours: 0\n  min_idle_hours: 721\n  consolidate: weekly\n  idle: 1\n",
         &[
             (2, "curator.enabled", "true or false"),
             (3, "curator.interval_days", "keep one"),
             (4, "curator.interval_hours", "1"),
             (5, "curator.min_idle_hours", "720"),
-            (6, "curator.consolidate", "not offered"),
+            (6, "curator.consolidate", "true or false"),
             (7, "curator.idle", "unknown key"),
         ],
     );

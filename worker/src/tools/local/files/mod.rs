@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use search::{Output, Target};
-pub use skills::{Action, List as ListSkills, Manage as ManageSkill, Request as Skills, View as ViewSkill};
+pub use skills::{Action, Author, List as ListSkills, Manage as ManageSkill, Request as Skills, View as ViewSkill};
 
 /// Largest file that is read, or made by an edit, bytes.
 const MAX_FILE: u64 = 16 << 20;

@@ -7,12 +7,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use hermes_home::curator::Usage;
 use hermes_home::threats::{Scope, scan};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{Answer, patch, said, write};
+use crate::skills::curator::was_put_away;
 use crate::skills::usage::{self, Event};
 use crate::skills::{Available, NO_CATEGORY, is_name, parse, place, places};
 
@@ -33,7 +35,17 @@ pub enum Request {
     /// `skill_view`.
     View(View),
     /// `skill_manage`.
-    Manage(Manage),
+    Manage(Manage, Author),
+}
+
+/// Who changes skills.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Author {
+    /// The agent, in a conversation: any skill of its, and what it makes is its people's.
+    #[default]
+    Agent,
+    /// The agent, where it merges skills that it made by itself: those alone, and what it makes is one of them.
+    Curator,
 }
 
 /// Which skills.
@@ -111,10 +123,10 @@ pub(super) fn run(base: &Path, request: Request, now: Timestamp) -> Answer {
     match request {
         Request::List(list) => listed(&skills, &list),
         Request::View(view) => viewed(&skills, &view, now),
-        Request::Manage(change) => {
+        Request::Manage(change, author) => {
             // Nothing moves away under it. Where there is no folder yet, there is nothing that could.
             let _alone = usage::hold(&skills).ok();
-            managed(&skills, &change, now)
+            managed(&skills, &change, author, now)
         }
     }
 }
@@ -226,12 +238,21 @@ fn linked(folder: &Path, name: &str) -> Vec<String> {
     files
 }
 
-fn managed(skills: &Path, change: &Manage, now: Timestamp) -> Answer {
+fn managed(skills: &Path, change: &Manage, author: Author, now: Timestamp) -> Answer {
     let needed = |value: &Option<String>, name: &str| value.clone().ok_or_else(|| format!("{name} is missing"));
     if change.action == Action::Create {
-        return created(skills, change, &needed(&change.content, "content")?, now);
+        return created(skills, change, &needed(&change.content, "content")?, author, now);
     }
     let found = find(skills, &change.name)?;
+    if author == Author::Curator {
+        let rows = usage::rows(skills).map_err(|error| said("skills/.usage.json", &error))?;
+        if !rows.get(&found.name).is_some_and(Usage::is_mergeable) {
+            return Err(format!(
+                "{} is not one of yours to change: it is pinned, or you did not make it by yourself",
+                found.name
+            ));
+        }
+    }
     let (event, done) = match change.action {
         Action::Create | Action::Edit => {
             let content = needed(&change.content, "content")?;
@@ -253,6 +274,9 @@ fn managed(skills: &Path, change: &Manage, now: Timestamp) -> Answer {
             }
             put(&path, &after, shown)?;
             (Event::Patched, format!("Changed {shown} of {}.", found.name))
+        }
+        Action::Delete if author == Author::Curator => {
+            return Err("nothing is deleted here: skills_consolidate puts it into the archive".to_owned());
         }
         Action::Delete => {
             fs::remove_dir_all(&found.folder).map_err(|error| said(&found.name, &error))?;
@@ -278,7 +302,7 @@ fn managed(skills: &Path, change: &Manage, now: Timestamp) -> Answer {
     Ok(done)
 }
 
-fn created(skills: &Path, change: &Manage, content: &str, now: Timestamp) -> Answer {
+fn created(skills: &Path, change: &Manage, content: &str, author: Author, now: Timestamp) -> Answer {
     let (category, name) = match change.name.trim().split_once('/') {
         Some((category, name)) => (Some(category.to_owned()), name.to_owned()),
         None => (change.category.clone().filter(|category| category != NO_CATEGORY), change.name.trim().to_owned()),
@@ -293,10 +317,14 @@ fn created(skills: &Path, change: &Manage, content: &str, now: Timestamp) -> Ans
     if all(skills).iter().any(|found| found.name == name) {
         return Err(format!("there is a skill {name} already; edit or patch it"));
     }
+    let by_curator = author == Author::Curator;
+    if by_curator && was_put_away(skills.parent().unwrap_or(skills), &name)? {
+        return Err(format!("a skill {name} lies in the archive; choose another name"));
+    }
     checked(content, &name)?;
     let folder = category.map_or_else(|| skills.to_owned(), |category| skills.join(category)).join(&name);
     put(&folder.join("SKILL.md"), content, "SKILL.md")?;
-    count(skills, &name, Event::Created, now);
+    count(skills, &name, Event::Created { by_curator }, now);
     Ok(format!("Created the skill {name}. New sessions see it in their list."))
 }
 
@@ -367,7 +395,7 @@ mod tests {
 
         fn manage(&self, arguments: Value) -> Answer {
             let change = serde_json::from_value(arguments).map_err(|error| error.to_string())?;
-            run(&self.0.path().join("workspace"), Request::Manage(change), NOW)
+            run(&self.0.path().join("workspace"), Request::Manage(change, Author::Agent), NOW)
         }
 
         fn view(&self, arguments: Value) -> Result<Value, String> {
