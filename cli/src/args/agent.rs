@@ -181,10 +181,10 @@ pub(crate) struct AgentRemoveArgs {
     /// The agent.
     #[arg(value_name = "AGENT", allow_hyphen_values = true)]
     pub id: String,
-    /// Drop the routes that name it; if it is the default agent, main becomes it.
+    /// Drop the routes and homes that name it; if it is the default agent, main becomes it.
     #[arg(long, short = 'y', conflicts_with = "reroute_to")]
     pub yes: bool,
-    /// Point its routes, and the default agent if it is that, at this agent.
+    /// Point its routes, its homes, and the default agent if it is that, at this agent.
     #[arg(long, value_name = "AGENT", allow_hyphen_values = true)]
     pub reroute_to: Option<String>,
     /// Delete its home documents and sessions too.

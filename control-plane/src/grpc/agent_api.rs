@@ -378,6 +378,8 @@ fn remove(
     let named: Vec<usize> =
         document.routes.iter().enumerate().filter(|(_, route)| route.agent == *id).map(|(index, _)| index).collect();
     let is_default = document.default_agent == *id;
+    let homes: Vec<String> =
+        document.platforms.homes().filter(|home| home.agent == id).map(|home| home.path()).collect();
     match reroute {
         Some(to) if to == id => return Err(EditError::Invalid("reroute_to names the agent itself".to_owned())),
         Some(to) if snapshot.agent(to).is_none() => {
@@ -390,23 +392,17 @@ fn remove(
             if is_default {
                 document.default_agent = to.clone();
             }
+            document.platforms.rehome(id, Some(to));
         }
         None if drop => {
             document.routes.retain(|route| route.agent != *id);
             if is_default {
                 document.default_agent = AgentId::main();
             }
+            document.platforms.rehome(id, None);
         }
-        None if !named.is_empty() || is_default => {
-            let shown: Vec<String> = named.iter().take(10).map(|index| format!("routes[{index}]")).collect();
-            let more = named.len().saturating_sub(shown.len());
-            let mut what = shown.join(", ");
-            if more > 0 {
-                what.push_str(&format!(" and {more} more routes"));
-            }
-            if is_default {
-                what.push_str(if what.is_empty() { "default_agent" } else { " and default_agent" });
-            }
+        None if !named.is_empty() || is_default || !homes.is_empty() => {
+            let what = what_names(&named, is_default, &homes);
             return Err(EditError::Precondition(format!(
                 "{what} still name agent {id}: say --yes to drop them, or --reroute-to another agent"
             )));
@@ -415,4 +411,25 @@ fn remove(
     }
     document.agents.remove(id);
     Ok(named.len() as u64)
+}
+
+/// The places of a document that name an agent, for people: at most ten routes and ten homes, and how many more there are.
+fn what_names(routes: &[usize], is_default: bool, homes: &[String]) -> String {
+    const MOST: usize = 10;
+    let mut parts = Vec::new();
+    if !routes.is_empty() {
+        let shown: Vec<String> = routes.iter().take(MOST).map(|index| format!("routes[{index}]")).collect();
+        parts.push(shown.join(", "));
+    }
+    if routes.len() > MOST {
+        parts.push(format!("{} more routes", routes.len() - MOST));
+    }
+    if is_default {
+        parts.push("default_agent".to_owned());
+    }
+    parts.extend(homes.iter().take(MOST).cloned());
+    if homes.len() > MOST {
+        parts.push(format!("{} more homes", homes.len() - MOST));
+    }
+    parts.join(" and ")
 }

@@ -8,7 +8,7 @@ use hermes_core::{AgentId, Source};
 use jiff::Zoned;
 
 use crate::registry::{AgentEntry, Snapshot};
-use crate::store::{Answer, Answered, ApprovalState, Listed, Outcome, Resumed, Stopped, Used};
+use crate::store::{Answer, Answered, ApprovalState, Homed, LaneKey, Listed, Outcome, Resumed, Stopped, Used};
 
 /// Most of somebody's words that are repeated, in characters.
 const REPEATED: usize = 60;
@@ -178,7 +178,16 @@ pub(super) fn model(outcome: &Outcome, default: &str) -> String {
 
 pub(super) fn home(outcome: &Outcome, agent: &AgentId) -> String {
     match outcome {
-        Outcome::Home(true) => format!("This chat is the home of {agent} on this account now."),
+        Outcome::Home(Homed::Here) => format!("This chat is the home of {agent} on this account now."),
+        Outcome::Home(Homed::Already) => {
+            format!("This chat is the home of {agent} on this account already: the configuration names it.")
+        }
+        Outcome::Home(Homed::Elsewhere(LaneKey { account, chat_id, thread_id, .. })) => {
+            let topic = if thread_id.is_empty() { String::new() } else { format!(":{thread_id}") };
+            format!(
+                "Nothing was changed: the configuration names chat {chat_id}{topic} as the home of {agent} on this account. It can be changed there, under homes of the account {account}."
+            )
+        }
         _ => "There is no chat here that could be a home.".to_owned(),
     }
 }

@@ -1,14 +1,14 @@
 //! The one way the registry changes: a closure edits a copy of the document, `hermes-core` judges the result, the store
 //! compares and swaps. Where a whole text is applied or compared, the jobs that are stored beside the document are part of it.
 
-use hermes_core::config::{Change, Document, Fault, Warning, check, diff};
+use hermes_core::config::{Change, Document, Fault, NamedHome, Warning, check, diff};
 use jiff::Timestamp;
 use serde_json::Value;
 
 use super::snapshot::settings_of;
 use super::{Registry, Snapshot};
 use crate::cron;
-use crate::store::{self, CronChanges, CronJobRow, RegistryChange};
+use crate::store::{self, CronChanges, CronJobRow, DocumentedHome, LaneKey, RegistryChange};
 
 /// What goes along with a change of the document, in the same transaction.
 #[derive(Clone, Debug, Default)]
@@ -217,6 +217,16 @@ impl Registry {
     }
 }
 
+fn home_row(home: NamedHome<'_>) -> DocumentedHome {
+    let chat = LaneKey {
+        platform: home.platform.to_owned(),
+        account: home.account.to_owned(),
+        chat_id: home.chat.chat_id.clone(),
+        thread_id: home.chat.thread_id.clone().unwrap_or_default(),
+    };
+    DocumentedHome { agent: home.agent.to_string(), chat }
+}
+
 /// The rows that differ; `None` when nothing does.
 fn change_of(snapshot: &Snapshot, result: &Edit, by: &str) -> Result<Option<RegistryChange>, EditError> {
     let json = |error: serde_json::Error| EditError::Invalid(format!("the document cannot be stored: {error}"));
@@ -258,6 +268,7 @@ fn change_of(snapshot: &Snapshot, result: &Edit, by: &str) -> Result<Option<Regi
         home_copy: result.home_copy.clone(),
         home_documents: result.home_documents.clone(),
         jobs: result.jobs.clone(),
+        homes: new.platforms.homes().map(home_row).collect(),
         by: by.to_owned(),
     }))
 }

@@ -6,7 +6,7 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{Error, PauseRow, RaiseRow, Result, Store, budgets};
+use super::{DocumentedHome, Error, PauseRow, RaiseRow, Result, Store, budgets, home_chats};
 
 /// A registered agent, removed ones included.
 #[derive(Clone, Debug)]
@@ -61,6 +61,8 @@ pub struct RegistryChange {
     pub home_documents: Vec<(String, String, Vec<u8>)>,
     /// Jobs to make, change and remove.
     pub jobs: super::CronChanges,
+    /// All homes that the document names.
+    pub homes: Vec<DocumentedHome>,
     /// Who did it, for the history.
     pub by: String,
 }
@@ -161,6 +163,7 @@ impl Store {
             )
             .await?;
         }
+        home_chats::document_all(&tx, &change.homes).await?;
         if !change.removed.is_empty() {
             let sql = "UPDATE agents SET removed_at = clock_timestamp() WHERE agent_id = ANY($1) AND removed_at IS NULL RETURNING agent_no";
             let gone: Vec<i32> = tx.query(sql, &[&change.removed]).await?.iter().map(|row| row.get(0)).collect();

@@ -13,7 +13,9 @@ use hermes_home::memory::Target;
 use jiff::Timestamp;
 
 use super::approvals::{Answered, ApprovalAnswer, answered, reach};
-use super::{CALL_LIMIT, Error, Result, SessionId, Stopped, Store, TurnId, millis, pause_before_repeating};
+use super::{
+    CALL_LIMIT, Error, Homed, Result, SessionId, Stopped, Store, TurnId, home_chats, millis, pause_before_repeating,
+};
 
 /// Most earlier sessions that are looked through for a name or number.
 const MOST_SESSIONS: i64 = 200;
@@ -67,7 +69,7 @@ pub enum Effect {
     Skills(i64),
     /// Answers whether a call may be made.
     Answer(ApprovalAnswer),
-    /// Makes the command's chat the home of its account and agent.
+    /// Makes the command's chat the home of its account and agent, unless the document names one.
     Home {
         /// The platform.
         platform: String,
@@ -118,8 +120,8 @@ pub enum Outcome {
     Documents(Vec<(String, Vec<u8>)>, i64),
     /// What became of an answer.
     Answered(Answered),
-    /// This chat is the home now; false: there is no chat.
-    Home(bool),
+    /// What became of the wish that this chat be the home.
+    Home(Homed),
 }
 
 /// A session as its chat sees it.
@@ -331,12 +333,8 @@ impl Carrying<'_> {
                 Outcome::Answered(answered(&self.tx.query_one(sql, &params).await?))
             }
             Effect::Home { platform, account, by } => {
-                let Some(lane) = self.row.lane else { return Ok(Outcome::Home(false)) };
-                let sql = "INSERT INTO home_channels(platform, account, agent_no, lane_id, set_by) VALUES ($1,$2,$3,$4,$5) \
-                     ON CONFLICT (platform, account, agent_no) DO UPDATE SET lane_id = excluded.lane_id, set_by = excluded.set_by, \
-                        set_at = clock_timestamp()";
-                self.tx.execute(sql, &[platform, account, &self.row.agent_no, &lane, by]).await?;
-                Outcome::Home(true)
+                let Some(lane) = self.row.lane else { return Ok(Outcome::Home(Homed::Nowhere)) };
+                Outcome::Home(home_chats::settle(self.tx, (platform, account, self.row.agent_no), lane, by).await?)
             }
         })
     }

@@ -1,7 +1,7 @@
 //! Chats that an agent may write to by itself, and what it writes there.
 //!
 //! Called by intake, which notes who has written, and by tools, within their call. Always true: a chat is reached only where the turn
-//! came from, where people made it the agent's home, or where it has written to this agent on this account; a text is in the
+//! came from, where people or the document made it the agent's home, or where it has written to this agent on this account; a text is in the
 //! outbox when its call is journaled. It belongs to its session and to no turn of it, so that it never takes the place of a
 //! message that shows the turn.
 

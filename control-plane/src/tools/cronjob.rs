@@ -494,7 +494,9 @@ async fn unreached(scope: &CallScope<'_>, target: &Target, has_origin: bool) -> 
         Target::Origin if !has_origin => Some("there is no chat here that origin could mean".to_owned()),
         Target::Origin | Target::Local => None,
         Target::Home { platform } => scope.home(platform).await?.is_none().then(|| {
-            format!("you have no home chat on {platform}; somebody makes a chat your home by writing /sethome in it")
+            format!(
+                "you have no home chat on {platform}; somebody makes a chat your home by writing /sethome in it, or names it in the configuration, under homes of an account"
+            )
         }),
         Target::Chat { platform, chat_id, thread_id } => {
             let reading = (chat_id.clone(), thread_id.clone().unwrap_or_default());

@@ -144,7 +144,9 @@ fn unreached(target: &Target, reached: &[ReachedChat]) -> String {
     let error = match target {
         Target::Origin => "This turn came from no chat. Name a target.".to_owned(),
         Target::Home { platform } => {
-            format!("You have no home chat on {platform}. Somebody makes a chat your home by writing /sethome in it.")
+            format!(
+                "You have no home chat on {platform}. Somebody makes a chat your home by writing /sethome in it, or names it in the configuration, under homes of an account."
+            )
         }
         Target::Local | Target::Chat { .. } => format!(
             "You may not write to {target}: only to this chat, your home chats, and chats that have written to you."

@@ -244,6 +244,7 @@ fn the_example_sets_every_key() {
         unauthorized_dm: _,
         rate: _,
         streaming: _,
+        homes: _,
         access:
             AccessLists { allow_admin_from, user_allowed_commands, group_allow_admin_from, group_user_allowed_commands },
     } = &telegram[0];
@@ -252,6 +253,7 @@ fn the_example_sets_every_key() {
     assert!(bot(|bot| bot.streaming == Streaming::Off) && bot(|bot| bot.streaming == Streaming::Edit));
     assert!(bot(|bot| matches!(bot.token, SecretRef::Env(_))) && bot(|bot| matches!(bot.token, SecretRef::File(_))));
     assert!(bot(|bot| bot.unauthorized_dm.is_some()));
+    assert!(bot(|bot| bot.homes.values().any(|home| home.thread_id.is_some())));
     assert!(bot(|bot| bot.api_base.is_some()) && bot(|bot| bot.allow_all));
     assert!(bot(|bot| !bot.allow_users.is_empty()) && bot(|bot| !bot.allow_chats.is_empty()));
     assert!(bot(|bot| bot.rate == Rate::Off) && bot(|bot| matches!(bot.rate, Rate::Limited { .. })));

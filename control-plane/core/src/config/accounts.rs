@@ -7,10 +7,12 @@
 use super::fields::{self, Faults, Path, Section, boolean, judged, list, rate_number, text, texts};
 use super::patch::Patch;
 use super::tree::{Content, Node};
-use super::{Rate, SecretRef, Streaming, TelegramAccount, UnauthorizedDm, WebhookAccount, WebhookReply, values};
+use super::{
+    Rate, SecretRef, Streaming, TelegramAccount, UnauthorizedDm, WebhookAccount, WebhookReply, home_chats, values,
+};
 use crate::command::{AccessLists, listed};
 
-const TELEGRAM_KEYS: [&str; 10] = [
+const TELEGRAM_KEYS: [&str; 11] = [
     "id",
     "token_env",
     "token_file",
@@ -21,6 +23,7 @@ const TELEGRAM_KEYS: [&str; 10] = [
     "unauthorized_dm",
     "rate",
     "streaming",
+    "homes",
 ];
 const WEBHOOK_KEYS: [&str; 5] = ["id", "secret_env", "secret_file", "callback_url", "deliver"];
 /// Of every account, beside its platform's own.
@@ -37,6 +40,9 @@ pub(super) fn read(node: &Node, patch: &mut Patch, faults: &mut Faults) {
         let read = telegram(&account, path, faults);
         if let Some((id, line)) = &id {
             patch.positions.note(super::account_path("telegram", id), *line);
+            if let Some(homes) = account.get("homes") {
+                home_chats::note(homes, "telegram", id, &mut patch.positions);
+            }
         }
         keep(&mut patch.telegram, id, read, path, faults);
     });
@@ -147,6 +153,7 @@ fn telegram(account: &Section<'_, '_>, path: Path<'_>, faults: &mut Faults) -> O
         faults.add(account.get("rate").map_or(0, |node| node.line), path.key("rate"), message);
     }
     let streaming = account.optional("streaming", faults, streaming);
+    let homes = account.optional("homes", faults, |node, path, faults| Some(home_chats::read(node, path, faults)));
     Some(TelegramAccount {
         token: token?,
         api_base,
@@ -156,6 +163,7 @@ fn telegram(account: &Section<'_, '_>, path: Path<'_>, faults: &mut Faults) -> O
         unauthorized_dm,
         rate: rate.unwrap_or_default(),
         streaming: streaming.unwrap_or_default(),
+        homes: homes.unwrap_or_default(),
         access: access(account, faults),
     })
 }

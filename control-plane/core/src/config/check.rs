@@ -143,6 +143,12 @@ fn name_agents(document: &Document, positions: &Positions, faults: &mut Faults) 
         let message = not_registered(&document.default_agent, document);
         faults.push(Fault { line: positions.line(&path), path, message });
     }
+    for home in document.platforms.homes().filter(|home| !document.agents.contains_key(home.agent)) {
+        faults.push_with(|| {
+            let path = home.path();
+            Fault { line: positions.line(&path), path, message: not_registered(home.agent, document) }
+        });
+    }
     for agent in document.cron.keys().filter(|agent| !document.agents.contains_key(*agent)) {
         let path = format!("cron.{agent}");
         faults.push(Fault { line: positions.line(&path), path, message: not_registered(agent, document) });

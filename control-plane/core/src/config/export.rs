@@ -12,8 +12,8 @@ use indexmap::IndexMap;
 use super::tree::is_odd;
 use super::{
     AgentSpec, Document, Fault, Limits, Patch, Positions, Provider, Rate, Retention, SecretRef, Streaming,
-    TelegramAccount, UnauthorizedDm, WebhookAccount, WebhookReply, approvals, budget, cron, curator, mcp, parse,
-    runtime, sandbox, web,
+    TelegramAccount, UnauthorizedDm, WebhookAccount, WebhookReply, approvals, budget, cron, curator, home_chats, mcp,
+    parse, runtime, sandbox, web,
 };
 use crate::AgentId;
 use crate::busy::{Busy, BusyPolicy, BusyRule};
@@ -394,6 +394,10 @@ fn telegram(entries: Entries, account: &TelegramAccount) -> Entries {
                 .to_owned(),
             ),
         );
+    let entries = match account.homes.is_empty() {
+        true => entries,
+        false => entries.put("homes", home_chats::shape(&account.homes)),
+    };
     access(entries, &account.access)
 }
 

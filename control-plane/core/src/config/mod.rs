@@ -18,6 +18,7 @@ mod cron;
 mod curator;
 mod export;
 mod fields;
+mod home_chats;
 mod limits;
 mod mcp;
 mod merge;
@@ -42,6 +43,7 @@ use serde::{Deserialize, Serialize};
 pub use check::{check, check_compiled, check_spec, load_offline};
 pub use cron::{Jobs, job_path};
 pub use export::{agent_from_yaml, agent_to_yaml, to_yaml};
+pub use home_chats::{HomeChat, NamedHome};
 pub use limits::Limits;
 pub use merge::{Change, ChangeKind, diff};
 pub use models::{Endpoint, Model, Resolved, resolve_model, resolve_models, unserved_message, with_own_model};
@@ -405,6 +407,9 @@ pub struct TelegramAccount {
     /// Whether chats see an answer while it is written.
     #[serde(default)]
     pub streaming: Streaming,
+    /// Where its agents find their people, instead of what is said in a chat.
+    #[serde(default)]
+    pub homes: BTreeMap<AgentId, HomeChat>,
     /// Who may give which commands.
     #[serde(flatten)]
     pub access: AccessLists,

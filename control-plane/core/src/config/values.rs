@@ -128,6 +128,15 @@ pub(super) fn telegram_id(text: &str) -> Result<(), String> {
     Err(format!("{} is not a Telegram id; write the number (user names can change hands)", shown(text)))
 }
 
+/// A topic of a Telegram chat: a number above 0.
+pub(super) fn telegram_thread(text: &str) -> Result<(), String> {
+    let number = text.len() <= 20 && !text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit());
+    if number && !text.is_empty() {
+        return Ok(());
+    }
+    Err(format!("{} is not a topic; write its number behind the colon, or the chat alone", shown(text)))
+}
+
 /// A key of `reset_by_type` and `reset_by_platform`, or text of a deliver target: anything that is not empty.
 pub(super) fn some_text(text: &str) -> Result<(), String> {
     plain(text, "the value")

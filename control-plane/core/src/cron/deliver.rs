@@ -46,6 +46,8 @@ const ORDER: [&str; 16] = [
 ];
 /// What a value looks like.
 const HOW: &str = "write local, origin, all, a platform for its home chat, or platform:chat_id";
+/// How a platform gets a home chat.
+const NAME_ONE: &str = "write /sethome in one, or name one under homes of an account";
 
 /// A chat, or a thread of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,9 +161,9 @@ impl Deliver {
         for part in &self.parts {
             let why = match part {
                 Part::To(Target::Home { platform }) if world.places(part).is_empty() => {
-                    format!("{} has no home chat; write /sethome in one", shown(platform))
+                    format!("{} has no home chat; {NAME_ONE}", shown(platform))
                 }
-                Part::All if nowhere => "all: no platform has a home chat; write /sethome in one".to_owned(),
+                Part::All if nowhere => format!("all: no platform has a home chat; {NAME_ONE}"),
                 Part::To(Target::Origin) if nowhere && self.parts.len() > 1 => {
                     "origin: the job was made in no chat, and no platform has a home chat".to_owned()
                 }
@@ -440,7 +442,10 @@ mod tests {
         // Of several, the one that is lost is named, and the other is served.
         let (targets, error) = resolved("telegram,discord,all", None, &["telegram:5"]);
         assert_eq!(targets, [place("telegram:5")]);
-        assert_eq!(error.unwrap(), "no chat to deliver to: \"discord\" has no home chat; write /sethome in one");
+        assert_eq!(
+            error.unwrap(),
+            "no chat to deliver to: \"discord\" has no home chat; write /sethome in one, or name one under homes of an account"
+        );
     }
 
     #[test]

@@ -173,7 +173,7 @@ async fn what_an_agent_may_not_schedule_is_refused_with_what_to_write_instead() 
         (json!({"script": "../x.sh"}), "script: "),
         (json!({"deliver": "telegram:9"}), "Chats that you reach: telegram:1."),
         (json!({"deliver": "origin,telegram:77"}), "you may not write to telegram:77"),
-        (json!({"deliver": "telegram"}), "/sethome"),
+        (json!({"deliver": "telegram"}), "/sethome in it, or names it in the configuration"),
         (json!({"deliver": "smoke signals"}), "there is no platform"),
         (json!({"context_from": ["nothing"]}), "you have no job"),
     ] {

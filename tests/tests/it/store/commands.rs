@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use hermes_control_plane::store::{Again, Answer, Completion, Effect, Ended, Outcome, Resumed, Used};
+use hermes_control_plane::store::{Again, Answer, Completion, Effect, Ended, Homed, Outcome, Resumed, Used};
 use jiff::Timestamp;
 
 use super::db::{Db, end, end_keep, msg, same};
@@ -313,7 +313,7 @@ pub(super) fn what_was_used_is_summed_up_by_session_and_by_key(db: &mut Db) -> R
 pub(super) fn one_chat_is_home(db: &mut Db) -> Result<()> {
     let home = |by: &str| Effect::Home { platform: "p".into(), account: "a".into(), by: by.into() };
     for (key, by) in [("a", "ada"), ("b", "bob")] {
-        ensure!(matches!(give(db, key, "x", home(by))?, Outcome::Home(true)));
+        ensure!(matches!(give(db, key, "x", home(by))?, Outcome::Home(Homed::Here)));
     }
     same!(db.look("SELECT platform, account, agent_no, lane_id, set_by FROM home_channels")?, "p|a|1|1|bob");
     Ok(())

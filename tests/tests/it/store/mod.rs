@@ -14,6 +14,7 @@ mod commands;
 mod cron;
 mod db;
 mod deliveries;
+mod home_chats;
 mod homes;
 mod journal;
 mod leases;
@@ -301,6 +302,13 @@ drills! {
     mcp::{
         what_a_server_is_first_seen_with_is_pinned_until_it_is_configured_anew,
         an_operator_pins_what_was_looked_at_and_nothing_else,
+    }
+    home_chats::{
+        homes_are_what_the_document_names,
+        what_is_right_already_is_not_touched_and_of_one_change_the_last_home_counts,
+        a_home_of_an_agent_that_is_not_registered_refuses_the_whole_change,
+        what_the_document_names_is_not_changed_by_a_chat,
+        a_chat_that_wants_to_be_home_while_the_document_changes_waits_for_it,
     }
     homes::{
         each_version_is_kept_with_who_wrote_it,

@@ -244,6 +244,59 @@ async fn nobody_speaks_in_the_conversation_of_a_job() {
     stop(up);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_home_that_the_document_names_is_told_though_nobody_has_ever_written() {
+    let (fake, model) = (FakeTelegram::start().await.unwrap(), MockModel::start().await.unwrap());
+    let bot = fake.bot(BOT);
+    let document = |homes: Value| {
+        let mut front = account("front", "FRONT_TOKEN", &fake);
+        front["homes"] = homes;
+        with_model(&model, json!({"agents": {"coder": {}}, "platforms": {"telegram": {"accounts": [front]}}}))
+    };
+    let up = start(&document(json!({"coder": CHAT})), &[("FRONT_TOKEN", BOT)]);
+    let apply = |homes: Value| up.ctl_with_input(["apply", "-f", "-"], document(homes).to_string().as_bytes());
+    cron(&up, &["add", "coder", "every 1d", "say it", "--name", "daily", "--deliver", "telegram"]);
+    let run = || assert_eq!(cron(&up, &["run", "daily", "--wait"])["state"], "ran");
+    run();
+    assert!(texts(&bot, CHAT, 1).await[0].contains("daily"));
+
+    // The next run goes where the document says by then, be it a topic.
+    let refused = apply(json!({"codr": 12})).refused(1);
+    assert!(
+        refused.contains("accounts[front].homes.codr: agent codr is not registered; did you mean coder?"),
+        "{refused}"
+    );
+    let changed = apply(json!({"coder": "12", "main": "-100:7"})).ok();
+    assert!(changed.out.contains("accounts[front].homes.coder"), "{changed:?}");
+    run();
+    assert!(texts(&bot, 12, 1).await[0].contains("daily"));
+    let runs = delivered(&up, "daily", 2);
+    assert_eq!(runs[0]["deliveries"], json!([{"chat": "telegram/front/12", "state": "delivered"}]));
+    assert_eq!(bot.delivered(CHAT).len(), 1);
+
+    // What a chat says changes nothing of it, and makes a home where the document names none any more.
+    let sethome = async |chat: i64, count: usize| {
+        bot.push_text(chat, chat, "/sethome");
+        texts(&bot, chat, count).await.pop().unwrap()
+    };
+    assert_eq!(
+        sethome(13, 1).await,
+        "Nothing was changed: the configuration names chat -100:7 as the home of main on this account. It can be changed there, under homes of the account front."
+    );
+    apply(json!({"main": 13})).ok();
+    assert_eq!(
+        sethome(13, 2).await,
+        "This chat is the home of main on this account already: the configuration names it."
+    );
+    apply(json!({})).ok();
+    assert_eq!(sethome(13, 3).await, "This chat is the home of main on this account now.");
+    run();
+    let undelivered = cron(&up, &["runs", "daily", "-n", "1"]).to_string();
+    assert!(undelivered.contains("name one under homes of an account"), "{undelivered}");
+    assert_eq!((bot.delivered(CHAT).len(), bot.delivered(12).len()), (1, 1));
+    stop(up);
+}
+
 type Client = v1::cron_service_client::CronServiceClient<Transport>;
 
 /// Each call that names a job, in this order.

@@ -9,7 +9,8 @@ use super::{SOON, ended, export, tell, with_model};
 #[test]
 fn an_agent_that_routes_or_the_default_name_is_removed_only_with_a_word_about_them() {
     let up = Up::start(Options::default());
-    let document = "default_agent: coder\nagents: {coder: {}, helper: {}, other: {}}\nroutes:\n\
+    let document = "default_agent: coder\nagents: {coder: {}, helper: {}, other: {}}\nplatforms: {telegram: {accounts: [\
+                    {id: a, token_env: NOT_SET, homes: {coder: 1}}, {id: b, token_env: NOT_SET, homes: {coder: 2, helper: 3, other: 4}}]}}\nroutes:\n\
                     - {match: {platform: slack}, agent: coder}\n- {match: {platform: irc}, agent: main}\n\
                     - {match: {platform: telegram}, agent: coder}\n";
     let file = up.file("agents.yaml", document);
@@ -20,6 +21,8 @@ fn an_agent_that_routes_or_the_default_name_is_removed_only_with_a_word_about_th
     for part in ["routes[0]", "routes[2]", "default_agent", "platform=slack", "--yes", "--reroute-to"] {
         assert!(error.contains(part), "{part}: {error}");
     }
+    let homes = "platforms.telegram.accounts[a].homes.coder and platforms.telegram.accounts[b].homes.coder still name";
+    assert!(error.contains(homes), "{error}");
     for (args, part) in [
         (["agent", "remove", "main", "--yes"], "main is never removed"),
         (["agent", "remove", "ghost", "--yes"], "agent ghost is not registered"),
@@ -31,14 +34,23 @@ fn an_agent_that_routes_or_the_default_name_is_removed_only_with_a_word_about_th
     }
     assert_eq!(export(&up), before, "nothing was changed");
 
+    let error = up.ctl(["agent", "remove", "other"]).refused(1);
+    assert!(error.contains("platforms.telegram.accounts[b].homes.other still name agent other: say --yes"), "{error}");
+    up.ctl(["agent", "remove", "other", "--yes"]).ok();
+
     let removed = up.json(["agent", "remove", "coder", "--reroute-to", "helper"]);
     assert_eq!(removed["routes_changed"], 2);
     let routes = up.json(["route", "list"]).to_string();
     assert!(routes.contains("helper") && !routes.contains("coder"), "{routes}");
     assert!(export(&up).contains("default_agent: helper"));
+    let homes = || export(&up).matches("helper: \"").count();
+    assert_eq!((homes(), export(&up).contains("helper: \"3\"")), (2, true), "each account has one: {}", export(&up));
+    let error = up.ctl(["agent", "remove", "helper"]).refused(1);
+    assert!(error.contains("accounts[a].homes.helper"), "{error}");
 
     let removed = up.json(["agent", "remove", "helper", "--yes"]);
     assert_eq!(removed["routes_changed"], 2);
+    assert!(!export(&up).contains("homes:"), "{}", export(&up));
     let explained = up.json(["route", "explain", "--platform", "telegram", "--chat-id", "1"]);
     assert_eq!((&explained["agent"], &explained["decided_by"]), (&"main".into(), &"default".into()));
     assert_eq!(explained["routes"].as_array().unwrap().len(), 1);

@@ -4,6 +4,7 @@ mod approvals;
 mod budgets;
 mod cron;
 mod curator;
+mod home_chats;
 mod mcp;
 mod runtime;
 mod strict;
@@ -69,6 +70,7 @@ platforms:
         allow_users: [1, "2"]
         allow_chats: [-1001234]
         unauthorized_dm: pair
+        homes: {coder: "-1001234:7", plain: 12}
         allow_admin_from: 1
         user_allowed_commands: "/Status , new"
         group_allow_admin_from: [9, "10"]
@@ -487,6 +489,16 @@ fn the_guides_examples_are_true() {
     }
 }
 
+fn any_platforms() -> impl Strategy<Value = Platforms> {
+    let chat = ("-?[1-9][0-9]{0,12}", prop::option::of("[1-9][0-9]{0,9}"))
+        .prop_map(|(chat_id, thread_id)| HomeChat { chat_id, thread_id });
+    prop::option::of(chat).prop_map(|home| {
+        let mut platforms = load("platforms: {telegram: {accounts: [{id: b, token_env: T}]}}").platforms;
+        platforms.telegram["b"].homes.extend(home.map(|home| (AgentId::main(), home)));
+        platforms
+    })
+}
+
 fn any_document() -> impl Strategy<Value = Document> {
     let value = prop_oneof![
         any::<String>().prop_map(|text| text.replace('\0', "")),
@@ -494,7 +506,8 @@ fn any_document() -> impl Strategy<Value = Document> {
         "(?i)(yes|no|on|off|y|n|true|null|~)"
     ];
     let routes = prop::collection::vec((prop::sample::select(MatchKey::ALL.to_vec()), value), 0..20);
-    (routes, any::<bool>(), 1u64..1000).prop_map(|(keys, flag, bytes)| Document {
+    (routes, any::<bool>(), 1u64..1000, any_platforms()).prop_map(|(keys, flag, bytes, platforms)| Document {
+        platforms,
         group_sessions_per_user: flag,
         limits: Limits {
             message_bytes: bytes,
