@@ -138,6 +138,25 @@ impl Cluster {
         Ok(())
     }
 
+    /// Ends the server and all its processes without a word (SIGKILL), and waits for it. What they leave in memory the next start waits for.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn kill(&mut self) -> Result<()> {
+        let Some(mut server) = self.server.take() else { return Ok(()) };
+        if let Some(pid) = server.id() {
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+            // The one that would start others first.
+            for pid in [pid.to_string().as_str()].into_iter().chain(children.split_whitespace()) {
+                if let Ok(pid) = pid.parse() {
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                }
+            }
+        }
+        tokio::time::timeout(STOP_WITHIN, server.wait()).await.context("postgres does not end")??;
+        Ok(())
+    }
+
     fn command(&self) -> Result<tokio::process::Command> {
         // setpriv runs as the server's user already: a change of user would take the bond off again.
         let mut command = Command::new("setpriv");
@@ -280,15 +299,20 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_was_committed_outlives_a_stop_without_a_word() {
+    async fn what_was_committed_outlives_a_stop_and_an_end_without_a_word() {
         let mut cluster = Cluster::start().await.unwrap();
         let client = cluster.connect().await.unwrap();
         client.batch_execute("CREATE TABLE kept (v int); INSERT INTO kept VALUES (7)").await.unwrap();
         cluster.stop_immediately().await.unwrap();
         assert!(cluster.connect().await.is_err());
         cluster.restart().await.unwrap();
-        let row = cluster.connect().await.unwrap().query_one("SELECT v FROM kept", &[]).await.unwrap();
-        assert_eq!(row.get::<_, i32>(0), 7);
+        let client = cluster.connect().await.unwrap();
+        client.batch_execute("INSERT INTO kept VALUES (8)").await.unwrap();
+        cluster.kill().await.unwrap();
+        assert!(cluster.connect().await.is_err());
+        cluster.restart().await.unwrap();
+        let row = cluster.connect().await.unwrap().query_one("SELECT sum(v)::int FROM kept", &[]).await.unwrap();
+        assert_eq!(row.get::<_, i32>(0), 15);
         let dir = cluster.dir.path().to_owned();
         drop(cluster);
         assert!(!dir.try_exists().unwrap());

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use hermes_home::curator::{MERGEABLE, Order, Report, Settings, named_by_jobs};
 use hermes_proto::v1::worker_service_client::WorkerServiceClient;
-use hermes_proto::v1::{self, Curate, Curated};
+use hermes_proto::v1::{self, ConsolidateSkillsRequest, Curate, Curated};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -28,6 +28,8 @@ const MAX_AT_ONCE: usize = 4;
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 /// How often an agent that stays idle is looked after.
 const LOOK_EVERY: Duration = Duration::from_secs(60 * 60);
+/// How long it waits before it asks for a turn once more, and at last gives up.
+const PAUSES: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(2), Duration::ZERO];
 /// Longest list of jobs that is read, bytes.
 const MAX_JOBS_BYTES: u64 = 16 << 20;
 
@@ -174,19 +176,28 @@ async fn carry_out(
     done
 }
 
-/// The report of a run, once a turn has been asked for that merges skills, where there are some to be merged.
+/// The report of a run, once a turn has been asked for that merges skills, where there are some to be merged. What was done before is
+/// done, whatever comes of that.
 async fn consolidated(channel: &Channel, order: Option<u64>, done: String) -> Result<String, String> {
     let Ok(mut report) = serde_json::from_str::<Report>(&done) else { return Ok(done) };
     if report.mergeable.len() < MERGEABLE {
         return Ok(done);
     }
     let mut client = WorkerServiceClient::new(channel.clone());
-    let asked = client.consolidate_skills(v1::ConsolidateSkillsRequest { order: order.unwrap_or(0) }).await;
-    let turn = asked
-        .map_err(|status| format!("the run is done, but there is no turn that merges skills: {}", status.message()))?
-        .into_inner()
-        .turn;
-    report.consolidation = Some(turn);
+    let request = ConsolidateSkillsRequest { order: order.unwrap_or(0), skills: report.mergeable.clone() };
+    for pause in PAUSES {
+        match client.consolidate_skills(request.clone()).await {
+            Ok(answer) => {
+                (report.consolidation, report.consolidation_problem) = (Some(answer.into_inner().turn), None);
+                break;
+            }
+            Err(status) => report.consolidation_problem = Some(status.message().to_owned()),
+        }
+        tokio::time::sleep(pause).await;
+    }
+    if let Some(problem) = &report.consolidation_problem {
+        tracing::warn!(problem, "there is no turn that merges skills; the next run asks again");
+    }
     serde_json::to_string(&report).map_err(|error| error.to_string())
 }
 

@@ -77,6 +77,7 @@ struct CuratorView {
     more_changes: u64,
     mergeable: Vec<String>,
     consolidation: Option<String>,
+    consolidation_problem: Option<String>,
     #[serde(skip)]
     ran: bool,
 }
@@ -133,6 +134,7 @@ impl CuratorView {
             more_changes: answer.more_changes,
             mergeable: answer.mergeable,
             consolidation: Some(answer.consolidation).filter(|turn| !turn.is_empty()),
+            consolidation_problem: Some(answer.consolidation_problem).filter(|problem| !problem.is_empty()),
             ran,
         }
     }
@@ -199,7 +201,16 @@ impl View for CuratorView {
             None if self.dry_run && count >= MERGEABLE => {
                 let _ = writeln!(text, "a model would look which of {count} skills overlap, and merge them");
             }
+            None if self.ran && self.consolidate && count < MERGEABLE => {
+                let _ = writeln!(
+                    text,
+                    "nothing to merge: of those that the agent made by itself, as this home knows it, {count} may be"
+                );
+            }
             None => {}
+        }
+        if let Some(problem) = &self.consolidation_problem {
+            let _ = writeln!(text, "nothing is merged: {}; run it again", plain(problem));
         }
         if !text.is_empty() {
             text.push('\n');
@@ -301,6 +312,7 @@ mod tests {
             more_changes: 2,
             mergeable: vec!["a".into(), "b".into()],
             consolidation: "t12.1".into(),
+            consolidation_problem: String::new(),
             settings: Some(v1::Curator {
                 interval_hours: Some(36),
                 stale_after_days: Some(60),

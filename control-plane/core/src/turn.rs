@@ -48,9 +48,9 @@ pub struct TurnInput {
     /// The turn is a run of a scheduled job; then `text` is the job's prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cron: Option<CronInput>,
-    /// The turn merges skills of the agent that overlap; then `text` is for people.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub consolidates: bool,
+    /// The turn merges those of these skills of the agent that overlap; then `text` is for people, and for workers that do not know this.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub consolidates: Vec<String>,
 }
 
 /// What a turn is about that nobody asked for in a conversation: nobody is there meanwhile.
@@ -150,7 +150,7 @@ struct OfErrand {
     #[serde(default)]
     cron: Option<serde::de::IgnoredAny>,
     #[serde(default)]
-    consolidates: bool,
+    consolidates: Vec<serde::de::IgnoredAny>,
 }
 
 impl TurnInput {
@@ -161,7 +161,7 @@ impl TurnInput {
             return None;
         }
         let OfErrand { cron, consolidates } = serde_json::from_slice(stored).ok()?;
-        cron.map(|_| Errand::Job).or(consolidates.then_some(Errand::Skills))
+        cron.map(|_| Errand::Job).or((!consolidates.is_empty()).then_some(Errand::Skills))
     }
 
     /// Several inputs as one: the first, with the texts and files of the others behind its own.
@@ -248,17 +248,17 @@ mod tests {
     #[test]
     fn only_what_is_an_errand_is_taken_for_one() {
         let stored = |input: &TurnInput| serde_json::to_vec(input).expect("JSON");
-        let text = r#"{"cron":{}} and "cron": and "consolidates":true"#.to_owned();
+        let text = r#"{"cron":{}} and "cron": and "consolidates":["a"]"#.to_owned();
         let said = TurnInput { text, ..TurnInput::default() };
         assert_eq!(TurnInput::errand(&stored(&said)), None);
-        let merge = TurnInput { consolidates: true, ..said.clone() };
+        let merge = TurnInput { consolidates: vec!["a".to_owned()], ..said.clone() };
         assert_eq!(TurnInput::errand(&stored(&merge)), Some(Errand::Skills));
         let run = TurnInput { cron: Some(CronInput::default()), ..said };
         assert_eq!(TurnInput::errand(&stored(&run)), Some(Errand::Job));
         for other in [
             r#"{"text":"x","cron":null}"#,
-            r#"{"text":"x","source":{"cron":1,"consolidates":true}}"#,
-            r#"{"text":"x","consolidates":false}"#,
+            r#"{"text":"x","source":{"cron":1,"consolidates":["a"]}}"#,
+            r#"{"text":"x","consolidates":[]}"#,
             r#""cron":"#,
         ] {
             assert_eq!(TurnInput::errand(other.as_bytes()), None, "{other}");

@@ -220,7 +220,7 @@ impl Dispatcher {
             text,
             judge: if smart { judge::TIME + JUDGED_WITHIN } else { Duration::ZERO },
             // Nobody waits for what a job does.
-            attended: input.cron.is_none() && !input.consolidates,
+            attended: input.cron.is_none() && input.consolidates.is_empty(),
         };
         let boundary = match (sandbox.level, sandbox.network) {
             (Level::Strict, Network::None) => "they see the agent's own files alone, and no network",

@@ -35,43 +35,51 @@ pub enum Curated {
 
 type Answer = Result<Box<Report>, String>;
 
+/// A question.
+#[derive(Debug)]
+struct Waiting {
+    worker: i64,
+    runs: Option<i32>,
+    answer: oneshot::Sender<Answer>,
+}
+
 /// The questions that wait for their workers.
 #[derive(Debug, Default)]
 pub(super) struct Curations {
-    waiting: Mutex<HashMap<u64, (i64, oneshot::Sender<Answer>)>>,
+    waiting: Mutex<HashMap<u64, Waiting>>,
 }
 
 impl Curations {
-    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, (i64, oneshot::Sender<Answer>)>> {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, Waiting>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for an answer of this worker to `id`.
-    fn ask(&self, worker: i64, id: u64) -> (Asked<'_>, oneshot::Receiver<Answer>) {
+    /// Waits for an answer of this worker to `id`. `runs`: the agent whose skills are looked after by that.
+    fn ask(&self, worker: i64, id: u64, runs: Option<i32>) -> (Asked<'_>, oneshot::Receiver<Answer>) {
         let (answer, answered) = oneshot::channel();
-        self.waiting().insert(id, (worker, answer));
+        self.waiting().insert(id, Waiting { worker, runs, answer });
         (Asked { curations: self, id }, answered)
     }
 
     /// A worker answers. What it was not asked, or nobody waits for any more, is no concern.
     fn answered(&self, worker: i64, id: u64, answer: Answer) {
         let mut waiting = self.waiting();
-        if waiting.get(&id).is_some_and(|(asked, _)| *asked == worker)
-            && let Some((_, to)) = waiting.remove(&id)
+        if waiting.get(&id).is_some_and(|waiting| waiting.worker == worker)
+            && let Some(Waiting { answer: to, .. }) = waiting.remove(&id)
         {
             // Whoever asked may have gone.
             let _ = to.send(answer);
         }
     }
 
-    /// Whether somebody waits for the answer to `id`.
-    fn is_open(&self, id: u64) -> bool {
-        self.waiting().contains_key(&id)
+    /// Whether somebody waits for a run by that order of this agent's curator.
+    fn is_run_of(&self, agent_no: i32, id: u64) -> bool {
+        self.waiting().get(&id).is_some_and(|waiting| waiting.runs == Some(agent_no))
     }
 
     /// A worker has left: it answers no more.
     pub(super) fn left(&self, worker: i64) {
-        self.waiting().retain(|_, (asked, _)| *asked != worker);
+        self.waiting().retain(|_, waiting| waiting.worker != worker);
     }
 }
 
@@ -93,7 +101,8 @@ impl Dispatcher {
         let Some(worker) = self.inner.fleet.curator_of(agent_no) else { return Curated::NoWorker };
         // Another replica's question must not be taken for this one when the worker comes from there.
         let id = rand::random();
-        let (_asked, answered) = self.inner.curations.ask(worker, id);
+        let runs = (order == Order::Run { dry_run: false }).then_some(agent_no);
+        let (_asked, answered) = self.inner.curations.ask(worker, id, runs);
         if !self.inner.fleet.send(worker, ToWorker::Curate { id, order, settings }) {
             return Curated::NoWorker;
         }
@@ -111,9 +120,9 @@ impl Dispatcher {
         snapshot.agent(agent).map(|agent| snapshot.document.curator_of(&agent.spec))
     }
 
-    /// Whether an operator waits for what comes of the order `id`.
-    pub fn is_curating(&self, id: u64) -> bool {
-        self.inner.curations.is_open(id)
+    /// Whether an operator waits for what comes of a run of this agent's curator by the order `id`.
+    pub fn is_running(&self, agent_no: i32, id: u64) -> bool {
+        self.inner.curations.is_run_of(agent_no, id)
     }
 
     /// What a worker says of the order `id`; one that it was not given, or that nobody waits for any more, is no concern.
@@ -129,8 +138,10 @@ mod tests {
     #[tokio::test]
     async fn only_who_was_asked_answers_and_who_leaves_answers_nothing() {
         let curations = Curations::default();
-        let (asked, mut answered) = curations.ask(7, 1);
-        let (_other, left) = curations.ask(8, 2);
+        let (asked, mut answered) = curations.ask(7, 1, Some(3));
+        let (_other, left) = curations.ask(8, 2, None);
+        assert!(curations.is_run_of(3, 1));
+        assert!(!curations.is_run_of(4, 1) && !curations.is_run_of(3, 2) && !curations.is_run_of(3, 0));
         curations.answered(8, 1, Err("not mine".to_owned()));
         curations.answered(7, 3, Err("never asked".to_owned()));
         assert!(answered.try_recv().is_err());
@@ -139,7 +150,8 @@ mod tests {
         curations.answered(7, 1, Err("mine".to_owned()));
         assert_eq!(answered.await, Ok(Err("mine".to_owned())));
         drop(asked);
-        let (asked, _) = curations.ask(7, 4);
+        assert!(!curations.is_run_of(3, 1), "it is answered");
+        let (asked, _) = curations.ask(7, 4, None);
         drop(asked);
         curations.left(8);
         assert_eq!(curations.waiting().len(), 0, "nothing is left of what is over");

@@ -1,7 +1,8 @@
 //! The curator of skills on the wire: orders for workers, reports for operators.
 
 use hermes_core::curator::Curator;
-use hermes_home::curator::{Activity, Archived, Change, MAX_LISTED, Order, Report, State};
+use hermes_home::curator::{Activity, Archived, Change, MAX_LISTED, MERGEABLE, Order, Report, State};
+use hermes_home::skill::is_name;
 use hermes_proto::v1;
 use tonic::Status;
 
@@ -66,6 +67,14 @@ pub(super) fn curated_from(curated: &v1::Curated) -> Result<Box<Report>, String>
     serde_json::from_slice(&curated.report).map_err(|_| "the worker's report cannot be read".to_owned())
 }
 
+/// Refuses what no skills are called that could be merged.
+pub(super) fn mergeable(skills: &[String]) -> Result<(), Status> {
+    if !(MERGEABLE..=MAX_LISTED).contains(&skills.len()) || !skills.iter().all(|skill| is_name(skill)) {
+        return Err(invalid("skills", format!("name {MERGEABLE} to {MAX_LISTED} skills, without category")));
+    }
+    Ok(())
+}
+
 /// The answer for the operator, or why there is none.
 pub(super) fn answer(agent: &str, curated: Curated, settings: Curator) -> Result<v1::CurateSkillsResponse, Status> {
     let unknown = |what: &str| {
@@ -108,6 +117,7 @@ fn report_to(report: Report, settings: Curator) -> v1::CurateSkillsResponse {
         more_changes: report.more_changes,
         mergeable: report.mergeable.into_iter().take(MAX_LISTED).map(|skill| shown(&skill)).collect(),
         consolidation: report.consolidation.map_or_else(String::new, |turn| shown(&turn)),
+        consolidation_problem: report.consolidation_problem.map_or_else(String::new, |problem| shown(&problem)),
         settings: Some(settings_to(settings)),
     }
 }

@@ -330,15 +330,16 @@ impl WorkerService for WorkerApi {
         let agent = snapshot.agent(&caller.agent);
         let agent = agent.ok_or_else(|| refuse(Reason::NotFound, "the agent is not registered (any more)"))?;
         let curator = snapshot.document.curator_of(&agent.spec);
-        if !curator.consolidate || agent.spec.acp().is_some() {
-            return Err(refuse(Reason::Conflict, "this agent's skills are not to be merged (curator.consolidate)"));
-        }
-        let wanted = match request.into_inner().order {
-            0 => Wanted::Every(curator.interval_hours),
-            order if self.dispatcher.is_curating(order) => Wanted::Order(order),
-            _ => return Err(refuse(Reason::Conflict, "nobody waits for that order any more")),
+        let v1::ConsolidateSkillsRequest { order, skills } = request.into_inner();
+        curator::mergeable(&skills)?;
+        let wanted = match order {
+            _ if !curator.consolidate => None,
+            0 => curator.enabled.then_some(Wanted::Every(curator.interval_hours)),
+            order => self.dispatcher.is_running(agent.no, order).then_some(Wanted::Order(order)),
         };
-        let turn = self.intake.consolidate(agent, wanted).await.map_err(convert::intake_status)?;
+        let wanted = wanted
+            .ok_or_else(|| refuse(Reason::Conflict, "nobody wants skills of this agent to be merged (any more)"))?;
+        let turn = self.intake.consolidate(agent, skills, wanted).await.map_err(convert::intake_status)?;
         Ok(Response::new(v1::ConsolidateSkillsResponse { turn: turn.to_string() }))
     }
 

@@ -8,7 +8,7 @@ use hermes_core::{AgentId, Source};
 use jiff::Zoned;
 
 use crate::registry::{AgentEntry, Snapshot};
-use crate::store::{Answer, Answered, ApprovalState, Homed, LaneKey, Listed, Outcome, Resumed, Stopped, Used};
+use crate::store::{Answer, Answered, ApprovalState, Homed, Listed, Outcome, Resumed, Stopped, Used};
 
 /// Most of somebody's words that are repeated, in characters.
 const REPEATED: usize = 60;
@@ -182,12 +182,9 @@ pub(super) fn home(outcome: &Outcome, agent: &AgentId) -> String {
         Outcome::Home(Homed::Already) => {
             format!("This chat is the home of {agent} on this account already: the configuration names it.")
         }
-        Outcome::Home(Homed::Elsewhere(LaneKey { account, chat_id, thread_id, .. })) => {
-            let topic = if thread_id.is_empty() { String::new() } else { format!(":{thread_id}") };
-            format!(
-                "Nothing was changed: the configuration names chat {chat_id}{topic} as the home of {agent} on this account. It can be changed there, under homes of the account {account}."
-            )
-        }
+        Outcome::Home(Homed::Elsewhere) => format!(
+            "Nothing was changed: the configuration names another chat as the home of {agent} on this account. Whoever runs this changes it there, under homes of the account."
+        ),
         _ => "There is no chat here that could be a home.".to_owned(),
     }
 }

@@ -1,8 +1,8 @@
 //! Turns that nobody writes a message for: an agent merges skills of its own that overlap.
 //!
 //! Called by the workers' service, for the curator of an agent. Always true: such a turn takes the way of every message, with its bounds and its
-//! commit; its conversation is nobody's chat, so nobody else speaks there and its answer goes nowhere; of a run that came by itself there is one in
-//! its interval, however many workers of the agent have a copy of its home and ask.
+//! commit; its conversation is nobody's chat, so nobody else speaks there and its answer goes nowhere; for runs that come by themselves there is none
+//! before three quarters of their interval are over, however many workers of the agent have a copy of its home and ask.
 
 use std::time::Instant;
 
@@ -16,8 +16,9 @@ use super::{Accepted, Decided, Dedupe, Error, Intake, batch, dedupe_bytes, known
 use crate::registry::AgentEntry;
 use crate::store::{Ingest, TurnId};
 
-/// What people see of the turn's message; its worker tells the model what it is about.
-const TEXT: &str = "Merge the skills that overlap.";
+/// What people see of the turn's message; its worker tells the model what it is about. One that is too old to tells it this.
+const TEXT: &str = "Merge the skills that overlap. (Whoever reads this as a message is told it by a worker that is too old to have it done: then do \
+    nothing, use no tool, and answer just that.)";
 const SECONDS_PER_HOUR: u64 = 60 * 60;
 
 /// Who wants an agent to merge its skills.
@@ -30,11 +31,11 @@ pub enum Wanted {
 }
 
 impl Intake {
-    /// Has an agent merge its skills. The turn; the one that there was already where it is not time yet, or the order is known.
+    /// Has an agent merge those of these skills that overlap. The turn; the one that there was already where it is not time yet, or the order is known.
     ///
     /// # Errors
     /// [`Error`]; only [`Error::Unavailable`] leaves in doubt whether there is a turn.
-    pub async fn consolidate(&self, agent: &AgentEntry, wanted: Wanted) -> Result<TurnId, Error> {
+    pub async fn consolidate(&self, agent: &AgentEntry, skills: Vec<String>, wanted: Wanted) -> Result<TurnId, Error> {
         let source = Source {
             platform: CURATOR.to_owned(),
             chat_id: "skills".to_owned(),
@@ -47,8 +48,9 @@ impl Intake {
             Wanted::Order(order) => format!("curator:{}:order:{order}", agent.no),
             Wanted::Every(hours) => {
                 let store = self.dispatcher.store();
-                // A run may come a little early: clocks differ, and homes.
-                let lately = store.last_turn_within(agent.no, &key, hours.saturating_mul(SECONDS_PER_HOUR) / 2).await;
+                // The last one ended later than the run that led to it.
+                let lately = hours.saturating_mul(SECONDS_PER_HOUR) / 4 * 3;
+                let lately = store.last_turn_within(agent.no, &key, lately).await;
                 if let Some(turn) = lately.map_err(|error| Error::Unavailable(error.to_string()))? {
                     return Ok(turn);
                 }
@@ -59,7 +61,7 @@ impl Intake {
         };
         let dedupe = Dedupe::Key { key: known, event_time: None, body_hash: None };
         let input =
-            TurnInput { text: TEXT.to_owned(), source: Some(source), consolidates: true, ..TurnInput::default() };
+            TurnInput { text: TEXT.to_owned(), source: Some(source), consolidates: skills, ..TurnInput::default() };
         self.errand(agent, key, &input, dedupe).await.map(|accepted| accepted.turn)
     }
 

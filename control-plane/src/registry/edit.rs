@@ -217,6 +217,11 @@ impl Registry {
     }
 }
 
+/// The homes that a document names, as they are stored.
+pub(super) fn homes_of(document: &Document) -> Vec<DocumentedHome> {
+    document.platforms.homes().map(home_row).collect()
+}
+
 fn home_row(home: NamedHome<'_>) -> DocumentedHome {
     let chat = LaneKey {
         platform: home.platform.to_owned(),
@@ -268,7 +273,7 @@ fn change_of(snapshot: &Snapshot, result: &Edit, by: &str) -> Result<Option<Regi
         home_copy: result.home_copy.clone(),
         home_documents: result.home_documents.clone(),
         jobs: result.jobs.clone(),
-        homes: new.platforms.homes().map(home_row).collect(),
+        homes: homes_of(new),
         by: by.to_owned(),
     }))
 }

@@ -97,6 +97,8 @@ impl Registry {
             // The document always holds `main`; an edit that changes nothing else writes it.
             registry.edit("hermes", |_, _| Ok(())).await?;
         }
+        let snapshot = registry.current();
+        registry.inner.store.restore_homes(snapshot.version, &edit::homes_of(&snapshot.document)).await?;
         Ok(registry)
     }
 

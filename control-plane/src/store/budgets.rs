@@ -244,7 +244,7 @@ impl Store {
                      ON CONFLICT DO NOTHING RETURNING 1), \
                    o AS (SELECT l.platform, l.account FROM turns q JOIN lanes l USING (lane_id) WHERE q.session_id = $4 AND q.seq = $5), \
                    home AS (SELECT h.lane_id FROM home_channels h LEFT JOIN o ON true WHERE h.agent_no = $6 \
-                     ORDER BY (h.platform, h.account) = (o.platform, o.account) DESC NULLS LAST, h.set_at DESC LIMIT 1) \
+                     ORDER BY (h.platform, h.account) = (o.platform, o.account) DESC NULLS LAST, h.documented DESC, h.set_at DESC LIMIT 1) \
                    SELECT CASE WHEN home.lane_id IS NULL THEN false ELSE enqueue(home.lane_id, $4, 0, $7) IS NOT NULL END \
                      FROM noted LEFT JOIN home ON true";
         let TurnId { session, seq } = hit.turn;

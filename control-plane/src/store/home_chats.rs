@@ -1,13 +1,13 @@
 //! Which chat is the home of an account's agent: where the agent finds its people when nobody has just written.
 //!
-//! Called by changes of the registry with what the document names, and by `/sethome`; whoever looks for a home reads `home_channels`
+//! Called by changes of the registry, and by a replica that starts, with what the document names, and by `/sethome`; whoever looks for a home reads `home_channels`
 //! by itself. Always true: a home that the document names is as it says and has been since it said so; what is said in a chat makes
 //! homes that the document does not name, and no others. It does not know what a document is.
 
 use deadpool_postgres::Transaction;
 use tokio_postgres::types::ToSql;
 
-use super::{Error, LaneKey, Result};
+use super::{Error, LaneKey, Result, Store};
 
 /// Who has set what the document names; people have numbers here.
 const CONFIGURATION: &str = "configuration";
@@ -28,8 +28,8 @@ pub enum Homed {
     Here,
     /// It was: the document names it.
     Already,
-    /// The document names another one, and it stays that.
-    Elsewhere(LaneKey),
+    /// The document names another one, and it stays that. Which is not for everybody to know who may write there.
+    Elsewhere,
     /// There is no chat.
     Nowhere,
 }
@@ -74,6 +74,23 @@ pub(super) async fn document_all(tx: &Transaction<'_>, homes: &[DocumentedHome])
     Ok(())
 }
 
+impl Store {
+    /// Makes the homes that the document of that version names what they are to be; nothing where there is a newer one, which has. A replica of the
+    /// build before, which knows nothing of them, may have made others.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn restore_homes(&self, version: i64, homes: &[DocumentedHome]) -> Result<()> {
+        let mut client = self.client().await?;
+        let tx = client.transaction().await?;
+        if tx.query_opt("SELECT 1 FROM documents WHERE version = $1 FOR NO KEY UPDATE", &[&version]).await?.is_some() {
+            document_all(&tx, homes).await?;
+            tx.commit().await?;
+        }
+        Ok(())
+    }
+}
+
 /// Makes a lane the home of an agent on an account, unless the document names one. The row stays locked either way.
 pub(super) async fn settle(
     tx: &Transaction<'_>,
@@ -87,12 +104,7 @@ pub(super) async fn settle(
     if tx.execute(sql, &[&platform, &account, &agent_no, &lane, &by]).await? > 0 {
         return Ok(Homed::Here);
     }
-    let sql = "SELECT l.lane_id, l.platform, l.account, l.chat_id, l.thread_id FROM home_channels h JOIN lanes l USING (lane_id) \
-               WHERE h.platform = $1 AND h.account = $2 AND h.agent_no = $3";
+    let sql = "SELECT lane_id FROM home_channels WHERE platform = $1 AND account = $2 AND agent_no = $3";
     let row = tx.query_one(sql, &[&platform, &account, &agent_no]).await?;
-    if row.get::<_, i64>(0) == lane {
-        return Ok(Homed::Already);
-    }
-    let (platform, account, chat_id, thread_id) = (row.get(1), row.get(2), row.get(3), row.get(4));
-    Ok(Homed::Elsewhere(LaneKey { platform, account, chat_id, thread_id }))
+    Ok(if row.get::<_, i64>(0) == lane { Homed::Already } else { Homed::Elsewhere })
 }

@@ -67,13 +67,13 @@ impl CallScope<'_> {
         Ok(self.chats_from("FROM o AS l CROSS JOIN o", &[]).await?.pop())
     }
 
-    /// The agent's home on a platform: that of the account of the turn, else the one that was set last.
+    /// The agent's home on a platform: that of the account of the turn, else one that the document names, else the one that was set last.
     ///
     /// # Errors
     /// As of the call.
     pub async fn home(&self, platform: &str) -> Result<Option<ReachedChat>> {
         let sql = "FROM home_channels c JOIN lanes l USING (lane_id) LEFT JOIN o ON true WHERE c.agent_no = $3 AND c.platform = $4 \
-                   ORDER BY (c.platform, c.account) = (o.platform, o.account) DESC NULLS LAST, c.set_at DESC LIMIT 1";
+                   ORDER BY (c.platform, c.account) = (o.platform, o.account) DESC NULLS LAST, c.documented DESC, c.set_at DESC LIMIT 1";
         Ok(self.chats_from(sql, &[&platform]).await?.pop())
     }
 

@@ -23,10 +23,10 @@ const HOLD: &str = ".skills.lock";
 /// What happened to a skill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// It was made by the agent: in a dialogue, or where it merged skills that it had made by itself.
+    /// It was made by the agent.
     Created {
-        /// The latter.
-        by_curator: bool,
+        /// Nobody was there: by itself.
+        alone: bool,
     },
     /// It was read; that is also a use.
     Viewed,
@@ -59,8 +59,8 @@ pub fn note(skills: &Path, name: &str, event: Event, now: Timestamp) -> io::Resu
                 usage.patch_count += 1;
                 usage.last_patched_at = now;
             }
-            Event::Created { by_curator: true } => usage.created_by = Some("agent".to_owned()),
-            Event::Created { by_curator: false } | Event::Deleted => {}
+            Event::Created { alone: true } => usage.created_by = Some("agent".to_owned()),
+            Event::Created { alone: false } | Event::Deleted => {}
         }
     })
 }
@@ -129,7 +129,7 @@ mod tests {
         for event in [Event::Viewed, Event::Patched, Event::Patched] {
             note(dir.path(), "maps", event, NOW).expect("noted");
         }
-        note(dir.path(), "new", Event::Created { by_curator: false }, NOW).expect("noted");
+        note(dir.path(), "new", Event::Created { alone: false }, NOW).expect("noted");
         let after = read(dir.path());
         let maps = &after["maps"];
         assert_eq!((&maps["use_count"], &maps["view_count"], &maps["patch_count"]), (&4.into(), &2.into(), &2.into()));

@@ -7,15 +7,15 @@
 
 use std::fmt::Write as _;
 
-use hermes_home::curator::{MERGEABLE, Order, Report, Settings};
+use hermes_home::curator::{Order, Report, Settings};
 use hermes_proto::v1::ToolCall as Asked;
 use serde::Deserialize;
 
 use super::flow::Course;
-use super::job::Told;
 use super::orders::Halt;
 use super::steps::Outcome;
 use crate::curator;
+use crate::tools::Author;
 use crate::tools::local::{files, on_files};
 
 /// The control plane's tool by which its model says what goes where.
@@ -47,7 +47,8 @@ struct Answered {
     success: bool,
 }
 
-fn message(mergeable: &[String]) -> String {
+/// What the model is told of skills that it may merge.
+pub(super) fn message(mergeable: &[String]) -> String {
     let mut text = TOLD.to_owned();
     for skill in mergeable {
         // Writing to a String cannot fail.
@@ -58,21 +59,13 @@ fn message(mergeable: &[String]) -> String {
 }
 
 impl Course {
-    /// What the model is told; a reply where there is nothing to merge.
-    pub(super) async fn merging(&self) -> Result<Told<'static>, Halt> {
-        let report = self.curated(Order::Mergeable).await.map_err(|problem| {
-            tracing::warn!(problem, "the skills cannot be merged");
-            Halt::Failed(format!("I could not look at my skills: {problem}."))
-        })?;
-        if report.mergeable.len() < MERGEABLE {
-            return Ok(Told::Answered("There are no skills to merge.".to_owned()));
-        }
-        Ok(Told::Message(message(&report.mergeable).into()))
-    }
-
     /// Makes a call of [`TOOL`]: looks whether these skills may go, has the control plane do its part, and moves them.
     pub(super) async fn merging_step(&mut self, call: &Asked) -> Result<String, Halt> {
-        if let Err(sentence) = self.may_put_away(call).await {
+        let allowed = match self.may_put_away(call).await {
+            Ok(()) => self.stored().await,
+            refused => refused,
+        };
+        if let Err(sentence) = allowed {
             return self.store_result(Outcome::refused(sentence)).await;
         }
         let text = self.journaled_step(call).await?;
@@ -92,7 +85,11 @@ impl Course {
     async fn may_put_away(&self, call: &Asked) -> Result<(), String> {
         // What cannot be read the control plane answers.
         let Ok(Wish { skills, into }) = serde_json::from_str(&call.arguments) else { return Ok(()) };
-        let judged = self.curated(Order::PutAway { skills, into, dry_run: true }).await;
+        let free = match &self.author {
+            Author::Curator(free) => free.clone(),
+            Author::Agent | Author::Alone => Vec::new(),
+        };
+        let judged = self.curated(Order::PutAway { skills, into, free, dry_run: true }).await;
         judged.map(drop).map_err(|problem| format!("Error: {problem}."))
     }
 
@@ -100,10 +97,25 @@ impl Course {
     async fn put_away(&self, call: &Asked, answer: &str) {
         let done = serde_json::from_str::<Answered>(answer).is_ok_and(|answer| answer.success);
         let Some(Wish { skills, into }) = serde_json::from_str(&call.arguments).ok().filter(|_| done) else { return };
-        match self.curated(Order::PutAway { skills, into, dry_run: false }).await {
-            Ok(_) => self.shared.documents.look_again(),
-            Err(problem) => tracing::warn!(problem, "merged skills stay where they are"),
+        let done = self.curated(Order::PutAway { skills, into, free: Vec::new(), dry_run: false }).await;
+        let stored = match done {
+            Ok(_) => self.stored().await,
+            Err(problem) => Err(problem),
+        };
+        if let Err(problem) = stored {
+            tracing::warn!(problem, "merged skills are not in the archive, or not everywhere yet");
         }
+    }
+
+    /// Has the control plane know the skills as they are here now, so that other homes of the agent, and a new one, have what jobs name.
+    async fn stored(&self) -> Result<(), String> {
+        let documents = &self.shared.documents;
+        documents.look_again();
+        let channel = self.connection.borrow().channel.clone();
+        let channel = channel.ok_or("Error: the control plane is away; try again.")?;
+        documents.refresh(&channel, 0).await.map_err(|error| {
+            format!("Error: the skills could not be stored ({}); try again.", crate::link::chain(&error))
+        })
     }
 
     async fn curated(&self, order: Order) -> Result<Report, String> {

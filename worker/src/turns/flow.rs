@@ -219,7 +219,7 @@ impl Course {
                     Self::only_prompt(&mut messages, &input.text);
                 }
                 messages.push(Message::new(ModelRole::Assistant, reply.as_str()));
-                let goes_on = input.history.is_none() && input.compress.is_none() && !input.consolidates;
+                let goes_on = input.history.is_none() && input.compress.is_none() && input.consolidates.is_empty();
                 let said = goes_on.then(|| Said {
                     messages,
                     history_bytes: bytes(self.assignment.history_bytes),
@@ -251,8 +251,12 @@ impl Course {
 
     async fn answer(&mut self, input: &Input) -> Result<String, Halt> {
         let alone = input.cron.as_ref().is_some_and(|run| run.no_agent);
-        self.attended = input.cron.is_none() && !input.consolidates;
-        self.author = if input.consolidates { Author::Curator } else { Author::Agent };
+        self.attended = input.cron.is_none() && input.consolidates.is_empty();
+        self.author = match input.consolidates.as_slice() {
+            [] if self.attended => Author::Agent,
+            [] => Author::Alone,
+            free => Author::Curator(free.to_vec()),
+        };
         if let Some(runtime) = foreign::runtime(&self.assignment).cloned()
             && !alone
         {
@@ -323,12 +327,12 @@ impl Course {
                 let (tools, mcp) = self.offer(channel).await?;
                 (tools.without_toolsets(&NOT_IN_RUNS), mcp)
             }
-            None if input.consolidates => (self.offer_on_skills(channel).await?, McpOffered::default()),
+            None if !input.consolidates.is_empty() => (self.offer_on_skills(channel).await?, McpOffered::default()),
             None => self.offer(channel).await?,
         };
         let history = match &input.history {
             Some(_) => History::default(),
-            None if input.consolidates => History::default(),
+            None if !input.consolidates.is_empty() => History::default(),
             None => self.told_before(channel).await?,
         };
         let past = match self.assignment.journal_entries {

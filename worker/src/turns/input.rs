@@ -25,9 +25,9 @@ pub(super) struct Input {
     /// When present: the turn is a run of a scheduled job, and `text` its prompt.
     #[serde(default)]
     pub(super) cron: Option<Run>,
-    /// The turn merges skills of the agent.
+    /// The turn merges those of these skills that overlap.
     #[serde(default)]
-    pub(super) consolidates: bool,
+    pub(super) consolidates: Vec<String>,
 }
 
 /// How the history is to be summed up.

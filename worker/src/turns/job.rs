@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use hermes_proto::v1::{ModelRole, ToolCall as Asked};
 
+use super::consolidation;
 use super::flow::Course;
 use super::input::Input;
 use super::orders::Halt;
@@ -33,7 +34,9 @@ impl Course {
     /// What the turn's input comes to; of a run of a job after its script.
     pub(super) async fn told<'a>(&mut self, input: &'a Input) -> Result<Told<'a>, Halt> {
         match &input.cron {
-            None if input.consolidates => Box::pin(self.merging()).await,
+            None if !input.consolidates.is_empty() => {
+                Ok(Told::Message(consolidation::message(&input.consolidates).into()))
+            }
             None => Ok(Told::Message(Cow::Owned(self.said(input)))),
             // Boxed, so that other turns are not the larger for it.
             Some(run) => Box::pin(self.begun_run(run, &input.text)).await,

@@ -182,7 +182,7 @@ impl Course {
             idempotency_key: Some(key).filter(|key| !key.is_empty()),
             policy,
             workdir: self.workdir.clone(),
-            author: self.author,
+            author: self.author.clone(),
             cancel: CancellationToken::new(),
         }
     }

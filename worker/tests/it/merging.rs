@@ -13,7 +13,7 @@ use crate::journal::{Line, ask, say};
 use crate::offered::tool;
 use crate::plane::{Plane, World};
 
-const INPUT: &str = r#"{"text":"Merge the skills that overlap.","consolidates":true}"#;
+const INPUT: &str = r#"{"text":"Merge the skills that overlap.","consolidates":["east","junk","north"]}"#;
 const NEW: &str = "---\nname: maps\ndescription: all about maps\n---\nLook north, or east.\n";
 
 fn worker() -> Worker {
@@ -79,7 +79,7 @@ async fn a_model_merges_what_is_its_agents_own_and_nothing_else() {
     };
     assert!(asked[0].contains("\n- east\n- junk\n- north\n"), "{}", asked[0]);
     assert!(told("a").contains("people is not one of yours to change"), "{}", told("a"));
-    assert!(told("b").contains("skills_consolidate puts it into the archive"), "{}", told("b"));
+    assert!(told("b").contains("skills_consolidate puts a skill into the archive"), "{}", told("b"));
     for (id, why) in
         [("c", "people is not one of yours"), ("d", "kept is not one of yours"), ("e", "has no skill maps")]
     {
@@ -94,9 +94,7 @@ async fn a_model_merges_what_is_its_agents_own_and_nothing_else() {
     let usage: Value = serde_json::from_str(&worker.read("skills/.usage.json")).unwrap();
     assert_eq!((&usage["maps"]["created_by"], &usage["north"]["state"]), (&json!("agent"), &json!("archived")));
 
-    // Nothing is left to merge, so nobody is asked; and who is asked about something else has the usual tools.
-    plane.assign_input(&fake.state, turn(1, 2, 1), INPUT).await;
-    assert_eq!(plane.completed().await, (Outcome::Succeeded, "There are no skills to merge.".into()));
+    // Who is asked about something else has the usual tools.
     *fake.state.script.lock().unwrap() = [(0, say("Hello."))].into();
     plane.assign(&fake.state, turn(2, 1, 1), "hi").await;
     plane.completed().await;
@@ -105,9 +103,46 @@ async fn a_model_merges_what_is_its_agents_own_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_told_apart_or_shown_whole_is_left_alone_and_nothing_is_deleted() {
+    let calls = [
+        manage("a", &json!({"action": "remove_file", "name": "north", "file_path": "references/more.md"})),
+        manage("b", &json!({"action": "edit", "name": "old/east", "content": NEW.replace("maps", "east")})),
+        call("c", &json!({"skills": ["east"], "into": "north"})),
+        call("d", &json!({"skills": ["junk"], "into": "north"})),
+        call("e", &json!({"skills": ["junk"]})),
+    ];
+    let mut fake = fake(&script(&calls)).await;
+    let mut worker = worker();
+    worker.write("skills/north/references/more.md", "more");
+    worker.write("skills/old/east/SKILL.md", "---\nname: east\ndescription: d\n---\nOf people.\n");
+    worker.write("skills/junk/references/long.md", &"x".repeat(200_000));
+    serve(&mut worker, &fake, Seams::default());
+    let mut plane = Plane::attach(&mut fake).await;
+    plane.assign_input(&fake.state, turn(1, 1, 1), INPUT).await;
+    assert_eq!(plane.completed().await, (Outcome::Succeeded, "Merged.".into()));
+    let asked = fake.state.asked(10).pop().unwrap();
+    for (id, why) in [
+        ("a", "nothing is deleted here"),
+        ("b", "east is in several categories"),
+        ("c", "east is in several categories"),
+        ("d", "junk cannot be shown to you as a whole"),
+    ] {
+        let before = format!("tool {id}: Error: ");
+        let told = asked.iter().find(|line| line.starts_with(&before));
+        assert!(told.is_some_and(|told| told.contains(why)), "{id}: {asked:?}");
+    }
+    assert!(
+        worker.has("skills/north/references/more.md") && worker.read("skills/old/east/SKILL.md").contains("Of people.")
+    );
+    assert!(worker.has("skills/.archive/junk"), "what is of no use need not be read to the end");
+}
+
+#[tokio::test]
 async fn what_was_interrupted_before_the_skills_were_moved_is_ended_by_who_takes_it_up() {
     // Lost before the call is made, when it is journaled, and when the skills are moved.
-    for (point, nth) in [("effect.before", 2), ("effect.after", 2), ("model.before", 3)] {
+    let input = r#"{"text":"Merge the skills that overlap.","consolidates":["east","north"]}"#;
+    let points = [("effect.before", 2), ("effect.after", 2), ("model.before", 3)];
+    for (elsewhere, (point, nth)) in [false, true].into_iter().flat_map(|other| points.map(|point| (other, point))) {
         let calls = [
             manage("a", &json!({"action": "create", "name": "maps", "content": NEW})),
             call("b", &json!({"skills": ["north", "east"], "into": "maps"})),
@@ -120,19 +155,29 @@ async fn what_was_interrupted_before_the_skills_were_moved_is_ended_by_who_takes
         world.hold_at(point, nth);
         serve(&mut worker, &fake, seams());
         let mut plane = Plane::attach(&mut fake).await;
-        plane.assign_input(&fake.state, turn(1, 1, 1), INPUT).await;
+        plane.assign_input(&fake.state, turn(1, 1, 1), input).await;
         soon(point, world.held.notified()).await;
         assert_eq!(worker.has("skills/north"), point != "model.before", "{point}");
         worker.task.abort_all();
         while worker.task.join_next().await.is_some() {}
+        if elsewhere {
+            // Another home of the agent, which knows nothing of who made what.
+            worker = Worker::new();
+        }
         serve(&mut worker, &fake, seams());
         plane = Plane::attach(&mut fake).await;
-        plane.assign_input(&fake.state, turn(1, 1, 2), INPUT).await;
+        plane.assign_input(&fake.state, turn(1, 1, 2), input).await;
         assert_eq!(plane.completed().await, (Outcome::Succeeded, "Merged.".into()), "{point}");
-        let archive = std::fs::read_dir(worker.home().join("skills/.archive")).unwrap();
+        // What jobs name now is in every home, and what they named is in none.
+        let stored = |path: &str| fake.state.document(path).and_then(|(_, body)| body);
+        assert_eq!(stored("skills/maps/SKILL.md").as_deref(), Some(NEW), "{point}");
+        assert_eq!((stored("skills/north/SKILL.md"), stored("skills/web/east/SKILL.md")), (None, None), "{point}");
+        let archive = std::fs::read_dir(worker.home().join("skills/.archive")).into_iter().flatten();
         let mut archive: Vec<_> = archive.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         archive.sort();
-        assert_eq!(archive, ["east", "north"], "{point}");
+        // The home that did it before has them.
+        let moved = if elsewhere && point == "model.before" { Vec::new() } else { vec!["east", "north"] };
+        assert_eq!(archive, moved, "{point}");
         assert!(!worker.has("skills/north") && !worker.has("skills/web/east"), "{point}");
     }
 }

@@ -186,9 +186,11 @@ impl Document {
         spec.sandbox.unwrap_or(self.sandbox)
     }
 
-    /// When an agent's skills are looked after: its own rule as a whole, else the one of all.
+    /// When an agent's skills are looked after: its own rule as a whole, else the one of all. Where a program answers no model is there that could
+    /// merge them.
     pub fn curator_of(&self, spec: &AgentSpec) -> Curator {
-        spec.curator.unwrap_or(self.curator)
+        let curator = spec.curator.unwrap_or(self.curator);
+        Curator { consolidate: curator.consolidate && spec.acp().is_none(), ..curator }
     }
 
     /// When people are asked before what an agent does: its own rule as a whole, else the one of all.

@@ -122,16 +122,17 @@ pub(super) fn timezone(text: &str) -> Result<(), String> {
 /// A Telegram user or chat id: a decimal integer.
 pub(super) fn telegram_id(text: &str) -> Result<(), String> {
     let digits = text.strip_prefix('-').unwrap_or(text);
-    if !digits.is_empty() && digits.len() <= 20 && digits.bytes().all(|b| b.is_ascii_digit()) {
+    let number = !digits.starts_with('0') && digits.bytes().all(|b| b.is_ascii_digit());
+    if number && !digits.is_empty() && digits.len() <= 20 {
         return Ok(());
     }
     Err(format!("{} is not a Telegram id; write the number (user names can change hands)", shown(text)))
 }
 
-/// A topic of a Telegram chat: a number above 0.
+/// A topic of a Telegram chat: a number above 1, which is the general one's that messages do not name.
 pub(super) fn telegram_thread(text: &str) -> Result<(), String> {
     let number = text.len() <= 20 && !text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit());
-    if number && !text.is_empty() {
+    if number && !text.is_empty() && text != "1" {
         return Ok(());
     }
     Err(format!("{} is not a topic; write its number behind the colon, or the chat alone", shown(text)))

@@ -37,14 +37,14 @@ pub enum Order {
     Archive(String),
     /// Out of it.
     Restore(String),
-    /// Which skills a model may merge.
-    Mergeable,
     /// Into the archive with skills that a model has merged into another one, or found useless.
     PutAway {
         /// Those; what is there already stays.
         skills: Vec<String>,
         /// The one that says it all now.
         into: Option<String>,
+        /// Those that may go.
+        free: Vec<String>,
         /// Change nothing, only say why not.
         dry_run: bool,
     },
@@ -61,7 +61,7 @@ impl Order {
         match self {
             Self::Run { dry_run } | Self::PutAway { dry_run, .. } => !dry_run,
             Self::Due | Self::Archive(_) | Self::Restore(_) => true,
-            Self::Status | Self::Pause | Self::Resume | Self::Pin(_) | Self::Unpin(_) | Self::Mergeable => false,
+            Self::Status | Self::Pause | Self::Resume | Self::Pin(_) | Self::Unpin(_) => false,
         }
     }
 }
@@ -98,10 +98,12 @@ pub struct Report {
     pub changes: Vec<Change>,
     /// How many changes are not listed.
     pub more_changes: u64,
-    /// The skills that a model may merge, where it was a run and is to have them merged, or where they were asked for.
+    /// The skills that a model may merge, where it was a run and is to have them merged.
     pub mergeable: Vec<String>,
     /// The turn that merges them, as people write it; nothing where there is none.
     pub consolidation: Option<String>,
+    /// Why there is none, where there should be one.
+    pub consolidation_problem: Option<String>,
 }
 
 /// Fewest skills that can be merged.

@@ -10,7 +10,20 @@ use tokio_postgres::types::Json;
 use super::lock_agent;
 use crate::store::{CallScope, Result};
 
+/// Whether the agent has a skill of that name as a document, in whatever category.
+const THERE: &str = "SELECT 1 FROM home_documents WHERE agent_no = $1 AND NOT deleted \
+    AND path ~ ('^skills/([^/]+/)?' || regexp_replace($2, '[.]', '[.]', 'g') || '/SKILL[.]md$') LIMIT 1";
+
 impl CallScope<'_> {
+    /// Whether the caller's agent has a skill of that name, as far as its workers have said.
+    ///
+    /// # Errors
+    /// As of the call.
+    pub async fn has_skill(&self, name: &str) -> Result<bool> {
+        let statement = self.tx.prepare_cached(THERE).await?;
+        Ok(self.tx.query_opt(&statement, &[&self.caller().agent_no, &name]).await?.is_some())
+    }
+
     /// Has the jobs of the caller's agent, paused and stopped ones too, name `into`, or nothing, in place of these skills; the names of those that
     /// changed.
     ///

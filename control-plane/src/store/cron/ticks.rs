@@ -198,7 +198,7 @@ const OPEN: &str = "SELECT i.no, (SELECT count(*) FROM cron_runs c WHERE c.job_n
       SELECT 1 FROM turn_steps e WHERE e.session_id = c.session_id AND e.seq = c.seq AND e.step = 2147483647 AND e.phase = 1)) \
     FROM unnest($1::bigint[]) i(no)";
 const HOMES: &str = "SELECT l.platform, l.account, l.chat_id, l.thread_id, h.agent_no FROM home_channels h JOIN lanes l USING (lane_id) \
-    WHERE h.agent_no = ANY($1) ORDER BY h.set_at DESC";
+    WHERE h.agent_no = ANY($1) ORDER BY h.documented DESC, h.set_at DESC";
 
 impl Store {
     /// Slots that came due become runs, and those that may begin are turns: up to `most` jobs, in one commit.

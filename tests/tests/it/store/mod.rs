@@ -304,6 +304,7 @@ drills! {
         an_operator_pins_what_was_looked_at_and_nothing_else,
     }
     home_chats::{
+        a_replica_that_starts_puts_right_what_one_of_before_has_changed,
         homes_are_what_the_document_names,
         what_is_right_already_is_not_touched_and_of_one_change_the_last_home_counts,
         a_home_of_an_agent_that_is_not_registered_refuses_the_whole_change,

@@ -153,6 +153,10 @@ pub(super) fn only_chats_that_know_the_agent_are_reached(db: &mut Db) -> Result<
             ('t', 'one', 1, 6, 'x', '2026-01-01'), ('t', 'two', 1, 3, 'x', '2026-02-02'), ('m', 'one', 2, 5, 'x', '2026-01-01')")?;
     same!(look(db, 1, Reach { home: Some("t"), ..Reach::default() })?, "6=t/one/stranger/ h");
     same!(look(db, 2, Reach { home: Some("t"), ..Reach::default() })?, "3=t/two/2/ h");
+    // What the document names comes before what was said later.
+    db.run("UPDATE home_channels SET documented = true WHERE lane_id = 6")?;
+    same!(look(db, 2, Reach { home: Some("t"), ..Reach::default() })?, "6=t/one/stranger/ h");
+    db.run("UPDATE home_channels SET documented = false")?;
     same!(look(db, 1, Reach { home: Some("m"), ..Reach::default() })?, "nobody");
     same!(look(db, 1, chat("t", &[("stranger", "")]))?, "6=t/one/stranger/ h");
     let all = "1=t/one/1/ o, 3=t/two/2/ h, 6=t/one/stranger/ h, 5=m/one/!r:host/, 4=t/two/3/7, 2=t/one/2/";

@@ -281,7 +281,7 @@ async fn a_home_that_the_document_names_is_told_though_nobody_has_ever_written()
     };
     assert_eq!(
         sethome(13, 1).await,
-        "Nothing was changed: the configuration names chat -100:7 as the home of main on this account. It can be changed there, under homes of the account front."
+        "Nothing was changed: the configuration names another chat as the home of main on this account. Whoever runs this changes it there, under homes of the account."
     );
     apply(json!({"main": 13})).ok();
     assert_eq!(

@@ -15,6 +15,7 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::{MAX_FOLDERS, is_name, place, places, usage};
 use crate::beneath::Folder;
+use crate::tools::local::files::is_readable;
 
 /// Where archived skills lie, in the home.
 const ARCHIVE: &str = "skills/.archive";
@@ -50,11 +51,11 @@ pub(crate) fn carry_out(
             }
             None => Vec::new(),
         },
-        Order::Mergeable => {
-            mergeable = curator.mergeable()?;
+        Order::PutAway { skills, into, free, dry_run: true } => {
+            curator.may_put_away(skills, into.as_deref(), free)?;
             Vec::new()
         }
-        Order::PutAway { skills, into, dry_run } => curator.put_away_all(skills, into.as_deref(), *dry_run)?,
+        Order::PutAway { skills, into, dry_run: false, .. } => curator.put_away_all(skills, into.as_deref())?,
         Order::Pause | Order::Resume => {
             let memory = Memory { paused: *order == Order::Pause, ..curator.memory()? };
             curator.remember(&memory)?;
@@ -111,24 +112,19 @@ impl Curator<'_> {
         Ok(there.map(|(name, _)| name).filter(is_free).collect())
     }
 
-    /// Moves skills that a model has merged into another one, or found useless, into the archive. Of several all are judged first.
-    fn put_away_all(&self, skills: &[String], into: Option<&str>, dry: bool) -> Result<Vec<Change>, String> {
+    /// Why a model may not have these skills, of those that are `free`, put away.
+    fn may_put_away(&self, skills: &[String], into: Option<&str>, free: &[String]) -> Result<(), String> {
         if let Some(into) = into {
             self.found(into)?;
             if skills.iter().any(|skill| skill == into) {
                 return Err(format!("{into} cannot be merged into itself"));
             }
         }
-        let (rows, archived, free, jobs) = (self.rows()?, archived(self.home)?, self.mergeable()?, self.jobs()?);
-        let mut there = Vec::new();
+        let (rows, jobs) = (self.rows()?, self.jobs()?);
         for skill in skills {
-            named(skill)?;
-            let category = match self.found(skill) {
-                Ok(category) => category,
-                Err(_) if !dry && curator::comes_back_from(skill, &archived).is_some() => continue,
-                Err(problem) => return Err(problem),
-            };
-            if !free.contains(skill) {
+            let category = self.found(skill)?;
+            let row = rows.get(skill);
+            if row.is_some_and(Usage::is_pinned) || !free.contains(skill) && !row.is_some_and(Usage::is_mergeable) {
                 return Err(format!(
                     "{skill} is not one of yours to merge: it is pinned, or you did not make it by yourself"
                 ));
@@ -136,13 +132,23 @@ impl Curator<'_> {
             if jobs.contains(skill) {
                 return Err(format!("{skill} is needed by a job of cron/jobs.json; leave it"));
             }
-            there.push((category, skill));
+            if into.is_some() && !is_readable(&self.home.join(place(&category, skill))) {
+                return Err(format!(
+                    "{skill} cannot be shown to you as a whole: it has a file that is long, or no text; leave it as it is"
+                ));
+            }
         }
-        if dry {
-            return Ok(Vec::new());
-        }
+        Ok(())
+    }
+
+    /// Moves skills that a model has merged into another one, or found useless, into the archive: those that are there, and that nobody pinned
+    /// meanwhile.
+    fn put_away_all(&self, skills: &[String], into: Option<&str>) -> Result<Vec<Change>, String> {
+        into.map_or(Ok(String::new()), |into| self.found(into))?;
+        let rows = self.rows()?;
         let mut changes = Vec::new();
-        for (category, skill) in there {
+        for skill in skills.iter().filter(|skill| !rows.get(*skill).is_some_and(Usage::is_pinned)) {
+            let Ok(category) = self.found(skill) else { continue };
             let folder = self.put_away(&category, skill)?;
             let from = rows.get(skill).map_or(State::Active, Usage::state);
             changes.push(Change { skill: skill.clone(), from, to: State::Archived, folder });

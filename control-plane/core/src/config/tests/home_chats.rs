@@ -58,6 +58,8 @@ fn what_is_no_home_is_refused_with_its_line_and_what_to_write() {
         ("\n        main: \"1:\"", &main, "\"\" is not a topic; write its number behind the colon"),
         ("\n        main: \"1:-2\"", &main, "\"-2\" is not a topic"),
         ("\n        main: \"1:0\"", &main, "\"0\" is not a topic"),
+        ("\n        main: \"-100123:1\"", &main, "\"1\" is not a topic"),
+        ("\n        main: \"0123\"", &main, "\"0123\" is not a Telegram id"),
         ("\n        main: \"1:2:3\"", &main, "\"2:3\" is not a topic"),
         ("\n        main: \"1: 2\"", &main, "\" 2\" is not a topic"),
         ("\n        main: 1\n        main: 2", &main, "written before, on line 8"),

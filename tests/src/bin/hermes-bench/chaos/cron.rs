@@ -68,7 +68,7 @@ impl Slots {
 pub(crate) async fn run(args: &CronArgs, plan: &Plan) -> anyhow::Result<Report> {
     let common = &args.common;
     let chosen = match args.faults.as_slice() {
-        [] => vec![Fault::KillReplica, Fault::PgImmediate],
+        [] => vec![Fault::KillReplica, Fault::KillPg],
         faults => faults.to_vec(),
     };
     let planned = faults::plan(plan.seed, common.seconds, Duration::from_secs(2), &chosen);

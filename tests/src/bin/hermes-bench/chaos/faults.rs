@@ -27,8 +27,8 @@ pub(crate) enum Fault {
     TermReplica,
     /// Postgres ends some connections of the replicas.
     PgTerminate,
-    /// Postgres ends at once and is started again.
-    PgImmediate,
+    /// Postgres ends without a word, all its processes (SIGKILL), and is started again.
+    KillPg,
     /// A worker's lines are cut.
     WorkerCut,
     /// A worker's lines are slow.
@@ -133,7 +133,7 @@ pub(crate) fn plan(seed: u64, length: Duration, lease: Duration, faults: &[Fault
             Fault::StopReplica => lease.mul_f64(dice.random_range(0.2..1.5)),
             Fault::WorkerSilent => lease.mul_f64(dice.random_range(0.2..1.8)),
             Fault::DbSilent => lease.mul_f64(dice.random_range(0.1..1.0)),
-            Fault::PgImmediate => Duration::from_millis(dice.random_range(100..2_500)),
+            Fault::KillPg => Duration::from_millis(dice.random_range(100..2_500)),
             _ => Duration::from_millis(dice.random_range(500..4_000)),
         };
         let lasts = lasts.min(length.saturating_sub(at));

@@ -54,7 +54,7 @@ pub(crate) async fn inject(world: Arc<World>, planned: Planned, struck: Struck) 
             worker(&world, &planned, &mut dice).await
         }
         Fault::KillReplica | Fault::StopReplica | Fault::TermReplica => replica(&world, &planned, &mut dice).await,
-        Fault::PgTerminate | Fault::PgImmediate => postgres(&world, &planned, &mut dice).await,
+        Fault::PgTerminate | Fault::KillPg => postgres(&world, &planned, &mut dice).await,
         Fault::WorkerCut | Fault::WorkerSlow | Fault::WorkerSilent | Fault::WorkerHalfClosed => {
             let Some(worker) = world.workers.choose(&mut dice) else { return };
             line(&worker.line, &planned, &mut dice).await
@@ -131,7 +131,7 @@ async fn postgres(world: &World, planned: &Planned, dice: &mut StdRng) -> u64 {
             }
         };
     }
-    let stopped = cluster.stop_immediately().await.is_ok();
+    let stopped = cluster.kill().await.is_ok();
     sleep(planned.lasts).await;
     if let Err(error) = cluster.restart().await {
         world.recorder.locked().refused.push(format!("Postgres does not start again: {error:#}"));

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use search::{Output, Target};
+pub(crate) use skills::is_readable;
 pub use skills::{Action, Author, List as ListSkills, Manage as ManageSkill, Request as Skills, View as ViewSkill};
 
 /// Largest file that is read, or made by an edit, bytes.

@@ -39,13 +39,15 @@ pub enum Request {
 }
 
 /// Who changes skills.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Author {
     /// The agent, in a conversation: any skill of its, and what it makes is its people's.
     #[default]
     Agent,
-    /// The agent, where it merges skills that it made by itself: those alone, and what it makes is one of them.
-    Curator,
+    /// The agent, where nobody is there: any skill of its, and what it makes it has made by itself.
+    Alone,
+    /// The agent, where it merges skills: these alone, and those that it has made by itself. It puts none of it away.
+    Curator(Vec<String>),
 }
 
 /// Which skills.
@@ -126,7 +128,7 @@ pub(super) fn run(base: &Path, request: Request, now: Timestamp) -> Answer {
         Request::Manage(change, author) => {
             // Nothing moves away under it. Where there is no folder yet, there is nothing that could.
             let _alone = usage::hold(&skills).ok();
-            managed(&skills, &change, author, now)
+            managed(&skills, &change, &author, now)
         }
     }
 }
@@ -238,19 +240,16 @@ fn linked(folder: &Path, name: &str) -> Vec<String> {
     files
 }
 
-fn managed(skills: &Path, change: &Manage, author: Author, now: Timestamp) -> Answer {
+fn managed(skills: &Path, change: &Manage, author: &Author, now: Timestamp) -> Answer {
     let needed = |value: &Option<String>, name: &str| value.clone().ok_or_else(|| format!("{name} is missing"));
     if change.action == Action::Create {
         return created(skills, change, &needed(&change.content, "content")?, author, now);
     }
     let found = find(skills, &change.name)?;
-    if author == Author::Curator {
-        let rows = usage::rows(skills).map_err(|error| said("skills/.usage.json", &error))?;
-        if !rows.get(&found.name).is_some_and(Usage::is_mergeable) {
-            return Err(format!(
-                "{} is not one of yours to change: it is pinned, or you did not make it by yourself",
-                found.name
-            ));
+    if let Author::Curator(free) = author {
+        own(skills, &found.name, free)?;
+        if matches!(change.action, Action::Delete | Action::RemoveFile) {
+            return Err("nothing is deleted here: skills_consolidate puts a skill into the archive".to_owned());
         }
     }
     let (event, done) = match change.action {
@@ -274,9 +273,6 @@ fn managed(skills: &Path, change: &Manage, author: Author, now: Timestamp) -> An
             }
             put(&path, &after, shown)?;
             (Event::Patched, format!("Changed {shown} of {}.", found.name))
-        }
-        Action::Delete if author == Author::Curator => {
-            return Err("nothing is deleted here: skills_consolidate puts it into the archive".to_owned());
         }
         Action::Delete => {
             fs::remove_dir_all(&found.folder).map_err(|error| said(&found.name, &error))?;
@@ -302,7 +298,32 @@ fn managed(skills: &Path, change: &Manage, author: Author, now: Timestamp) -> An
     Ok(done)
 }
 
-fn created(skills: &Path, change: &Manage, content: &str, author: Author, now: Timestamp) -> Answer {
+/// Refuses a skill that is not one that may be merged.
+fn own(skills: &Path, name: &str, free: &[String]) -> Result<(), String> {
+    if all(skills).iter().filter(|found| found.name == name).count() > 1 {
+        return Err(format!("{name} is in several categories; leave it as it is"));
+    }
+    let rows = usage::rows(skills).map_err(|error| said("skills/.usage.json", &error))?;
+    let row = rows.get(name);
+    if row.is_some_and(Usage::is_pinned)
+        || !free.iter().any(|free| free == name) && !row.is_some_and(Usage::is_mergeable)
+    {
+        return Err(format!("{name} is not one of yours to change: it is pinned, or you did not make it by yourself"));
+    }
+    Ok(())
+}
+
+/// Whether all of a skill's text can be shown by `skill_view`.
+pub(crate) fn is_readable(folder: &Path) -> bool {
+    let linked = FOLDERS.iter().flat_map(|name| linked(folder, name));
+    let mut files = linked.chain(["SKILL.md".to_owned()]);
+    files.all(|file| {
+        let path = folder.join(file);
+        fs::metadata(&path).is_ok_and(|metadata| metadata.len() <= MAX_SHOWN as u64) && fs::read_to_string(path).is_ok()
+    })
+}
+
+fn created(skills: &Path, change: &Manage, content: &str, author: &Author, now: Timestamp) -> Answer {
     let (category, name) = match change.name.trim().split_once('/') {
         Some((category, name)) => (Some(category.to_owned()), name.to_owned()),
         None => (change.category.clone().filter(|category| category != NO_CATEGORY), change.name.trim().to_owned()),
@@ -317,14 +338,13 @@ fn created(skills: &Path, change: &Manage, content: &str, author: Author, now: T
     if all(skills).iter().any(|found| found.name == name) {
         return Err(format!("there is a skill {name} already; edit or patch it"));
     }
-    let by_curator = author == Author::Curator;
-    if by_curator && was_put_away(skills.parent().unwrap_or(skills), &name)? {
+    if matches!(author, Author::Curator(_)) && was_put_away(skills.parent().unwrap_or(skills), &name)? {
         return Err(format!("a skill {name} lies in the archive; choose another name"));
     }
     checked(content, &name)?;
     let folder = category.map_or_else(|| skills.to_owned(), |category| skills.join(category)).join(&name);
     put(&folder.join("SKILL.md"), content, "SKILL.md")?;
-    count(skills, &name, Event::Created { by_curator }, now);
+    count(skills, &name, Event::Created { alone: *author != Author::Agent }, now);
     Ok(format!("Created the skill {name}. New sessions see it in their list."))
 }
 
