@@ -4,6 +4,7 @@
 mod calls;
 mod foreign;
 mod jobs;
+mod merging;
 pub(crate) mod plane;
 mod schedules;
 

@@ -367,6 +367,13 @@ impl Tool {
         self.0.clone().call_tool(request).await.map(tonic::Response::into_inner)
     }
 
+    /// Wants its agent to merge these skills; the turn.
+    pub(crate) async fn consolidate(&self, order: u64, skills: &[&str]) -> Result<String, Status> {
+        let skills = skills.iter().map(|skill| (*skill).to_owned()).collect();
+        let answer = self.0.clone().consolidate_skills(v1::ConsolidateSkillsRequest { order, skills }).await?;
+        Ok(answer.into_inner().turn)
+    }
+
     /// Whether the call may be made.
     pub(crate) async fn permission(
         &self,
