@@ -39,7 +39,8 @@ pub const DEFAULT_FILTER: &str = "info";
 pub const METRICS_CONTENT_TYPE: &str = "text/plain; version=0.0.4";
 
 const SERVICE: &str = "hermes-control-plane";
-const EXPORT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest wait for an export; what it held is lost then.
+pub const EXPORT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest wait for the last spans and metrics. Short: it is the last part of a stop that takes less than five seconds.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 const COMPLAINTS_EVERY: Duration = Duration::from_secs(60);

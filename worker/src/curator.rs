@@ -107,8 +107,8 @@ impl Curator {
         self.running.spawn(async move {
             let work = async {
                 let merges = order.moves_skills();
-                let done = carry_out(&shared, &channel, &policy, (order, settings)).await?;
-                if merges { consolidated(&channel, id, done).await } else { Ok(done) }
+                let report = carry_out(&shared, &channel, &policy, (order, settings)).await?;
+                Ok(if merges { consolidated(&channel, id, report).await } else { report })
             };
             let done = tokio::time::timeout(TIME_LIMIT, work).await;
             let done = done.unwrap_or_else(|_| Err("it took too long and was ended".to_owned()));
@@ -118,8 +118,9 @@ impl Curator {
                 }
                 return (stream, None);
             };
-            let (report, problem) = match done {
-                Ok(report) => (report.into_bytes(), String::new()),
+            let report = done.and_then(|report| serde_json::to_vec(&report).map_err(|error| error.to_string()));
+            let (report, problem) = match report {
+                Ok(report) => (report, String::new()),
                 Err(problem) => (Vec::new(), problem),
             };
             (stream, Some(Curated { id, report, problem }))
@@ -139,13 +140,12 @@ impl Curator {
     }
 }
 
-/// The report, as JSON.
 async fn carry_out(
     shared: &Shared,
     channel: &Channel,
     policy: &Policy,
     (order, settings): (Order, Settings),
-) -> Result<String, String> {
+) -> Result<Report, String> {
     let boundary = shared.boundary.as_ref().ok_or("this worker has no boundary to work on skills behind")?;
     let documents = &shared.documents;
     let jobs = match order.heeds_jobs() {
@@ -173,15 +173,14 @@ async fn carry_out(
             );
         }
     }
-    done
+    serde_json::from_str(&done?).map_err(|error| format!("the report cannot be read ({error})"))
 }
 
 /// The report of a run, once a turn has been asked for that merges skills, where there are some to be merged. What was done before is
 /// done, whatever comes of that.
-async fn consolidated(channel: &Channel, order: Option<u64>, done: String) -> Result<String, String> {
-    let Ok(mut report) = serde_json::from_str::<Report>(&done) else { return Ok(done) };
+async fn consolidated(channel: &Channel, order: Option<u64>, mut report: Report) -> Report {
     if report.mergeable.len() < MERGEABLE {
-        return Ok(done);
+        return report;
     }
     let mut client = WorkerServiceClient::new(channel.clone());
     let request = ConsolidateSkillsRequest { order: order.unwrap_or(0), skills: report.mergeable.clone() };
@@ -198,7 +197,7 @@ async fn consolidated(channel: &Channel, order: Option<u64>, done: String) -> Re
     if let Some(problem) = &report.consolidation_problem {
         tracing::warn!(problem, "there is no turn that merges skills; the next run asks again");
     }
-    serde_json::to_string(&report).map_err(|error| error.to_string())
+    report
 }
 
 /// The skills that jobs of the control plane name, or why that is not known. Without category, as the curator knows them.

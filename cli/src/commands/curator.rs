@@ -2,8 +2,7 @@
 
 use std::fmt::Write as _;
 
-use hermes_core::curator::Curator;
-use hermes_home::curator::MERGEABLE;
+use hermes_home::curator::{MERGEABLE, Settings};
 use hermes_proto::v1::agent_service_client::AgentServiceClient;
 use hermes_proto::v1::{self, CuratorAction, SkillState};
 use serde::Serialize;
@@ -109,7 +108,7 @@ struct ChangeView {
 impl CuratorView {
     fn from_proto(answer: v1::CurateSkillsResponse, dry_run: bool, ran: bool) -> Self {
         let ranked = |list: Vec<v1::SkillActivity>| list.into_iter().map(ActivityView::from_proto).collect();
-        let (settings, usual) = (answer.settings.unwrap_or_default(), Curator::default());
+        let (settings, usual) = (answer.settings.unwrap_or_default(), Settings::default());
         Self {
             enabled: settings.enabled.unwrap_or(usual.enabled),
             interval_hours: settings.interval_hours.unwrap_or(usual.interval_hours),

@@ -92,7 +92,7 @@ fn a_refused_removal_lists_the_routes_and_what_to_say() {
     let ran = run(&mut at(&fake, &["agent", "remove", "coder"]));
     assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""));
     let expected = "error: 1 route names agent coder\n  route platform=telegram chat_id=-1001234\n\
-        say --yes to drop these routes (main becomes the default agent), or --reroute-to AGENT to point them at another\n";
+        say --yes to drop all that names it (main becomes the default agent), or --reroute-to AGENT to have it name another\n";
     assert_eq!(ran.err, expected);
     let ran = run(&mut at(&fake, &["agent", "remove", "coder", "--yes"]));
     assert_eq!(ran.code, Some(0));

@@ -12,7 +12,6 @@ pub mod busy;
 pub mod command;
 pub mod config;
 pub mod cron;
-pub mod curator;
 pub mod egress;
 pub mod id;
 pub mod mcp;

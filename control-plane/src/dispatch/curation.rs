@@ -9,8 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hermes_core::AgentId;
-use hermes_core::curator::Curator;
-use hermes_home::curator::{Order, Report};
+use hermes_home::curator::{Order, Report, Settings};
 use tokio::sync::oneshot;
 
 use super::{Dispatcher, ToWorker};
@@ -97,7 +96,7 @@ impl Drop for Asked<'_> {
 
 impl Dispatcher {
     /// Has a worker of the agent do it.
-    pub async fn curate(&self, agent_no: i32, order: Order, settings: Curator) -> Curated {
+    pub async fn curate(&self, agent_no: i32, order: Order, settings: Settings) -> Curated {
         let Some(worker) = self.inner.fleet.curator_of(agent_no) else { return Curated::NoWorker };
         // Another replica's question must not be taken for this one when the worker comes from there.
         let id = rand::random();
@@ -115,7 +114,7 @@ impl Dispatcher {
     }
 
     /// When the skills of an agent are looked after, as of now; nothing for one that is not registered.
-    pub fn curator_of(&self, agent: &AgentId) -> Option<Curator> {
+    pub fn curator_of(&self, agent: &AgentId) -> Option<Settings> {
         let snapshot = self.inner.registry.current();
         snapshot.agent(agent).map(|agent| snapshot.document.curator_of(&agent.spec))
     }

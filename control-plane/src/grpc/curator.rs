@@ -1,7 +1,6 @@
 //! The curator of skills on the wire: orders for workers, reports for operators.
 
-use hermes_core::curator::Curator;
-use hermes_home::curator::{Activity, Archived, Change, MAX_LISTED, MERGEABLE, Order, Report, State};
+use hermes_home::curator::{Activity, Archived, Change, MAX_LISTED, MERGEABLE, Order, Report, Settings, State};
 use hermes_home::skill::is_name;
 use hermes_proto::v1;
 use tonic::Status;
@@ -30,13 +29,13 @@ pub(super) fn order_from(request: &v1::CurateSkillsRequest) -> Result<Order, Sta
     })
 }
 
-pub(super) fn order_to(id: u64, order: &Order, settings: Curator) -> v1::Curate {
+pub(super) fn order_to(id: u64, order: &Order, settings: Settings) -> v1::Curate {
     // A text and a few words.
     v1::Curate { id, order: serde_json::to_vec(order).unwrap_or_default(), curator: Some(settings_to(settings)) }
 }
 
 /// On the wire, whole.
-pub(super) fn settings_to(settings: Curator) -> v1::Curator {
+pub(super) fn settings_to(settings: Settings) -> v1::Curator {
     v1::Curator {
         enabled: Some(settings.enabled),
         interval_hours: Some(settings.interval_hours),
@@ -47,9 +46,9 @@ pub(super) fn settings_to(settings: Curator) -> v1::Curator {
     }
 }
 
-pub(super) fn settings_from(settings: v1::Curator) -> Curator {
-    let usual = Curator::default();
-    Curator {
+pub(super) fn settings_from(settings: v1::Curator) -> Settings {
+    let usual = Settings::default();
+    Settings {
         enabled: settings.enabled.unwrap_or(usual.enabled),
         interval_hours: settings.interval_hours.unwrap_or(usual.interval_hours),
         min_idle_hours: settings.min_idle_hours.unwrap_or(usual.min_idle_hours),
@@ -76,7 +75,7 @@ pub(super) fn mergeable(skills: &[String]) -> Result<(), Status> {
 }
 
 /// The answer for the operator, or why there is none.
-pub(super) fn answer(agent: &str, curated: Curated, settings: Curator) -> Result<v1::CurateSkillsResponse, Status> {
+pub(super) fn answer(agent: &str, curated: Curated, settings: Settings) -> Result<v1::CurateSkillsResponse, Status> {
     let unknown = |what: &str| {
         let message = format!(
             "{what}, so nobody knows whether it was done; every skill is whole, and `hermesctl curator status {agent}` shows where"
@@ -98,7 +97,7 @@ pub(super) fn answer(agent: &str, curated: Curated, settings: Curator) -> Result
     }
 }
 
-fn report_to(report: Report, settings: Curator) -> v1::CurateSkillsResponse {
+fn report_to(report: Report, settings: Settings) -> v1::CurateSkillsResponse {
     let some = |list: Vec<Activity>| list.into_iter().take(MAX_LISTED).map(activity_to).collect();
     v1::CurateSkillsResponse {
         paused: report.paused,
@@ -155,13 +154,11 @@ fn change_to(change: Change) -> v1::SkillChange {
 mod tests {
     use super::*;
 
-    /// A worker that is told nothing and one that is told the defaults do the same.
     #[test]
-    fn both_sides_have_the_same_defaults() {
-        let (here, there) = (Curator::default(), hermes_home::curator::Settings::default());
-        let json = |value: serde_json::Result<serde_json::Value>| value.expect("JSON");
-        assert_eq!(json(serde_json::to_value(here)), json(serde_json::to_value(there)));
-        assert_eq!(settings_from(v1::Curator::default()), here);
-        assert_eq!(settings_from(settings_to(Curator { enabled: false, interval_hours: 3, ..here })).interval_hours, 3);
+    fn what_is_not_said_is_the_default() {
+        let usual = Settings::default();
+        assert_eq!(settings_from(v1::Curator::default()), usual);
+        let own = Settings { enabled: false, interval_hours: 3, consolidate: true, ..usual };
+        assert_eq!(settings_from(settings_to(own)), own);
     }
 }

@@ -337,8 +337,11 @@ impl WorkerService for WorkerApi {
             0 => curator.enabled.then_some(Wanted::Every(curator.interval_hours)),
             order => self.dispatcher.is_running(agent.no, order).then_some(Wanted::Order(order)),
         };
-        let wanted = wanted
-            .ok_or_else(|| refuse(Reason::Conflict, "nobody wants skills of this agent to be merged (any more)"))?;
+        let wanted = wanted.ok_or_else(|| {
+            let why = "skills are merged where the agent's curator has `consolidate: true`, when its time has come or while the operator who asked for \
+                a run waits: set it, and say `hermesctl curator run` once more";
+            refuse(Reason::Conflict, why)
+        })?;
         let turn = self.intake.consolidate(agent, skills, wanted).await.map_err(convert::intake_status)?;
         Ok(Response::new(v1::ConsolidateSkillsResponse { turn: turn.to_string() }))
     }

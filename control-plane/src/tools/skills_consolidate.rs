@@ -3,7 +3,7 @@
 //! Only for the turn that merges skills. The jobs that name them are changed here, with the journal of the call; what lies in the home, its worker
 //! moves, which has looked whether these skills are its agent's to merge. Always true: the jobs change before the skills go, so no job names a
 //! skill that this put away, and name one that is a document, so that it is in every home of the agent; whichever names a worker makes up, only jobs
-//! of its own agent change, and the log says so.
+//! of its own agent change, and the journal of the call says which.
 
 use std::time::Duration;
 
@@ -69,12 +69,6 @@ fn judged(arguments: Map<String, Value>) -> Result<Wish, String> {
     Ok(wish)
 }
 
-impl Wish {
-    fn done(&self, jobs: &[String]) -> Value {
-        json!({"success": true, "archived": self.skills, "into": self.into, "jobs_changed": jobs})
-    }
-}
-
 impl CallEffect for Wish {
     fn run<'a>(&'a self, scope: &'a mut CallScope<'_>) -> BoxFuture<'a, store::Result<String>> {
         Box::pin(async {
@@ -84,18 +78,13 @@ impl CallEffect for Wish {
                 let error = format!("there is no skill {into}; write it first, with skill_manage");
                 return Ok(json!({"success": false, "error": error}).to_string());
             }
-            Ok(match scope.cron_replace_skills(&self.skills, self.into.as_deref()).await? {
-                Ok(jobs) if jobs.is_empty() => self.done(&jobs),
-                Ok(jobs) => {
-                    let (turn, into) = (scope.caller().turn, self.into.as_deref());
-                    tracing::info!(%turn, agent = scope.caller().agent_no, skills = ?self.skills, into, ?jobs, "jobs name another skill");
-                    self.done(&jobs)
-                }
+            let answer = match scope.cron_replace_skills(&self.skills, self.into.as_deref()).await? {
+                Ok(jobs) => json!({"success": true, "archived": self.skills, "into": self.into, "jobs_changed": jobs}),
                 Err(job) => json!({"success": false, "error": format!(
                     "the job \"{job}\" has nothing to do without them; say in into which skill it is to have"
                 )}),
-            }
-            .to_string())
+            };
+            Ok(answer.to_string())
         })
     }
 }

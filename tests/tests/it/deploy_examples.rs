@@ -12,11 +12,11 @@ use hermes_core::config::{
     WebhookAccount, WebhookReply, load_offline,
 };
 use hermes_core::cron::{Job, Missed, Overlap};
-use hermes_core::curator::Curator;
 use hermes_core::egress::{Search, Web};
 use hermes_core::mcp::McpServer;
 use hermes_core::reset::{ResetMode, ResetPolicy};
 use hermes_core::sandbox::Sandbox;
+use hermes_home::curator::Settings;
 
 fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
@@ -79,7 +79,7 @@ fn the_example_sets_every_key() {
             Retention { dedupe_days: _, steps_days: _, deliveries_days: _, attachments_days: _, dead_days: _, turns_days },
         approvals: Approvals { mode: _, smart_model: _, timeout_seconds: _, allow: _, deny: _ },
         curator:
-            Curator {
+            Settings {
                 enabled: _,
                 interval_hours: _,
                 min_idle_hours: _,

@@ -135,7 +135,7 @@ async fn what_names_it(connection: &Connection, id: &str, refused: &tonic::Statu
         lines.push(format!("  … and {} more", agent.route_count - shown));
     }
     lines.push(
-        "say --yes to drop these routes (main becomes the default agent), or --reroute-to AGENT to point them at another"
+        "say --yes to drop all that names it (main becomes the default agent), or --reroute-to AGENT to have it name another"
             .to_owned(),
     );
     Lines(lines).into()

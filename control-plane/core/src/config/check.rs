@@ -14,11 +14,11 @@ use super::{
 use crate::AgentId;
 use crate::approvals::Approvals;
 use crate::command;
-use crate::curator::Curator;
 use crate::mcp;
 use crate::reset::{ResetMode, ResetPolicy};
 use crate::routing::RouteTable;
 use crate::sandbox::Sandbox;
+use hermes_home::curator;
 
 /// Judges references of a document; `positions` are those of the text it came from, or the default.
 ///
@@ -87,7 +87,7 @@ pub fn check_spec(id: &AgentId, spec: &AgentSpec) -> Vec<Fault> {
     for fault in spec.approvals.iter().flat_map(Approvals::faults) {
         faults.push(Fault { line: 0, path: format!("agents.{id}.approvals"), message: fault });
     }
-    for (key, fault) in spec.curator.iter().flat_map(Curator::faults) {
+    for (key, fault) in spec.curator.iter().flat_map(curator::Settings::faults) {
         faults.push(Fault { line: 0, path: format!("agents.{id}.curator.{key}"), message: fault });
     }
     for fault in spec.sandbox.iter().flat_map(Sandbox::faults) {

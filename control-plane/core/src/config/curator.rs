@@ -1,11 +1,13 @@
 //! `curator` in a text, and in exports.
 //!
-//! Called by [`super::read`] and [`super::to_yaml`]. What it means is [`crate::curator`]'s.
+//! Called by [`super::read`] and [`super::to_yaml`]. What it means is [`hermes_home::curator`]'s.
 
 use super::export::{Entries, Shape, literal};
 use super::fields::{self, Faults, Path, Section, integer};
 use super::tree::{Content, Node};
-use crate::curator::{Curator, DAYS, INTERVAL_HOURS, MIN_IDLE_HOURS};
+use hermes_home::curator::{DAYS, INTERVAL_HOURS, MIN_IDLE_HOURS};
+
+pub(super) use hermes_home::curator::Settings;
 
 const KEYS: [&str; 7] = [
     "enabled",
@@ -18,12 +20,12 @@ const KEYS: [&str; 7] = [
 ];
 
 /// Reads when skills are looked after; what it leaves out takes the default.
-pub(super) fn read(node: &Node, path: Path<'_>, faults: &mut Faults) -> Curator {
+pub(super) fn read(node: &Node, path: Path<'_>, faults: &mut Faults) -> Settings {
     if matches!(node.content, Content::Null) {
         faults.add(node.line, path, "a mapping is expected here; write {enabled: true}, or remove the key");
     }
     let section = Section::open(node, &path, &KEYS, faults);
-    let usual = Curator::default();
+    let usual = Settings::default();
     let enabled = section.optional("enabled", faults, fields::boolean);
     let consolidate = section.optional("consolidate", faults, fields::boolean);
     if let (Some(node), Some(_)) = (section.get("interval_days"), section.get("interval_hours")) {
@@ -32,7 +34,7 @@ pub(super) fn read(node: &Node, path: Path<'_>, faults: &mut Faults) -> Curator 
     let mut number =
         |key, range| section.optional(key, faults, |node, path, faults| integer(node, range, path, faults));
     let interval_days = number("interval_days", 1..=INTERVAL_HOURS.end() / 24).map(|days| days * 24);
-    let curator = Curator {
+    let curator = Settings {
         enabled: enabled.unwrap_or(usual.enabled),
         interval_hours: number("interval_hours", INTERVAL_HOURS).or(interval_days).unwrap_or(usual.interval_hours),
         min_idle_hours: number("min_idle_hours", MIN_IDLE_HOURS).unwrap_or(usual.min_idle_hours),
@@ -48,7 +50,7 @@ pub(super) fn read(node: &Node, path: Path<'_>, faults: &mut Faults) -> Curator 
 }
 
 /// As exports show it: whole, so that it says what it is.
-pub(super) fn shape(curator: &Curator) -> Shape {
+pub(super) fn shape(curator: &Settings) -> Shape {
     Entries::default()
         .put("enabled", literal(curator.enabled))
         .put("interval_hours", literal(curator.interval_hours))

@@ -55,7 +55,6 @@ use crate::approvals::Approvals;
 use crate::budget::{Budget, Price};
 use crate::busy::Busy;
 use crate::command::AccessLists;
-use crate::curator::Curator;
 use crate::egress::Web;
 use crate::mcp::McpServers;
 use crate::reset::{ResetPolicy, ResetRules};
@@ -114,7 +113,7 @@ pub struct Document {
     pub approvals: Approvals,
     /// When the skills of every agent are looked after that says nothing of its own.
     #[serde(default)]
-    pub curator: Curator,
+    pub curator: curator::Settings,
     /// MCP servers of every agent that has none of its own. Default: none.
     #[serde(default)]
     pub mcp_servers: McpServers,
@@ -160,7 +159,7 @@ impl Default for Document {
             retention: Retention::default(),
             sandbox: Sandbox::default(),
             approvals: Approvals::default(),
-            curator: Curator::default(),
+            curator: curator::Settings::default(),
             mcp_servers: McpServers::new(),
             budget: Budget::default(),
             user_budget: Budget::default(),
@@ -188,9 +187,9 @@ impl Document {
 
     /// When an agent's skills are looked after: its own rule as a whole, else the one of all. Where a program answers no model is there that could
     /// merge them.
-    pub fn curator_of(&self, spec: &AgentSpec) -> Curator {
+    pub fn curator_of(&self, spec: &AgentSpec) -> curator::Settings {
         let curator = spec.curator.unwrap_or(self.curator);
-        Curator { consolidate: curator.consolidate && spec.acp().is_none(), ..curator }
+        curator::Settings { consolidate: curator.consolidate && spec.acp().is_none(), ..curator }
     }
 
     /// When people are asked before what an agent does: its own rule as a whole, else the one of all.
@@ -246,7 +245,7 @@ pub struct AgentSpec {
     pub approvals: Option<Approvals>,
     /// When its skills are looked after, instead of the document's as a whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub curator: Option<Curator>,
+    pub curator: Option<curator::Settings>,
     /// Its MCP servers, instead of the document's as a whole; an empty map is an explicit "none".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mcp_servers: Option<McpServers>,

@@ -19,7 +19,6 @@ use crate::AgentId;
 use crate::approvals::Approvals;
 use crate::budget::Budget;
 use crate::busy::Busy;
-use crate::curator::Curator;
 use crate::egress::Web;
 use crate::mcp::McpServers;
 use crate::reset::{ResetMode, ResetPolicy};
@@ -100,7 +99,7 @@ pub struct Patch {
     /// See [`super::Document::approvals`].
     pub approvals: Option<Approvals>,
     /// See [`super::Document::curator`].
-    pub curator: Option<Curator>,
+    pub curator: Option<curator::Settings>,
     /// Replaces all servers.
     pub mcp_servers: Option<McpServers>,
     /// `limits`, key by key.

@@ -8,6 +8,7 @@
 //! agent, whose model is asked, and which says here what goes into the archive ([`Order::PutAway`]).
 
 mod report;
+mod settings;
 #[cfg(test)]
 mod tests;
 
@@ -18,55 +19,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use report::{Activity, Archived, Change, MAX_LISTED, MERGEABLE, Order, Report, TOP};
+pub use settings::{DAYS, INTERVAL_HOURS, MIN_IDLE_HOURS, Settings};
 
 /// Digits of the time behind the name of an archived skill whose name was taken there.
 const STAMP_DIGITS: usize = 14;
-
-/// When it runs by itself, and when a skill has lain untouched for too long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Settings {
-    /// Whether it runs by itself. Default: true.
-    pub enabled: bool,
-    /// How long after a run the next one comes by itself, hours. Default: 168, a week.
-    pub interval_hours: u64,
-    /// How long the agent does nothing before a run begins by itself, hours. Default: 2.
-    pub min_idle_hours: u64,
-    /// How long a skill lies untouched until it is stale, days. Default: 30.
-    pub stale_after_days: u64,
-    /// How long until it goes into the archive, days. Default: 90.
-    pub archive_after_days: u64,
-    /// Whether a run has the agent's model merge skills that overlap. Default: false.
-    #[serde(default)]
-    pub consolidate: bool,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            enabled: true,
-            interval_hours: 7 * 24,
-            min_idle_hours: 2,
-            stale_after_days: 30,
-            archive_after_days: 90,
-            consolidate: false,
-        }
-    }
-}
-
-impl Settings {
-    /// As told, or, where what is told makes no sense, the default: a skill goes stale before it goes into the archive.
-    #[must_use]
-    pub fn or_usual(self) -> Self {
-        let sane = self.interval_hours > 0 && (1..=self.archive_after_days).contains(&self.stale_after_days);
-        let Self { enabled, consolidate, .. } = self;
-        if sane { self } else { Self { enabled, consolidate, ..Self::default() } }
-    }
-
-    /// How long the agent does nothing before a run begins by itself.
-    pub fn min_idle(&self) -> SignedDuration {
-        hours(self.min_idle_hours)
-    }
-}
 
 /// So many hours; of more than 100 years as many.
 fn hours(count: u64) -> SignedDuration {
@@ -161,9 +117,10 @@ impl Usage {
         self.pinned == Some(true)
     }
 
-    /// Whether a model may merge it with others.
-    pub fn is_mergeable(&self) -> bool {
-        self.is_the_agents() && !self.is_pinned()
+    /// Whether a model may merge a skill of that row with others: nobody wants it left alone, and the agent made it by itself, or it `is_free`, as it
+    /// was when the merging began.
+    pub fn may_be_merged(row: Option<&Self>, is_free: bool) -> bool {
+        !row.is_some_and(Self::is_pinned) && (is_free || row.is_some_and(Self::is_the_agents))
     }
 
     /// How it stands, as written.

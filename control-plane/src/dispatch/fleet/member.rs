@@ -7,10 +7,9 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use hermes_core::AgentId;
-use hermes_core::curator::Curator;
 use hermes_core::step::Phase;
 use hermes_core::turn::{Errand, Usage};
-use hermes_home::curator::Order;
+use hermes_home::curator::{Order, Settings};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -55,7 +54,7 @@ pub enum ToWorker {
         /// Stop and register again.
         lease_lost: bool,
         /// When the agent's skills are looked after, as of now; nothing: as before.
-        curator: Option<Curator>,
+        curator: Option<Settings>,
     },
     /// End or drop a turn.
     Cancel {
@@ -86,7 +85,7 @@ pub enum ToWorker {
         /// What is asked.
         order: Order,
         /// By which settings.
-        settings: Curator,
+        settings: Settings,
     },
     /// Take nothing new; what runs may end by itself for this long, then hand it back; leave.
     Drain(Duration),

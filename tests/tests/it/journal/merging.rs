@@ -34,7 +34,10 @@ async fn a_worker_has_skills_merged_only_where_that_is_wanted_and_changes_jobs_o
     let tool = worker.tool();
     let unwanted = |answer: Result<String, (Code, String)>| {
         let (code, message) = answer.unwrap_err();
-        assert!(code == Code::FailedPrecondition && message.contains("nobody wants skills"), "{code:?} {message}");
+        assert!(
+            code == Code::FailedPrecondition && message.contains("while the operator who asked"),
+            "{code:?} {message}"
+        );
     };
     unwanted(asked(&tool, 0, &["a", "b"]).await);
     apply(&plane, "curator: {consolidate: true, enabled: false}");

@@ -107,7 +107,7 @@ impl Curator<'_> {
     /// The skills that a model may merge: the agent made them by itself, and nobody wants them left alone.
     fn mergeable(&self) -> Result<Vec<String>, String> {
         let rows = self.rows()?;
-        let is_free = |name: &String| rows.get(name).is_some_and(Usage::is_mergeable);
+        let is_free = |name: &String| Usage::may_be_merged(rows.get(name), false);
         let there = self.there().into_iter().filter(|(_, categories)| categories.len() == 1);
         Ok(there.map(|(name, _)| name).filter(is_free).collect())
     }
@@ -123,8 +123,7 @@ impl Curator<'_> {
         let (rows, jobs) = (self.rows()?, self.jobs()?);
         for skill in skills {
             let category = self.found(skill)?;
-            let row = rows.get(skill);
-            if row.is_some_and(Usage::is_pinned) || !free.contains(skill) && !row.is_some_and(Usage::is_mergeable) {
+            if !Usage::may_be_merged(rows.get(skill), free.contains(skill)) {
                 return Err(format!(
                     "{skill} is not one of yours to merge: it is pinned, or you did not make it by yourself"
                 ));

@@ -2,26 +2,26 @@
 
 use super::{load, refused};
 use crate::config::*;
-use crate::curator::Curator;
+use hermes_home::curator::Settings;
 
 #[test]
 fn curators_are_read_exported_and_an_agents_own_counts_as_a_whole() {
     let text = "curator: {interval_days: 2, stale_after_days: 10, archive_after_days: 20, consolidate: true}\n\
                 agents:\n  coder: {curator: {enabled: false, interval_hours: 5, min_idle_hours: 0}}\n  other: {}\n";
     let document = load(text);
-    let all = Curator {
+    let all = Settings {
         interval_hours: 48,
         stale_after_days: 10,
         archive_after_days: 20,
         consolidate: true,
-        ..Curator::default()
+        ..Settings::default()
     };
     let of = |id: &str| document.curator_of(&document.agents[id]);
     assert_eq!(of("other"), all);
-    let own = Curator { enabled: false, interval_hours: 5, min_idle_hours: 0, ..Curator::default() };
+    let own = Settings { enabled: false, interval_hours: 5, min_idle_hours: 0, ..Settings::default() };
     assert_eq!(of("coder"), own);
     assert_eq!(load(&to_yaml(&document)), document);
-    assert_eq!(load("{}").curator, Curator::default());
+    assert_eq!(load("{}").curator, Settings::default());
 }
 
 #[test]

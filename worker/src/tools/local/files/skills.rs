@@ -304,10 +304,7 @@ fn own(skills: &Path, name: &str, free: &[String]) -> Result<(), String> {
         return Err(format!("{name} is in several categories; leave it as it is"));
     }
     let rows = usage::rows(skills).map_err(|error| said("skills/.usage.json", &error))?;
-    let row = rows.get(name);
-    if row.is_some_and(Usage::is_pinned)
-        || !free.iter().any(|free| free == name) && !row.is_some_and(Usage::is_mergeable)
-    {
+    if !Usage::may_be_merged(rows.get(name), free.iter().any(|free| free == name)) {
         return Err(format!("{name} is not one of yours to change: it is pinned, or you did not make it by yourself"));
     }
     Ok(())

@@ -1,23 +1,26 @@
 //! When the curator looks after the skills that an agent made by itself, and whether a model merges them.
 //!
-//! A part of an agent's profile: read by [`crate::config`], stored with the revision, told to its workers, which do it. Always true: a
-//! skill goes stale before it goes into the archive. What the curator does to a skill is `hermes_home::curator`'s.
+//! A part of an agent's profile: read by `hermes_core::config`, stored with the revision, told to its workers, which do it. Always true: a
+//! skill goes stale before it goes into the archive. What the curator does to a skill is [`super::Usage::wanted`]'s.
 
 use std::ops::RangeInclusive;
 
+use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
-/// What [`Curator::interval_hours`] may be: up to a year.
+use super::hours;
+
+/// What [`Settings::interval_hours`] may be: up to a year.
 pub const INTERVAL_HOURS: RangeInclusive<u64> = 1..=8_760;
-/// What [`Curator::min_idle_hours`] may be: up to 30 days.
+/// What [`Settings::min_idle_hours`] may be: up to 30 days.
 pub const MIN_IDLE_HOURS: RangeInclusive<u64> = 0..=720;
-/// What [`Curator::stale_after_days`] and [`Curator::archive_after_days`] may be: up to ten years.
+/// What [`Settings::stale_after_days`] and [`Settings::archive_after_days`] may be: up to ten years.
 pub const DAYS: RangeInclusive<u64> = 1..=3_650;
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Curator {
+pub struct Settings {
     /// Whether it runs by itself. Default: true.
     pub enabled: bool,
     /// How long after a run the next one comes by itself. Default: 168, a week.
@@ -32,7 +35,7 @@ pub struct Curator {
     pub consolidate: bool,
 }
 
-impl Default for Curator {
+impl Default for Settings {
     fn default() -> Self {
         Self {
             enabled: true,
@@ -45,8 +48,21 @@ impl Default for Curator {
     }
 }
 
-impl Curator {
-    /// What is wrong with one, beyond what [`crate::config`] sees in its text: field and remedy.
+impl Settings {
+    /// As told, or, where what is told makes no sense, the default: a skill goes stale before it goes into the archive.
+    #[must_use]
+    pub fn or_usual(self) -> Self {
+        let sane = self.interval_hours > 0 && (1..=self.archive_after_days).contains(&self.stale_after_days);
+        let Self { enabled, consolidate, .. } = self;
+        if sane { self } else { Self { enabled, consolidate, ..Self::default() } }
+    }
+
+    /// How long the agent does nothing before a run begins by itself.
+    pub fn min_idle(&self) -> SignedDuration {
+        hours(self.min_idle_hours)
+    }
+
+    /// What is wrong with one, beyond what `hermes_core::config` sees in its text: field and remedy.
     pub fn faults(&self) -> Vec<(&'static str, String)> {
         let numbers = [
             ("interval_hours", self.interval_hours, INTERVAL_HOURS),
