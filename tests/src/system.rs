@@ -541,7 +541,7 @@ fn clean(command: &mut Command, root: &Path) {
 pub fn binary(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let dir = own.ancestors().nth(2).unwrap();
-    for program in ["hermesctl", "hermes-control-plane", "hermes-worker"] {
+    for program in ["hermesctl", "hermes-control-plane", "hermes-worker", "hermes-sandbox"] {
         let file = dir.join(program);
         assert!(file.is_file(), "{} is missing; build all with `cargo build --workspace`", file.display());
     }

@@ -24,7 +24,7 @@ use crate::identity::{Dial, Identity};
 use crate::link::{Link, Registration, chain};
 use crate::prompt::Prompts;
 use crate::proxy;
-use crate::sandbox::{self, Boundary};
+use crate::sandbox::Boundary;
 use crate::seams::Seams;
 use crate::servers::Servers;
 use crate::telemetry::Telemetry;
@@ -46,15 +46,9 @@ const MAX_JOIN_DELAY: Duration = Duration::from_secs(5);
 /// A worker waits on the network nearly all the time, so one thread serves hundreds of turns a second and keeps the process
 /// small; file work that may take long goes to the runtime's blocking threads.
 pub fn process(seams: Seams) -> ExitCode {
-    // The stages of the sandbox are this program, too: they read no settings and start no runtime.
-    match std::env::args_os().nth(1) {
-        Some(stage) if stage == sandbox::ENTER => return sandbox::enter::main(),
-        Some(stage) if stage == sandbox::INSIDE => return sandbox::inside::main(),
-        Some(name) if name == doctor::NAME => {
-            let temporary = std::env::temp_dir();
-            return runtime().block_on(doctor::run(std::env::args_os().skip(2), temporary));
-        }
-        _ => {}
+    if std::env::args_os().nth(1).is_some_and(|name| name == doctor::NAME) {
+        let temporary = std::env::temp_dir();
+        return runtime().block_on(doctor::run(std::env::args_os().skip(2), temporary));
     }
     rustls::crypto::ring::default_provider()
         .install_default()
@@ -180,7 +174,7 @@ async fn attend(
     let boundary = match seams.toolbox {
         Some(_) => None,
         None => program.map(|program| {
-            Boundary::new(program, home.path().to_owned()).with_way_out(proxy::way_out(connection.clone()))
+            Boundary::new(&program, home.path().to_owned()).with_way_out(proxy::way_out(connection.clone()))
         }),
     };
     let toolbox: Arc<dyn Toolbox> = match (&seams.toolbox, &boundary) {

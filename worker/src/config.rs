@@ -118,7 +118,7 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Where traces go; `None`: nowhere.
     pub otlp_endpoint: Option<String>,
-    /// The program that this process runs, which is also what its tools are started with; `None`: it has none of its own.
+    /// The program that this process runs, beside which is what its tools are started with; `None`: it has none of its own.
     pub program: Option<PathBuf>,
 }
 

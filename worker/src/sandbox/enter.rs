@@ -1,23 +1,25 @@
-//! The first stage: joins the control groups, makes the namespaces and starts the second stage as their first process.
+//! The first stage: joins the control groups, makes the namespaces and forks the second stage as their first process.
 //!
-//! Started by [`super::Boundary`] as this program with one argument. It stays as the parent outside, only to hand on the exit
-//! code and to take the second stage with it when the worker dies.
+//! Started by [`super::Boundary`]. It stays as the parent outside, only to hand on the exit
+//! code and to take the second stage with it when the worker dies. Always true: it has one thread, so its fork is a whole process.
 
 use std::io::{self, Write as _};
 use std::net::TcpListener;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
-use nix::unistd::{getegid, geteuid, getppid};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork, getegid, geteuid, getppid};
 
-use super::inside::loopback_up;
-use super::{Entering, INSIDE, NOT_BUILT, PROXY, frame, handover};
+use super::inside::{self, loopback_up};
+use super::{Entering, NOT_BUILT, PROXY, frame, handover};
 
 /// Runs the stage to its end; reasons for its failure go to stderr.
-pub fn main() -> ExitCode {
+pub(super) fn main() -> ExitCode {
     match entered() {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => code,
         Err(error) => {
             // Nobody else hears it; a closed stderr leaves nobody to tell.
             let _ = writeln!(io::stderr(), "{error}");
@@ -26,7 +28,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn entered() -> io::Result<u8> {
+fn entered() -> io::Result<ExitCode> {
     let entering: Entering = frame::take()?;
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     if getppid().as_raw() != entering.worker {
@@ -34,7 +36,7 @@ fn entered() -> io::Result<u8> {
     }
     close_inherited();
     for group in &entering.groups {
-        std::fs::write(group.join("cgroup.procs"), "0").map_err(|error| said("join the control group", &error))?;
+        std::fs::write(group, "0").map_err(|error| said("join the control group", &error))?;
     }
     // Before the namespaces, in which the worker is not found.
     let socket = entering.way_out.as_ref().map(handover::reach).transpose();
@@ -54,12 +56,25 @@ fn entered() -> io::Result<u8> {
         let listener = TcpListener::bind(PROXY).map_err(|error| said("listen for the proxy", &error))?;
         handover::give(&socket, invitation, &listener).map_err(|error| said("hand over the proxy", &error))?;
     }
-    let program = std::env::current_exe()?;
-    let mut inside = Command::new(program).arg(INSIDE).env_clear().spawn()?;
-    let status = inside.wait()?;
-    use std::os::unix::process::ExitStatusExt as _;
-    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-    Ok(u8::try_from(code).unwrap_or(u8::MAX))
+    // SAFETY: nothing in this process has started a thread, so the child finds no lock taken and nothing half done.
+    #[expect(unsafe_code, reason = "the first process of a new process namespace can only be a fork")]
+    let forked = unsafe { fork() };
+    match forked.map_err(|error| said("start the first process inside", &error.into()))? {
+        ForkResult::Child => Ok(inside::main()),
+        ForkResult::Parent { child } => Ok(ExitCode::from(ended(child)?)),
+    }
+}
+
+/// How the second stage ended: its exit code, or 128 and the number of the signal.
+fn ended(stage: Pid) -> io::Result<u8> {
+    loop {
+        match waitpid(stage, None) {
+            Ok(WaitStatus::Exited(_, code)) => return Ok(u8::try_from(code).unwrap_or(u8::MAX)),
+            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(u8::try_from(128 + signal as i32).unwrap_or(u8::MAX)),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Makes this process the user `inner` of its new user namespace.

@@ -1,7 +1,9 @@
-//! The second stage: the first process inside, which builds the view, closes the door behind itself and does the task.
+//! The second stage: the first process inside, which builds the view, closes the door behind itself and does the task that it is
+//! then told.
 //!
-//! Started by [`super::enter`], or for work on files on the level `off` by the boundary itself. As the first process of its
-//! process namespace it is the parent of whatever loses its own, and all of them end with it.
+//! Forked by [`super::enter`], or started for work on files on the level `off` by the boundary itself. As the first process of its
+//! process namespace it is the parent of whatever loses its own, and all of them end with it. What it is told as its task it reads
+//! inside.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -25,7 +27,7 @@ use crate::tools::local::files;
 const USER: u32 = 1000;
 
 /// Runs the stage to its end; reasons for its failure go to stderr.
-pub fn main() -> ExitCode {
+pub(super) fn main() -> ExitCode {
     let inside: Inside = match frame::take() {
         Ok(inside) => inside,
         Err(error) => return failed(&error),
@@ -35,7 +37,11 @@ pub fn main() -> ExitCode {
     {
         return failed(&error);
     }
-    match inside.task {
+    let task = match frame::take() {
+        Ok(task) => task,
+        Err(error) => return failed(&error),
+    };
+    match task {
         Task::Nothing => ExitCode::SUCCESS,
         Task::Files(request, folder) => answered(&files::run(&inside.home.join(SCRATCH), folder.as_deref(), request)),
         Task::Command { argv, cwd, env } => match run(&argv, &cwd, &env) {
@@ -87,13 +93,17 @@ fn closed(inside: &Inside) -> io::Result<()> {
     filter::enforce()
 }
 
-/// What of the home is shown and may be written: entries that are there and lead nowhere else.
+/// What of the home, whose own path has no links, is shown and may be written: entries that are there and lead nowhere else.
 pub(super) fn owned(home: &Path, level: Level) -> Vec<PathBuf> {
     if level == Level::Home {
         return vec![home.to_owned()];
     }
-    let entries = ENTRIES.iter().chain([&SCRATCH]).map(|entry| home.join(entry));
-    entries.filter(|path| std::fs::canonicalize(path).is_ok_and(|real| real == *path)).collect()
+    let leads_here = |entry: &Path| {
+        let steps = entry.ancestors().filter(|step| !step.as_os_str().is_empty());
+        steps.map(|step| std::fs::symlink_metadata(home.join(step))).all(|it| it.is_ok_and(|it| !it.is_symlink()))
+    };
+    let entries = ENTRIES.iter().chain([&SCRATCH]).map(Path::new);
+    entries.filter(|entry| leads_here(entry)).map(|entry| home.join(entry)).collect()
 }
 
 /// Tells the kernel that interface 1 is up: one request over netlink.

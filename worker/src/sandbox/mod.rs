@@ -7,10 +7,11 @@
 //! the policy opens it, or gives it a proxy; and when the call ends, or this worker does, all that it started is gone. A boundary that the machine
 //! cannot give is an error, never a weaker boundary.
 //!
-//! A process is started in two stages, both this very program: [`enter`] makes the namespaces, [`inside`] is the first process in
-//! them, builds what is seen there, closes the door behind itself (Landlock, seccomp, no new privileges) and does the task. A
-//! fresh process does that because a process with threads cannot: namespaces and rules hold for one thread, and between `fork`
-//! and `exec` of a threaded process next to nothing is allowed.
+//! A process is started in two stages, both of the program [`PROGRAM`]: [`enter`] makes the namespaces, [`inside`] is the first process in
+//! them, builds what is seen there, closes the door behind itself (Landlock, seccomp, no new privileges) and does the task that it
+//! is given then. A fresh process does that because a process with threads cannot: namespaces and rules hold for one thread, and
+//! between `fork` and `exec` of a threaded process next to nothing is allowed. It is a program of its own, because to load the worker's
+//! for each task would take twice as long. It takes a while all the same, so the next boundary is built while the model thinks ([`spare`]).
 //!
 //! The worker itself stays outside: a process behind Landlock may not mount, so it could not build this for others. Its own code
 //! reads and writes the home by names that it checks, and follows no link there.
@@ -20,24 +21,26 @@
 
 mod cgroup;
 mod disk;
-pub mod enter;
+mod enter;
 mod filter;
 mod frame;
 mod handover;
-pub mod inside;
+mod inside;
+mod policy;
 mod root;
 mod rules;
+mod spare;
 
 use std::collections::BTreeMap;
-use std::io::{self, PipeWriter};
+use std::ffi::OsString;
+use std::io::{self, PipeWriter, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitCode, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use hermes_proto::v1;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -50,11 +53,29 @@ use tokio::task::JoinSet;
 use crate::tools::local::files;
 use cgroup::Group;
 use handover::{Handover, Invitation};
+use spare::Spares;
 
-/// The argument by which this program becomes the first stage.
-pub const ENTER: &str = "sandbox-enter";
-/// The argument by which this program becomes the second stage.
-pub const INSIDE: &str = "sandbox-inside";
+pub use policy::{Level, Network, Policy};
+
+/// The program of the stages; it lies beside the worker's.
+pub const PROGRAM: &str = "hermes-sandbox";
+/// Its argument that begins with the first stage.
+const ENTER: &str = "enter";
+/// Its argument that begins with the second stage.
+const INSIDE: &str = "inside";
+/// [`PROGRAM`]: the stage that its first argument names. Whoever else starts it gets the exit code 2.
+pub fn process(argument: Option<OsString>) -> ExitCode {
+    match argument {
+        Some(stage) if stage == ENTER => enter::main(),
+        Some(stage) if stage == INSIDE => inside::main(),
+        _ => {
+            // A closed stderr leaves nobody to tell.
+            let _ = writeln!(io::stderr(), "{PROGRAM} is started by hermes-worker, around what its agent's tools run");
+            ExitCode::from(2)
+        }
+    }
+}
+
 /// Where the proxy is, in the network that a tool has for itself.
 pub const PROXY: std::net::SocketAddr =
     std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 3128);
@@ -82,88 +103,6 @@ pub const SCRATCH: &str = "workspace";
 /// How long what was asked to end may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How much of the machine a tool may see.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    /// The agent's own entries of its home.
-    Strict,
-    /// The whole home, what others put there included.
-    Home,
-    /// No boundary at all.
-    Off,
-}
-
-/// Which network a tool has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Network {
-    /// None but its own loopback.
-    None,
-    /// Its own loopback, and there an HTTP proxy, at [`PROXY`].
-    Proxy,
-    /// The machine's.
-    Open,
-}
-
-/// What an agent's tools may do; from its profile.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Policy {
-    /// What they see.
-    pub level: Level,
-    /// Whom they reach.
-    pub network: Network,
-    /// Memory of all tool processes of this worker together, and of each alone, MiB.
-    pub memory_mb: u64,
-    /// Processes and threads of all tools of this worker together.
-    pub pids: u64,
-    /// Processor time of each process, seconds.
-    pub cpu_seconds: u64,
-    /// What the agent's own entries of its home may take, MiB.
-    pub disk_mb: u64,
-}
-
-impl Policy {
-    /// As the control plane says it; what it leaves out, or this build does not know, is as strict as the default.
-    pub fn from_wire(sandbox: Option<&v1::Sandbox>) -> Self {
-        let usual = Self::default();
-        let Some(sandbox) = sandbox else {
-            return usual;
-        };
-        let level = match sandbox.level() {
-            v1::SandboxLevel::Home => Level::Home,
-            v1::SandboxLevel::Off => Level::Off,
-            v1::SandboxLevel::Strict | v1::SandboxLevel::Unspecified => Level::Strict,
-        };
-        let network = match sandbox.network() {
-            v1::SandboxNetwork::Proxy => Network::Proxy,
-            v1::SandboxNetwork::Open => Network::Open,
-            v1::SandboxNetwork::None | v1::SandboxNetwork::Unspecified => Network::None,
-        };
-        Self {
-            level,
-            network,
-            memory_mb: sandbox.memory_mb.unwrap_or(usual.memory_mb),
-            pids: sandbox.pids.unwrap_or(usual.pids),
-            cpu_seconds: sandbox.cpu_seconds.unwrap_or(usual.cpu_seconds),
-            disk_mb: sandbox.disk_mb.unwrap_or(usual.disk_mb),
-        }
-    }
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self {
-            level: Level::Strict,
-            network: Network::None,
-            memory_mb: 1024,
-            pids: 256,
-            cpu_seconds: 600,
-            disk_mb: 10_240,
-        }
-    }
-}
-
 /// Largest file that a tool may write, MiB.
 const FILE_MB: u64 = 1024;
 
@@ -185,12 +124,13 @@ pub enum Task {
     Nothing,
 }
 
-/// What the first stage needs.
+/// What the first stage needs. Of another release it is refused whole.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Entering {
     /// The worker: without it nothing begins.
     worker: i32,
-    /// Directories of control groups to join.
+    /// The entrances of the control groups to join.
     groups: Vec<PathBuf>,
     /// Without: the machine's network stays.
     own_network: bool,
@@ -198,8 +138,9 @@ struct Entering {
     way_out: Option<Invitation>,
 }
 
-/// What the second stage needs.
+/// What the second stage needs before its [`Task`]. Of another release it is refused whole.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Inside {
     home: PathBuf,
     level: Level,
@@ -207,7 +148,6 @@ struct Inside {
     memory_bytes: u64,
     pids: u64,
     cpu_seconds: u64,
-    task: Task,
 }
 
 /// Why nothing was started.
@@ -239,9 +179,8 @@ pub struct Ability {
 
 impl Ability {
     /// Builds a strict boundary around nothing in `home` and looks what comes.
-    pub async fn probe(program: &Path, home: &Path) -> Self {
-        let boundary =
-            Boundary::new(program.to_owned(), home.to_owned()).with_way_out(Arc::new(|_| Box::pin(async {})));
+    pub async fn probe(worker: &Path, home: &Path) -> Self {
+        let boundary = Boundary::new(worker, home.to_owned()).with_way_out(Arc::new(|_| Box::pin(async {})));
         let limits = match &*boundary.group() {
             Ok(Some(group)) => Ok(group.kind()),
             Ok(None) => Ok("resource limits of this user"),
@@ -271,6 +210,7 @@ pub struct Boundary {
     program: PathBuf,
     way_out: Option<WayOut>,
     home: PathBuf,
+    spares: Arc<Spares>,
     group: Arc<Mutex<Bounds>>,
     /// It was built once.
     tried: Arc<OnceCell<()>>,
@@ -295,11 +235,14 @@ pub struct Running {
     pub errors: Option<OwnedFd>,
     /// Its stdin, where that was asked for.
     pub input: Option<ChildStdin>,
+    /// Where the next one is built once it has ended, and for which policy: any sooner, that would take the processor from it.
+    then: Option<(Boundary, Policy)>,
 }
 
 impl Boundary {
-    /// Of the worker that runs `program`, around `home` (absolute, symlinks resolved).
-    pub fn new(program: PathBuf, home: PathBuf) -> Self {
+    /// Of the worker whose program is `worker`, around `home` (absolute, symlinks resolved).
+    pub fn new(worker: &Path, home: PathBuf) -> Self {
+        let program = worker.with_file_name(PROGRAM);
         let bounds = match Group::make(std::process::id()) {
             Ok(group) => Ok(Some(group)),
             Err(_) if !nix::unistd::geteuid().is_root() => Ok(None),
@@ -307,7 +250,8 @@ impl Boundary {
                 "as root without writable control groups the number of processes cannot be bounded ({error}); run the worker as another user"
             )),
         };
-        Self { program, way_out: None, home, group: Arc::new(Mutex::new(bounds)), tried: Arc::default() }
+        let group = Arc::new(Mutex::new(bounds));
+        Self { program, way_out: None, home, spares: Arc::default(), group, tried: Arc::default() }
     }
 
     /// The same, with what serves the proxies of tasks whose policy gives them one.
@@ -336,12 +280,38 @@ impl Boundary {
     /// # Errors
     /// [`Error`]. A boundary that fails later ends the task with [`NOT_BUILT`] and its reason as output.
     pub async fn start(&self, policy: &Policy, task: Task, input: bool) -> Result<Running, Error> {
-        let (reader, writer) = io::pipe()?;
-        let mut running = self.launch(policy, task, writer.try_clone()?, writer).await?;
-        running.output = Some(reader.into());
-        if !input {
-            running.input = None;
+        let spares = Spares::serve(policy, &task);
+        let ready = if spares { self.spares.take(policy, &self.home) } else { None };
+        let mut running = match ready {
+            Some(mut running) => {
+                self.limit(policy)?;
+                running.tell(&framed(&task)?).await?;
+                running
+            }
+            None => {
+                let (reader, writer) = io::pipe()?;
+                let mut running = self.launch(policy, task, writer.try_clone()?, writer).await?;
+                running.output = Some(reader.into());
+                running
+            }
+        };
+        match (input, spares) {
+            // Nobody waits for its end.
+            (true, true) => self.spares.prepare(self, policy),
+            (true, false) => {}
+            (false, _) => {
+                running.input = None;
+                running.then = spares.then(|| (self.clone(), policy.clone()));
+            }
         }
+        Ok(running)
+    }
+
+    /// One around nothing yet, as [`Self::start`] gives it its task.
+    async fn spare(&self, policy: &Policy) -> Result<Running, Error> {
+        let (reader, writer) = io::pipe()?;
+        let mut running = self.build(policy, None, writer.try_clone()?, writer).await?;
+        running.output = Some(reader.into());
         Ok(running)
     }
 
@@ -375,48 +345,20 @@ impl Boundary {
             _ => None,
         };
         let task = if proxied { with_proxy(task) } else { task };
-        let frames = self.frames(policy, task.clone(), way_out.as_ref().map(|(_, handover)| handover.invitation()))?;
-        let mut command = match (policy.level, &task) {
+        let mut running = match (policy.level, &task) {
             (Level::Off, Task::Command { argv, cwd, env }) => {
                 let (program, arguments) = argv.split_first().ok_or_else(|| io::Error::other("there is no command"))?;
                 let mut command = Command::new(program);
                 command.args(arguments).current_dir(cwd).env_clear().envs(env);
-                command
+                Running::spawn(command, stdout, stderr)?
             }
-            (Level::Off, _) => {
-                let mut command = Command::new(&self.program);
-                command.arg(INSIDE).env_clear();
-                command
-            }
-            (Level::Strict | Level::Home, _) => {
-                let mut command = Command::new(&self.program);
-                command.arg(ENTER).env_clear();
-                command
+            _ => {
+                let invitation = way_out.as_ref().map(|(_, handover)| handover.invitation());
+                let mut running = self.build(policy, invitation, stdout, stderr).await?;
+                running.tell(&framed(&task)?).await?;
+                running
             }
         };
-        command.process_group(0).kill_on_drop(true);
-        command.stdin(Stdio::piped()).stdout(stdout).stderr(stderr);
-        let mut child = command.spawn()?;
-        // The command holds the pipes' other ends.
-        drop(command);
-        let id = child.id().and_then(|id| i32::try_from(id).ok()).ok_or_else(|| io::Error::other("it has ended"))?;
-        let mut stdin = child.stdin.take();
-        let mut running = Running {
-            child,
-            way_out: JoinSet::new(),
-            group: Pid::from_raw(id),
-            output: None,
-            errors: None,
-            input: None,
-        };
-        if let Some(pipe) = &mut stdin {
-            // A stage that ends before it has read says why on its output.
-            match pipe.write_all(&frames).await {
-                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
-                _ => {}
-            }
-        }
-        running.input = stdin;
         if let Some((serve, handover)) = way_out {
             tokio::select! {
                 listener = handover.taken() => drop(running.way_out.spawn(serve(listener?))),
@@ -427,26 +369,24 @@ impl Boundary {
         Ok(running)
     }
 
-    /// What the stages read before the task's own input.
-    fn frames(&self, policy: &Policy, task: Task, way_out: Option<Invitation>) -> Result<Vec<u8>, Error> {
+    /// Starts the stages, which wait for their task once the boundary is built.
+    async fn build(
+        &self,
+        policy: &Policy,
+        way_out: Option<Invitation>,
+        stdout: PipeWriter,
+        stderr: PipeWriter,
+    ) -> Result<Running, Error> {
         let mut frames = Vec::new();
-        if policy.level == Level::Off {
-            if matches!(task, Task::Command { .. }) {
-                return Ok(frames);
-            }
+        let stage = if policy.level == Level::Off {
+            INSIDE
         } else {
-            let groups = match &*self.group() {
-                Ok(Some(group)) => {
-                    group.limit(policy)?;
-                    group.directories()
-                }
-                Ok(None) => Vec::new(),
-                Err(reason) => return Err(Error::NotBuilt { reason: reason.clone() }),
-            };
+            let groups = self.limit(policy)?;
             let worker = i32::try_from(std::process::id()).map_err(io::Error::other)?;
             let own_network = policy.network != Network::Open;
             frame::push(&mut frames, &Entering { worker, groups, own_network, way_out })?;
-        }
+            ENTER
+        };
         let inside = Inside {
             home: self.home.clone(),
             level: policy.level,
@@ -454,10 +394,28 @@ impl Boundary {
             memory_bytes: policy.memory_mb << 20,
             pids: policy.pids,
             cpu_seconds: policy.cpu_seconds,
-            task,
         };
         frame::push(&mut frames, &inside)?;
-        Ok(frames)
+        let mut command = Command::new(&self.program);
+        command.arg(stage).env_clear();
+        let mut running = Running::spawn(command, stdout, stderr).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::NotBuilt { reason: format!("{} is not there", self.program.display()) },
+            _ => Error::Io(error),
+        })?;
+        running.tell(&frames).await?;
+        Ok(running)
+    }
+
+    /// Bounds what all tasks take together; the entrances of the groups that do.
+    fn limit(&self, policy: &Policy) -> Result<Vec<PathBuf>, Error> {
+        match &*self.group() {
+            Ok(Some(group)) => {
+                group.limit(policy)?;
+                Ok(group.entrances())
+            }
+            Ok(None) => Ok(Vec::new()),
+            Err(reason) => Err(Error::NotBuilt { reason: reason.clone() }),
+        }
     }
 
     /// Ends when the agent's own entries take more of the disk than the policy lets them; says how much, for people.
@@ -497,6 +455,13 @@ impl Boundary {
     }
 }
 
+/// A task, as the second stage takes it.
+fn framed(task: &Task) -> io::Result<Vec<u8>> {
+    let mut frames = Vec::new();
+    frame::push(&mut frames, task)?;
+    Ok(frames)
+}
+
 /// Tells a command of the proxy.
 fn with_proxy(task: Task) -> Task {
     let Task::Command { argv, cwd, mut env } = task else { return task };
@@ -508,6 +473,31 @@ fn with_proxy(task: Task) -> Task {
 }
 
 impl Running {
+    fn spawn(mut command: Command, stdout: PipeWriter, stderr: PipeWriter) -> io::Result<Self> {
+        command.process_group(0).kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(stdout).stderr(stderr);
+        let mut child = command.spawn()?;
+        // The command holds the pipes' other ends.
+        drop(command);
+        let id = child.id().and_then(|id| i32::try_from(id).ok()).ok_or_else(|| io::Error::other("it has ended"))?;
+        let input = child.stdin.take();
+        let group = Pid::from_raw(id);
+        Ok(Self { child, way_out: JoinSet::new(), group, output: None, errors: None, input, then: None })
+    }
+
+    /// Writes to its stdin. A stage that ends before it has read says why on its output.
+    async fn tell(&mut self, frames: &[u8]) -> io::Result<()> {
+        let Some(input) = &mut self.input else { return Ok(()) };
+        match input.write_all(frames).await {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_there(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// Waits for its end; its exit code, 128 and the signal's number where one ended it.
     ///
     /// # Errors
@@ -515,6 +505,9 @@ impl Running {
     pub async fn wait(&mut self) -> io::Result<i32> {
         use std::os::unix::process::ExitStatusExt as _;
         let status = self.child.wait().await?;
+        if let Some((boundary, policy)) = self.then.take() {
+            boundary.spares.prepare(&boundary, &policy);
+        }
         Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
     }
 

@@ -15,7 +15,7 @@ use super::enter::said;
 /// Where the new root is built: a directory of every system of which nothing is shown inside.
 const BUILT_AT: &str = "/sys";
 /// Programs, libraries and what they read. Not `/etc` as a whole: keys and others' configuration lie there.
-const SYSTEM: [&str; 42] = [
+pub(super) const SYSTEM: [&str; 42] = [
     "/usr",
     "/bin",
     "/sbin",

@@ -30,7 +30,7 @@ fn agent_with(way_out: Option<WayOut>) -> Agent {
     let dir = tempfile::tempdir().expect("tempdir");
     let held = Home::open(&dir.path().join("home")).expect("home");
     let home = held.path().to_owned();
-    let boundary = Boundary::new(PathBuf::from(env!("CARGO_BIN_EXE_hermes-worker")), home.clone());
+    let boundary = Boundary::new(Path::new(env!("CARGO_BIN_EXE_hermes-worker")), home.clone());
     let boundary = match way_out {
         Some(way_out) => boundary.with_way_out(way_out),
         None => boundary,
@@ -291,6 +291,119 @@ async fn files_are_written_read_changed_and_found() {
         let error = agent.call(name, arguments).await.expect_err(part);
         assert!(error.contains(part), "{name}: {error}");
     }
+}
+
+/// The second stages below this process whose boundary is complete: what is in them may not get any more powers.
+fn built() -> Vec<i32> {
+    let children = |of: i32| {
+        let threads = std::fs::read_dir(format!("/proc/{of}/task")).into_iter().flatten().flatten();
+        let pids = threads.map(|thread| std::fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+        let pids = pids.collect::<String>();
+        pids.split_whitespace().map(|pid| pid.parse().expect("a pid")).collect::<Vec<i32>>()
+    };
+    let own = i32::try_from(std::process::id()).expect("a pid");
+    let closed = |pid: &i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line.split_whitespace().eq(["Seccomp_filters:", "2"]))
+    };
+    children(own).into_iter().flat_map(children).filter(closed).collect()
+}
+
+/// Waits until so many boundaries stand ready.
+async fn ready(count: usize) {
+    let begun = Instant::now();
+    while built().len() != count {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?} instead of {count}", built());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// When the boundary of a command was built: the time of a folder that it makes.
+async fn built_at(agent: &Agent) -> jiff::Timestamp {
+    let said = agent.sh("stat -c %.9Z /var").await;
+    let time = said.lines().next().and_then(|line| line.split_once('.')).expect("a time");
+    jiff::Timestamp::new(time.0.parse().expect("seconds"), time.1.parse().expect("nanoseconds")).expect("a time")
+}
+
+#[tokio::test]
+async fn the_next_boundary_stands_ready_and_is_given_to_one_task_alone() {
+    let agent = agent();
+    let begun = jiff::Timestamp::now();
+    assert!(built_at(&agent).await > begun);
+    ready(1).await;
+    let now = jiff::Timestamp::now();
+    assert!(built_at(&agent).await < now, "it was there before");
+    ready(1).await;
+    let now = jiff::Timestamp::now();
+    let (one, other) = tokio::join!(built_at(&agent), built_at(&agent));
+    assert!(one < now && other > now, "{one} {other} {now}");
+    // What one task left behind no other one finds.
+    ready(1).await;
+    agent.sh("echo secret > /tmp/x; (sleep 1000 &)").await;
+    ready(1).await;
+    let said = agent.sh("ls -d /tmp/x 2>/dev/null; pgrep sleep").await;
+    assert_eq!(said, "[exit code 1]");
+}
+
+#[tokio::test]
+async fn what_stands_ready_is_not_used_where_a_fresh_boundary_would_differ() {
+    let mut agent = agent();
+    let replace = |name: &str, text: &str| {
+        let (at, new) = (agent.home.join(name), agent.home.join("new"));
+        std::fs::write(&new, text).expect("write");
+        std::fs::rename(new, at).expect("replace");
+    };
+    replace("SOUL.md", "first");
+    assert!(agent.sh("cat ../SOUL.md").await.starts_with("first\n"));
+    ready(1).await;
+    replace("SOUL.md", "second");
+    assert!(agent.sh("cat ../SOUL.md").await.starts_with("second\n"), "the file was replaced");
+    ready(1).await;
+    std::fs::rename(agent.home.join("skills"), agent.home.join("before")).expect("rename");
+    std::fs::create_dir(agent.home.join("skills")).expect("mkdir");
+    assert!(agent.sh("touch ../skills/there").await.contains("code 0"));
+    assert!(agent.home.join("skills/there").try_exists().expect("a look"), "the folder was replaced");
+    ready(1).await;
+    std::fs::write(agent.home.join("AGENTS.md"), "new").expect("write");
+    assert!(agent.sh("cat ../AGENTS.md").await.starts_with("new\n"), "an entry came");
+    ready(1).await;
+    std::fs::remove_file(agent.home.join("AGENTS.md")).expect("remove");
+    std::os::unix::fs::symlink("before", agent.home.join("AGENTS.md")).expect("symlink");
+    assert!(agent.sh("ls ../AGENTS.md").await.contains("code 2"), "an entry leads elsewhere");
+    ready(1).await;
+    std::fs::write(agent.home.join("before/secret"), "x").expect("write");
+    agent.policy.level = Level::Home;
+    assert!(agent.sh("ls ../before").await.contains("secret"), "the policy changed");
+    ready(1).await;
+    agent.policy = Policy::default();
+    assert!(agent.sh("ls ../before").await.contains("code 2"), "and back");
+    // One that somebody has ended is no reason to fail.
+    ready(1).await;
+    let stage = nix::unistd::Pid::from_raw(built()[0]);
+    nix::sys::signal::kill(stage, nix::sys::signal::Signal::SIGKILL).expect("kill");
+    ready(0).await;
+    assert!(agent.sh("true").await.contains("code 0"));
+}
+
+#[tokio::test]
+async fn what_stands_ready_ends_when_nobody_needs_it() {
+    let agent = agent();
+    agent.sh("true").await;
+    ready(1).await;
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(31)).await;
+    tokio::time::resume();
+    ready(0).await;
+    agent.sh("true").await;
+    ready(1).await;
+    drop(agent);
+    ready(0).await;
+    // With few processes, none is kept from a task.
+    let mut agent = self::agent();
+    agent.policy.pids = 8;
+    agent.sh("true").await;
+    let now = jiff::Timestamp::now();
+    assert!(built_at(&agent).await > now);
 }
 
 #[tokio::test]

@@ -2,9 +2,10 @@
 //!
 //! Called by `main` for the subcommand. The model server is in this process, so that it sees how long each step takes: from its
 //! reply that asks for a tool to the request that brings the result. In between lie the reply's way through the control plane,
-//! the journal's commits, the boundary around the process, the process, and the next request's way. Always true: the three are
+//! the journal's commits, the boundary around the process, the process, and the next request's way. Always true: the kinds are
 //! measured in turns of the same run, one after the other, so that what the machine does otherwise falls on all of them; nothing
-//! else runs meanwhile. The first round of each is not counted.
+//! else runs meanwhile; each turn is the first of its chat, so that none carries what was said before. The first round of each is
+//! not counted.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -56,8 +57,10 @@ struct Figures {
     calls: u32,
     /// A step with the command in it, as the model sees it.
     terminal: Quantiles,
-    /// A step that reads a file: what a step costs without a process.
+    /// A step that reads a file: what the boundary costs without a command.
     read_file: Quantiles,
+    /// A step that the control plane does and journals in one commit: what a step costs without a process.
+    todo: Quantiles,
     /// The command by itself.
     bare: Quantiles,
     /// The middle of `terminal` without that of `bare`.
@@ -114,22 +117,24 @@ pub(crate) async fn run(args: &Args, interrupted: impl Future<Output = anyhow::E
 
 async fn measure(args: &Args, watch: &Stopwatch, plane: &mut Plane) -> anyhow::Result<Figures> {
     let access = plane.ready().await?;
-    let caller = Caller::connect(&access.grpc_url, &access.token, 1).await?;
+    let caller = Caller::connect(&access.grpc_url, &access.token, 1 + 3 * (args.rounds + 1)).await?;
     plane.meanwhile(sleep(REST)).await?;
     let before = plane.usage()?.largest_mb(Role::Worker);
     let file = json!({"path": "bench.txt", "content": "a line\n"});
-    plane.meanwhile(watch.turn(&caller, "write_file", &file, 1)).await??;
+    plane.meanwhile(watch.turn(&caller, 0, ("write_file", &file, 1))).await??;
 
     let from = Instant::now();
-    let [terminal, read_file, bare] = [(); 3].map(|()| Tally::new(from));
+    let [terminal, read_file, todo, bare] = [(); 4].map(|()| Tally::new(from));
+    let (command, path) = (json!({ "command": COMMAND }), json!({"path": "bench.txt"}));
+    let kinds = [(&terminal, "terminal", &command), (&read_file, "read_file", &path), (&todo, "todo", &json!({}))];
+    let mut chats = 1..;
     for round in 0..=args.rounds {
-        let command = json!({ "command": COMMAND });
-        let ran = plane.meanwhile(watch.turn(&caller, "terminal", &command, CALLS)).await??;
-        let read = plane.meanwhile(watch.turn(&caller, "read_file", &json!({"path": "bench.txt"}), CALLS)).await??;
-        let by_itself = plane.meanwhile(run_bare()).await??;
-        for (tally, took) in [(&terminal, ran), (&read_file, read), (&bare, by_itself)] {
-            took.into_iter().filter(|_| round > 0).for_each(|took| tally.answered(from, took));
+        for ((tally, tool, arguments), chat) in kinds.into_iter().zip(&mut chats) {
+            let took = plane.meanwhile(watch.turn(&caller, chat, (tool, arguments, CALLS))).await??;
+            note(tally, from, took.into_iter().filter(|_| round > 0));
         }
+        let took = plane.meanwhile(run_bare()).await??;
+        note(&bare, from, took.into_iter().filter(|_| round > 0));
     }
     plane.meanwhile(sleep(REST)).await?;
     let after = plane.usage()?.largest_mb(Role::Worker);
@@ -140,9 +145,14 @@ async fn measure(args: &Args, watch: &Stopwatch, plane: &mut Plane) -> anyhow::R
         overhead_p50: rounded(terminal.p50 - bare.p50),
         terminal,
         read_file: quantiles(&read_file)?,
+        todo: quantiles(&todo)?,
         bare,
         worker_rss_mb: [before, after],
     })
+}
+
+fn note(tally: &Tally, from: Instant, took: impl Iterator<Item = Duration>) {
+    took.for_each(|took| tally.answered(from, took));
 }
 
 /// How long the command takes that nobody watches over.
@@ -186,8 +196,13 @@ impl Stopwatch {
     }
 
     /// A turn that makes this call so often; how long each took.
-    async fn turn(&self, caller: &Caller, tool: &str, arguments: &Value, times: u64) -> anyhow::Result<Vec<Duration>> {
-        let reply = caller.ask(0, json!([tool, arguments, times]).to_string()).await?;
+    async fn turn(
+        &self,
+        caller: &Caller,
+        chat: u32,
+        (tool, arguments, times): (&str, &Value, u64),
+    ) -> anyhow::Result<Vec<Duration>> {
+        let reply = caller.ask(chat, json!([tool, arguments, times]).to_string()).await?;
         let took = std::mem::take(&mut self.steps.lock().unwrap_or_else(PoisonError::into_inner).took);
         let failed = reply.starts_with("Error") || !u64::try_from(took.len()).is_ok_and(|count| count == times);
         anyhow::ensure!(!failed, "{tool} was called {} times and came to: {reply}", took.len());
@@ -213,6 +228,7 @@ impl Figures {
         let rows = [
             ("terminal `true`, a step of a turn", &self.terminal),
             ("read_file, a step of a turn", &self.read_file),
+            ("todo, a step of a turn", &self.todo),
             ("bash -c true, bare", &self.bare),
         ];
         for (name, Quantiles { p50, p95, max }) in rows {
