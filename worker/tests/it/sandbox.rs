@@ -377,6 +377,9 @@ async fn what_stands_ready_is_not_used_where_a_fresh_boundary_would_differ() {
     ready(1).await;
     agent.policy = Policy::default();
     assert!(agent.sh("ls ../before").await.contains("code 2"), "and back");
+    ready(1).await;
+    agent.policy.cpu_seconds = 77;
+    assert!(agent.sh("ulimit -t").await.starts_with("77\n"), "a limit changed");
     // One that somebody has ended is no reason to fail.
     ready(1).await;
     let stage = nix::unistd::Pid::from_raw(built()[0]);

@@ -132,7 +132,7 @@ pub struct EndedRun {
     pub told: bool,
     /// The chat that it was made in.
     pub origin: Option<LaneKey>,
-    /// The agent's homes, the one set last first.
+    /// The agent's homes, those that the document names first, then the one set last.
     pub homes: Vec<LaneKey>,
 }
 

@@ -192,9 +192,11 @@ pub(super) fn a_limit_that_is_hit_is_noted_once_a_period(db: &mut Db) -> Result<
             ('t', 'one', 1, 6, 'x', '2026-01-01'), ('t', 'two', 1, 7, 'x', '2026-02-02'), ('t', 'one', 2, 8, 'x', '2026-03-03')")?;
     same!(note(db, Limit::UsdPerDay, "2026-11-28", 2)?, Alerted::Home);
     same!(note(db, Limit::UsdPerDay, "2026-11-28", 3)?, Alerted::Before);
+    // What the document names comes before what was said later.
+    db.run("UPDATE home_channels SET documented = true WHERE lane_id = 6")?;
     same!(note(db, Limit::UsdPerMonth, "2026-11-27", 4)?, Alerted::Home);
     same!(note(db, Limit::UsdPerMonth, "2026-11-28", 5)?, Alerted::Before);
-    same!(db.look("SELECT lane_id, convert_from(body, 'UTF8') FROM outbox ORDER BY pos")?, "7|turn 2 7|turn 4");
+    same!(db.look("SELECT lane_id, convert_from(body, 'UTF8') FROM outbox ORDER BY pos")?, "7|turn 2 6|turn 4");
     let seen = db.wait(db.store.budget_spent(&[USER.to_owned(), AGENT.to_owned()], &today()))?;
     let alerts: Vec<_> = seen[1].alerts.iter().map(|alert| (alert.limit.as_str(), alert.turn.seq)).collect();
     same!(alerts, [("usd_per_day", 2), ("usd_per_month", 4)]);
