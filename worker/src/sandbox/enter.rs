@@ -3,18 +3,20 @@
 //! Started by [`super::Boundary`]. It stays as the parent outside, only to hand on the exit
 //! code and to take the second stage with it when the worker dies. Always true: it has one thread, so its fork is a whole process.
 
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::TcpListener;
 use std::process::ExitCode;
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getegid, geteuid, getppid};
 
 use super::inside::{self, loopback_up};
-use super::{Entering, NOT_BUILT, PROXY, frame, handover};
+use super::{Entering, NOT_BUILT, PROXY, frame, handover, same_release};
 
 /// Runs the stage to its end; reasons for its failure go to stderr.
 pub(super) fn main() -> ExitCode {
@@ -30,7 +32,8 @@ pub(super) fn main() -> ExitCode {
 
 fn entered() -> io::Result<ExitCode> {
     let entering: Entering = frame::take()?;
-    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    same_release(&entering.release)?;
+    set_pdeathsig(Signal::SIGKILL)?;
     if getppid().as_raw() != entering.worker {
         return Err(io::Error::other("the worker is gone"));
     }
@@ -56,12 +59,29 @@ fn entered() -> io::Result<ExitCode> {
         let listener = TcpListener::bind(PROXY).map_err(|error| said("listen for the proxy", &error))?;
         handover::give(&socket, invitation, &listener).map_err(|error| said("hand over the proxy", &error))?;
     }
+    // Held until this stage ends.
+    let (mut alive, held) = io::pipe()?;
     // SAFETY: nothing in this process has started a thread, so the child finds no lock taken and nothing half done.
     #[expect(unsafe_code, reason = "the first process of a new process namespace can only be a fork")]
     let forked = unsafe { fork() };
     match forked.map_err(|error| said("start the first process inside", &error.into()))? {
-        ForkResult::Child => Ok(inside::main()),
-        ForkResult::Parent { child } => Ok(ExitCode::from(ended(child)?)),
+        ForkResult::Child => {
+            drop(held);
+            set_pdeathsig(Signal::SIGKILL)?;
+            // Where it died before, nothing comes of that: inside, a parent cannot be seen.
+            fcntl(&alive, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+            if alive.read(&mut [0]).is_ok() {
+                return Err(io::Error::other("the first stage is gone"));
+            }
+            drop(alive);
+            Ok(inside::main())
+        }
+        ForkResult::Parent { child } => {
+            drop(alive);
+            let code = ended(child);
+            drop(held);
+            Ok(ExitCode::from(code?))
+        }
     }
 }
 

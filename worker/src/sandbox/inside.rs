@@ -14,13 +14,14 @@ use std::process::{Command, ExitCode};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, sendto, socket};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::enter::{map_ids, said};
-use super::{ENTRIES, FILE_MB, Inside, Level, NOT_BUILT, Network, SCRATCH, Task, filter, frame, root, rules};
+use super::{
+    ENTRIES, FILE_MB, Inside, Level, NOT_BUILT, Network, SCRATCH, Task, filter, frame, root, rules, same_release,
+};
 use crate::tools::local::files;
 
 /// Who the task is inside, whoever runs the worker.
@@ -32,9 +33,11 @@ pub(super) fn main() -> ExitCode {
         Ok(inside) => inside,
         Err(error) => return failed(&error),
     };
-    if inside.level != Level::Off
-        && let Err(error) = closed(&inside)
-    {
+    let built = same_release(&inside.release).and_then(|()| match inside.level {
+        Level::Off => Ok(()),
+        Level::Strict | Level::Home => closed(&inside),
+    });
+    if let Err(error) = built {
         return failed(&error);
     }
     let task = match frame::take() {
@@ -66,7 +69,6 @@ fn answered(answer: &files::Answer) -> ExitCode {
 
 /// Builds the boundary around this process.
 fn closed(inside: &Inside) -> io::Result<()> {
-    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     let owned = owned(&inside.home, inside.level);
     root::build(&owned, inside.memory_bytes / 4)?;
     if inside.network != Network::Open {

@@ -124,10 +124,12 @@ pub enum Task {
     Nothing,
 }
 
-/// What the first stage needs. Of another release it is refused whole.
+/// What the first stage needs.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entering {
+    /// [`RELEASE`] of the worker.
+    release: String,
     /// The worker: without it nothing begins.
     worker: i32,
     /// The entrances of the control groups to join.
@@ -138,16 +140,32 @@ struct Entering {
     way_out: Option<Invitation>,
 }
 
-/// What the second stage needs before its [`Task`]. Of another release it is refused whole.
+/// What the second stage needs before its [`Task`].
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Inside {
+    /// [`RELEASE`] of the worker.
+    release: String,
     home: PathBuf,
     level: Level,
     network: Network,
     memory_bytes: u64,
     pids: u64,
     cpu_seconds: u64,
+}
+
+/// What a worker and its stages have in common. Stages of another release build nothing: what they show, and what the worker takes them to show,
+/// could differ.
+const RELEASE: &str = env!("CARGO_PKG_VERSION");
+
+/// Refuses what a worker of another release says.
+fn same_release(worker: &str) -> io::Result<()> {
+    if worker == RELEASE {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "{PROGRAM} is of release {RELEASE}, the worker of {worker}: install both, and start the worker anew"
+    )))
 }
 
 /// Why nothing was started.
@@ -160,6 +178,14 @@ pub enum Error {
     NotBuilt {
         /// What is missing.
         reason: String,
+    },
+    /// The program of the stages cannot be executed.
+    #[error("{} cannot be started ({error}); it belongs beside hermes-worker: install it there", path.display())]
+    Program {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
     },
     /// The system refused.
     #[error("a tool's process cannot be started: {0}")]
@@ -189,7 +215,7 @@ impl Ability {
         let reason = |built: Result<(), Error>| {
             built.map_err(|error| match error {
                 Error::NotBuilt { reason } => reason,
-                Error::Io(error) => error.to_string(),
+                error => error.to_string(),
             })
         };
         let built = reason(boundary.works().await);
@@ -281,13 +307,9 @@ impl Boundary {
     /// [`Error`]. A boundary that fails later ends the task with [`NOT_BUILT`] and its reason as output.
     pub async fn start(&self, policy: &Policy, task: Task, input: bool) -> Result<Running, Error> {
         let spares = Spares::serve(policy, &task);
-        let ready = if spares { self.spares.take(policy, &self.home) } else { None };
+        let ready = if spares { self.handed(policy, &task).await? } else { None };
         let mut running = match ready {
-            Some(mut running) => {
-                self.limit(policy)?;
-                running.tell(&framed(&task)?).await?;
-                running
-            }
+            Some(running) => running,
             None => {
                 let (reader, writer) = io::pipe()?;
                 let mut running = self.launch(policy, task, writer.try_clone()?, writer).await?;
@@ -307,7 +329,15 @@ impl Boundary {
         Ok(running)
     }
 
-    /// One around nothing yet, as [`Self::start`] gives it its task.
+    /// The boundary that stands ready, with its task; nothing where there is none, or it has ended before it took the task.
+    async fn handed(&self, policy: &Policy, task: &Task) -> Result<Option<Running>, Error> {
+        let Some(mut running) = self.spares.take(policy, &self.home).await else { return Ok(None) };
+        self.limit(policy)?;
+        let told = running.tell(&framed(task)?).await?;
+        Ok(told.then_some(running))
+    }
+
+    /// One around nothing yet, as [`Self::start`] gives it its task. What runs meanwhile keeps its limits.
     async fn spare(&self, policy: &Policy) -> Result<Running, Error> {
         let (reader, writer) = io::pipe()?;
         let mut running = self.build(policy, None, writer.try_clone()?, writer).await?;
@@ -353,6 +383,9 @@ impl Boundary {
                 Running::spawn(command, stdout, stderr)?
             }
             _ => {
+                if policy.level != Level::Off {
+                    self.limit(policy)?;
+                }
                 let invitation = way_out.as_ref().map(|(_, handover)| handover.invitation());
                 let mut running = self.build(policy, invitation, stdout, stderr).await?;
                 running.tell(&framed(&task)?).await?;
@@ -381,13 +414,14 @@ impl Boundary {
         let stage = if policy.level == Level::Off {
             INSIDE
         } else {
-            let groups = self.limit(policy)?;
+            let groups = self.grouped(|group| Ok(group.entrances()))?.unwrap_or_default();
             let worker = i32::try_from(std::process::id()).map_err(io::Error::other)?;
             let own_network = policy.network != Network::Open;
-            frame::push(&mut frames, &Entering { worker, groups, own_network, way_out })?;
+            frame::push(&mut frames, &Entering { release: RELEASE.to_owned(), worker, groups, own_network, way_out })?;
             ENTER
         };
         let inside = Inside {
+            release: RELEASE.to_owned(),
             home: self.home.clone(),
             level: policy.level,
             network: policy.network,
@@ -398,22 +432,21 @@ impl Boundary {
         frame::push(&mut frames, &inside)?;
         let mut command = Command::new(&self.program);
         command.arg(stage).env_clear();
-        let mut running = Running::spawn(command, stdout, stderr).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::NotBuilt { reason: format!("{} is not there", self.program.display()) },
-            _ => Error::Io(error),
-        })?;
+        let mut running = Running::spawn(command, stdout, stderr)
+            .map_err(|error| Error::Program { path: self.program.clone(), error })?;
         running.tell(&frames).await?;
         Ok(running)
     }
 
-    /// Bounds what all tasks take together; the entrances of the groups that do.
-    fn limit(&self, policy: &Policy) -> Result<Vec<PathBuf>, Error> {
+    /// Bounds what all tasks take together.
+    fn limit(&self, policy: &Policy) -> Result<(), Error> {
+        self.grouped(|group| group.limit(policy)).map(Option::unwrap_or_default)
+    }
+
+    /// What comes of the control group, where there is one.
+    fn grouped<T>(&self, what: impl FnOnce(&Group) -> io::Result<T>) -> Result<Option<T>, Error> {
         match &*self.group() {
-            Ok(Some(group)) => {
-                group.limit(policy)?;
-                Ok(group.entrances())
-            }
-            Ok(None) => Ok(Vec::new()),
+            Ok(group) => Ok(group.as_ref().map(what).transpose()?),
             Err(reason) => Err(Error::NotBuilt { reason: reason.clone() }),
         }
     }
@@ -485,12 +518,13 @@ impl Running {
         Ok(Self { child, way_out: JoinSet::new(), group, output: None, errors: None, input, then: None })
     }
 
-    /// Writes to its stdin. A stage that ends before it has read says why on its output.
-    async fn tell(&mut self, frames: &[u8]) -> io::Result<()> {
-        let Some(input) = &mut self.input else { return Ok(()) };
+    /// Writes to its stdin; whether somebody is there to read it. A stage that ends before says why on its output.
+    async fn tell(&mut self, frames: &[u8]) -> io::Result<bool> {
+        let Some(input) = &mut self.input else { return Ok(false) };
         match input.write_all(frames).await {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
-            _ => Ok(()),
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            Err(error) => Err(error),
         }
     }
 

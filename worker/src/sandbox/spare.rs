@@ -3,7 +3,7 @@
 //! Called by [`Boundary::start`], and by [`Running::wait`] when a task has ended. It owns at most one. Always true: one is given to a
 //! single task, of the policy that it was built for, and only while a fresh one would show the same files and folders (by device and
 //! inode: what was replaced meanwhile, a fresh one shows); one that nobody takes within [`KEPT`] is ended, so that an idle worker
-//! has none. What the machine mounts meanwhile it does not see; that is why it is not kept for longer. A boundary with a proxy is
+//! has none. What the machine mounts or unmounts meanwhile it does not see; that is why it is not kept for longer. A boundary with a proxy is
 //! always built for its task.
 
 use std::fs;
@@ -36,8 +36,8 @@ struct Spare {
     view: View,
 }
 
-/// What a boundary shows, each with what is there: the entry itself, or where a link leads.
-type View = Vec<(PathBuf, Option<[u64; 4]>)>;
+/// What is at each place that a boundary shows: the entry itself, and where it leads.
+type View = Vec<(Option<[u64; 4]>, PathBuf)>;
 
 impl Spares {
     /// Whether such a task may be given one.
@@ -47,15 +47,16 @@ impl Spares {
     }
 
     /// The one that stands ready, if it is as a fresh one for that policy would be.
-    pub(super) fn take(&self, policy: &Policy, home: &Path) -> Option<Running> {
-        let mut spare = lock(&self.ready).take()?;
-        let fits = spare.policy == *policy && spare.running.is_there() && spare.view == view(home, policy.level);
-        fits.then_some(spare.running)
+    pub(super) async fn take(&self, policy: &Policy, home: &Path) -> Option<Running> {
+        let spare = lock(&self.ready).take()?;
+        let mut spare = Some(spare).filter(|spare| spare.policy == *policy)?;
+        let view = view(home, policy.level).await?;
+        (view == spare.view && spare.running.is_there()).then_some(spare.running)
     }
 
-    /// Has one built for that policy, unless one stands ready.
+    /// Has one built for that policy, unless one stands ready; one of another policy gives way.
     pub(super) fn prepare(&self, boundary: &Boundary, policy: &Policy) {
-        if lock(&self.ready).is_some() {
+        if lock(&self.ready).as_ref().is_some_and(|spare| spare.policy == *policy) {
             return;
         }
         // Of its own spares it has none, so that these end with whoever uses them.
@@ -64,9 +65,8 @@ impl Spares {
         let mut keeper = lock(&self.keeper);
         *keeper = JoinSet::new();
         keeper.spawn(async move {
-            // Before it is built: what changes in between, it is not taken for. And not here, where the end of the last task is on its way.
-            let (home, level) = (boundary.home.clone(), policy.level);
-            let Ok(view) = tokio::task::spawn_blocking(move || view(&home, level)).await else { return };
+            // Before it is built: what changes in between, it is not taken for.
+            let Some(view) = view(&boundary.home, policy.level).await else { return };
             match boundary.spare(&policy).await {
                 Ok(running) => *lock(&ready) = Some(Spare { running, policy, view }),
                 // Whoever needs one says so.
@@ -78,14 +78,14 @@ impl Spares {
     }
 }
 
-fn view(home: &Path, level: Level) -> View {
-    let shown = root::SYSTEM.iter().map(PathBuf::from).chain(inside::owned(home, level));
-    shown
-        .map(|path| {
-            let seen = identity(&path);
-            (path, seen)
-        })
-        .collect()
+/// What a fresh one would show now. Looked at elsewhere: a file system that hangs must not hold up the worker.
+async fn view(home: &Path, level: Level) -> Option<View> {
+    let home = home.to_owned();
+    let look = move || {
+        let shown = root::SYSTEM.iter().map(PathBuf::from).chain(inside::owned(&home, level));
+        shown.map(|path| (identity(&path), path)).collect()
+    };
+    tokio::task::spawn_blocking(look).await.ok()
 }
 
 /// Device and inode of the entry and of where it leads.

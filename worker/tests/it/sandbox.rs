@@ -293,8 +293,13 @@ async fn files_are_written_read_changed_and_found() {
     }
 }
 
-/// The second stages below this process whose boundary is complete: what is in them may not get any more powers.
-fn built() -> Vec<i32> {
+/// The second stages of that agent's worker whose boundary is complete: both filters hold.
+fn built(home: &Path) -> Vec<i32> {
+    let home = format!(" {}", home.display());
+    let shows = |pid: &i32| {
+        let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        mounts.contains(&home)
+    };
     let children = |of: i32| {
         let threads = std::fs::read_dir(format!("/proc/{of}/task")).into_iter().flatten().flatten();
         let pids = threads.map(|thread| std::fs::read_to_string(thread.path().join("children")).unwrap_or_default());
@@ -306,15 +311,32 @@ fn built() -> Vec<i32> {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         status.lines().any(|line| line.split_whitespace().eq(["Seccomp_filters:", "2"]))
     };
-    children(own).into_iter().flat_map(children).filter(closed).collect()
+    children(own).into_iter().flat_map(children).filter(closed).filter(shows).collect()
 }
 
 /// Waits until so many boundaries stand ready.
-async fn ready(count: usize) {
+async fn ready(home: &Path, count: usize) {
     let begun = Instant::now();
-    while built().len() != count {
-        assert!(begun.elapsed() < Duration::from_secs(10), "{:?} instead of {count}", built());
+    while built(home).len() != count {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?} instead of {count}", built(home));
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The time as files have it, whose clock ticks slowly, once it has ticked.
+async fn tick() -> jiff::Timestamp {
+    let time = || {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let written = file.as_file().metadata().and_then(|it| it.modified()).expect("a time");
+        jiff::Timestamp::try_from(written).expect("a time")
+    };
+    let before = time();
+    loop {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let now = time();
+        if now > before {
+            return now;
+        }
     }
 }
 
@@ -328,19 +350,20 @@ async fn built_at(agent: &Agent) -> jiff::Timestamp {
 #[tokio::test]
 async fn the_next_boundary_stands_ready_and_is_given_to_one_task_alone() {
     let agent = agent();
-    let begun = jiff::Timestamp::now();
-    assert!(built_at(&agent).await > begun);
-    ready(1).await;
-    let now = jiff::Timestamp::now();
+    let home = agent.home.clone();
+    let begun = tick().await;
+    assert!(built_at(&agent).await >= begun);
+    ready(&home, 1).await;
+    let now = tick().await;
     assert!(built_at(&agent).await < now, "it was there before");
-    ready(1).await;
-    let now = jiff::Timestamp::now();
+    ready(&home, 1).await;
+    let now = tick().await;
     let (one, other) = tokio::join!(built_at(&agent), built_at(&agent));
-    assert!(one < now && other > now, "{one} {other} {now}");
+    assert!(one < now && other >= now, "{one} {other} {now}");
     // What one task left behind no other one finds.
-    ready(1).await;
+    ready(&home, 1).await;
     agent.sh("echo secret > /tmp/x; (sleep 1000 &)").await;
-    ready(1).await;
+    ready(&home, 1).await;
     let said = agent.sh("ls -d /tmp/x 2>/dev/null; pgrep sleep").await;
     assert_eq!(said, "[exit code 1]");
 }
@@ -348,65 +371,78 @@ async fn the_next_boundary_stands_ready_and_is_given_to_one_task_alone() {
 #[tokio::test]
 async fn what_stands_ready_is_not_used_where_a_fresh_boundary_would_differ() {
     let mut agent = agent();
+    let home = agent.home.clone();
     let replace = |name: &str, text: &str| {
-        let (at, new) = (agent.home.join(name), agent.home.join("new"));
+        let (at, new) = (home.join(name), home.join("new"));
         std::fs::write(&new, text).expect("write");
         std::fs::rename(new, at).expect("replace");
     };
     replace("SOUL.md", "first");
     assert!(agent.sh("cat ../SOUL.md").await.starts_with("first\n"));
-    ready(1).await;
+    ready(&home, 1).await;
     replace("SOUL.md", "second");
     assert!(agent.sh("cat ../SOUL.md").await.starts_with("second\n"), "the file was replaced");
-    ready(1).await;
+    ready(&home, 1).await;
     std::fs::rename(agent.home.join("skills"), agent.home.join("before")).expect("rename");
     std::fs::create_dir(agent.home.join("skills")).expect("mkdir");
     assert!(agent.sh("touch ../skills/there").await.contains("code 0"));
     assert!(agent.home.join("skills/there").try_exists().expect("a look"), "the folder was replaced");
-    ready(1).await;
+    ready(&home, 1).await;
     std::fs::write(agent.home.join("AGENTS.md"), "new").expect("write");
     assert!(agent.sh("cat ../AGENTS.md").await.starts_with("new\n"), "an entry came");
-    ready(1).await;
+    ready(&home, 1).await;
     std::fs::remove_file(agent.home.join("AGENTS.md")).expect("remove");
     std::os::unix::fs::symlink("before", agent.home.join("AGENTS.md")).expect("symlink");
     assert!(agent.sh("ls ../AGENTS.md").await.contains("code 2"), "an entry leads elsewhere");
-    ready(1).await;
+    ready(&home, 1).await;
     std::fs::write(agent.home.join("before/secret"), "x").expect("write");
     agent.policy.level = Level::Home;
     assert!(agent.sh("ls ../before").await.contains("secret"), "the policy changed");
-    ready(1).await;
+    ready(&home, 1).await;
     agent.policy = Policy::default();
     assert!(agent.sh("ls ../before").await.contains("code 2"), "and back");
-    ready(1).await;
+    ready(&home, 1).await;
     agent.policy.cpu_seconds = 77;
     assert!(agent.sh("ulimit -t").await.starts_with("77\n"), "a limit changed");
     // One that somebody has ended is no reason to fail.
-    ready(1).await;
-    let stage = nix::unistd::Pid::from_raw(built()[0]);
+    ready(&home, 1).await;
+    let stage = nix::unistd::Pid::from_raw(built(&home)[0]);
     nix::sys::signal::kill(stage, nix::sys::signal::Signal::SIGKILL).expect("kill");
-    ready(0).await;
+    ready(&home, 0).await;
     assert!(agent.sh("true").await.contains("code 0"));
 }
 
 #[tokio::test]
 async fn what_stands_ready_ends_when_nobody_needs_it() {
     let agent = agent();
+    let home = agent.home.clone();
     agent.sh("true").await;
-    ready(1).await;
+    ready(&home, 1).await;
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(31)).await;
     tokio::time::resume();
-    ready(0).await;
+    ready(&home, 0).await;
     agent.sh("true").await;
-    ready(1).await;
+    ready(&home, 1).await;
     drop(agent);
-    ready(0).await;
+    ready(&home, 0).await;
     // With few processes, none is kept from a task.
     let mut agent = self::agent();
     agent.policy.pids = 8;
     agent.sh("true").await;
-    let now = jiff::Timestamp::now();
-    assert!(built_at(&agent).await > now);
+    let now = tick().await;
+    assert!(built_at(&agent).await >= now);
+}
+
+#[tokio::test]
+async fn without_the_program_of_the_stages_it_is_said_what_is_missing() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let held = Home::open(&dir.path().join("home")).expect("home");
+    let boundary = Boundary::new(&dir.path().join("hermes-worker"), held.path().to_owned());
+    let said = boundary.works().await.expect_err("there is none").to_string();
+    let path = dir.path().join("hermes-sandbox");
+    assert!(said.starts_with(&format!("{} cannot be started", path.display())), "{said}");
+    assert!(said.ends_with("install it there"), "{said}");
 }
 
 #[tokio::test]
