@@ -16,8 +16,6 @@ use jiff::Timestamp;
 use crate::registry::Snapshot;
 use crate::store::{Begin, CronRunState, DueJob, EndedRun, Fired, Firing, LaneKey, Settle, WaitingRun};
 
-/// Runs of a job that may wait, at most.
-const MOST_WAITING: i64 = 10;
 /// As much of a job's last answer as another one is told, characters.
 const CONTEXT_CHARS: usize = 8000;
 /// Longest answer that is a message, characters, where a file may be sent instead; and as much of a longer one stands above the file.
@@ -73,16 +71,17 @@ impl Rules {
         let is_open = due.is_running || due.waiting > 0;
         let replaces =
             (job.overlap == Overlap::Cancel && is_open && !run.is_empty()).then_some("a later slot took its place");
-        let made_up = run.len() > 1;
+        let skips = job.overlap == Overlap::Skip && is_open && run.len() == 1;
+        let most = i64::from(job.most_waiting());
+        let mut waiting = if replaces.is_some() { 0 } else { due.waiting };
         for slot in run {
-            let (state, reason) = match job.overlap {
-                Overlap::Skip if is_open && !made_up => {
-                    (CronRunState::Skipped, Some("an earlier run was still going on".to_owned()))
-                }
-                Overlap::Queue if due.waiting >= MOST_WAITING && !made_up => {
-                    (CronRunState::Skipped, Some(format!("{MOST_WAITING} earlier runs wait already")))
-                }
-                _ => (CronRunState::Waiting, None),
+            let (state, reason) = if skips {
+                (CronRunState::Skipped, Some("an earlier run was still going on".to_owned()))
+            } else if waiting >= most {
+                (CronRunState::Skipped, Some(format!("{most} earlier runs wait already")))
+            } else {
+                waiting += 1;
+                (CronRunState::Waiting, None)
             };
             runs.push(Fired { slot, until: None, slots: 1, state, reason });
         }
@@ -354,8 +353,23 @@ mod tests {
         let cancelled = rules().decide(&busy(r#","overlap":"cancel""#));
         assert_eq!((cancelled.runs[0].state, cancelled.replaces.is_some()), (CronRunState::Waiting, true));
         assert_eq!(rules().decide(&due(r#","overlap":"cancel""#, "10:00:00")).replaces, None);
-        let full = DueJob { waiting: MOST_WAITING, ..busy(r#","overlap":"queue""#) };
-        assert_eq!(decided(&full), ("00 skipped".to_owned(), next, None));
+    }
+
+    #[test]
+    fn as_many_runs_wait_as_are_made_up_for() {
+        let waiting = |waiting, more: &str, now| {
+            decided(&DueJob { waiting, is_running: true, ..due(&format!(r#","overlap":"queue"{more}"#), now) }).0
+        };
+        let (in_time, late) = ("10:00:00", "10:11:00");
+        assert_eq!(waiting(9, "", in_time), "00 waiting");
+        assert_eq!(waiting(10, "", in_time), "00 skipped");
+        assert_eq!(waiting(10, r#","missed":"all 9""#, in_time), "00 skipped");
+        assert_eq!(waiting(99, r#","missed":"all""#, in_time), "00 waiting");
+        assert_eq!(waiting(100, r#","missed":"all""#, in_time), "00 skipped");
+        // Those that are made up for are no exception.
+        assert_eq!(waiting(98, r#","missed":"all""#, late), "00 waiting, 05 waiting, 10 skipped");
+        let full = rules().decide(&DueJob { waiting: 10, ..due(r#","overlap":"queue""#, in_time) });
+        assert_eq!(full.runs[0].reason.as_deref(), Some("10 earlier runs wait already"));
     }
 
     #[test]

@@ -44,10 +44,7 @@ pub fn due(
     policy: Missed,
     jitter: impl Fn(Timestamp) -> Duration,
 ) -> Due {
-    let most = match policy {
-        Missed::All(most) => usize::try_from(most).unwrap_or(usize::MAX),
-        Missed::Skip | Missed::Once | Missed::Within(_) => 1,
-    };
+    let most = usize::try_from(policy.made_up()).unwrap_or(usize::MAX);
     let is_due = |slot: Timestamp| {
         let later = SignedDuration::try_from(jitter(slot)).unwrap_or_default();
         slot.checked_add(later).is_ok_and(|begins| begins <= now)

@@ -22,6 +22,8 @@ pub const MAX_PROMPT: usize = 64 << 10;
 const MAX_LISTED: usize = 16;
 /// Most slots that `missed: all` makes up for.
 const MAX_MADE_UP: u32 = 100;
+/// Runs of a job that may wait, at most, where it makes up for no more.
+const MOST_WAITING: u32 = 10;
 /// Longest spread of a slot, seconds: a day.
 const MAX_JITTER: u32 = 86_400;
 /// Longest and shortest time that a run may take, seconds.
@@ -109,6 +111,16 @@ pub enum Missed {
     Within(Duration),
 }
 
+impl Missed {
+    /// How many slots that came due meanwhile run, at most.
+    pub fn made_up(self) -> u32 {
+        match self {
+            Self::All(most) => most,
+            Self::Skip | Self::Once | Self::Within(_) => 1,
+        }
+    }
+}
+
 impl FromStr for Missed {
     type Err = Error;
 
@@ -151,7 +163,7 @@ pub enum Overlap {
     /// It is skipped.
     #[default]
     Skip,
-    /// It runs when the earlier ones are over.
+    /// It runs when the earlier ones are over; see [`Job::most_waiting`].
     Queue,
     /// The earlier ones are stopped.
     Cancel,
@@ -247,6 +259,12 @@ pub fn is_id(text: &str) -> bool {
 }
 
 impl Job {
+    /// Runs of it that may wait for earlier ones, at most; slots beyond are skipped. Whoever wants more slots made up for has so many wait: what becomes of a
+    /// slot must not depend on whether it was found in time or late.
+    pub fn most_waiting(&self) -> u32 {
+        MOST_WAITING.max(self.missed.made_up())
+    }
+
     /// When it runs, as written at `anchor`. `zone` is the document's.
     ///
     /// # Errors

@@ -41,7 +41,7 @@ pub(crate) struct CronArgs {
     jobs: u32,
     /// Seconds between their slots: a divisor of 60.
     ///
-    /// A machine that cannot keep up with them falls behind: of more than ten runs of a job that wait, the newer are skipped with that
+    /// A machine that cannot keep up with them falls behind: of more than a hundred runs of a job that wait, the newer are skipped with that
     /// reason, and here they are missing.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=60))]
     every: u32,
