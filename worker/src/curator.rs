@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 
 use crate::beneath::{self, Folder};
-use crate::sandbox::Policy;
+use crate::sandbox::Sandbox;
 use crate::tools::local::{self, files};
 use crate::turns::Shared;
 
@@ -40,7 +40,7 @@ pub struct Curator {
     /// The number of the stream that asks now.
     stream: u64,
     /// Where to call and how far apart the work is done, as of the last registration.
-    current: Option<(Channel, Policy)>,
+    current: Option<(Channel, Sandbox)>,
     /// As the control plane last said.
     settings: Settings,
     /// Since when nothing was to do.
@@ -50,7 +50,7 @@ pub struct Curator {
 
 impl Curator {
     /// A new stream: what an earlier one asked is not answered there.
-    pub fn attached(&mut self, channel: Channel, policy: Policy) {
+    pub fn attached(&mut self, channel: Channel, policy: Sandbox) {
         self.stream += 1;
         self.current = Some((channel, policy));
     }
@@ -143,7 +143,7 @@ impl Curator {
 async fn carry_out(
     shared: &Shared,
     channel: &Channel,
-    policy: &Policy,
+    policy: &Sandbox,
     (order, settings): (Order, Settings),
 ) -> Result<Report, String> {
     let boundary = shared.boundary.as_ref().ok_or("this worker has no boundary to work on skills behind")?;

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::sandbox::{Ability, Policy};
+use crate::sandbox::{Ability, Sandbox};
 
 /// The argument by which this program answers instead of serving.
 pub const NAME: &str = "doctor";
@@ -71,7 +71,7 @@ async fn examined(args: &Args, temporary: PathBuf) -> std::io::Result<ExitCode> 
     if args.home.is_none() {
         std::fs::remove_dir(&made)?;
     }
-    let policy = Policy::default();
+    let policy = Sandbox::default();
     let fine = ability.boundary.is_ok() && ability.limits.is_ok();
     let mut out = std::io::stdout().lock();
     let rows = [

@@ -27,7 +27,7 @@ use tonic::transport::Channel;
 use crate::connection::{Connection, Outgoing, STEPS_SINCE};
 use crate::curator::Curator;
 use crate::identity::{self, Identity};
-use crate::sandbox::{self, Policy};
+use crate::sandbox;
 use crate::turns::{Shared, Started, Turns};
 
 /// Messages between this loop and the wire; progress beyond is merged, the rest waits in order.
@@ -221,14 +221,14 @@ impl Link {
             Err(_) => return lost("no answer to Register"),
         };
         if let Some(boundary) = &self.shared.boundary
-            && let Err(error) = boundary.admits(&Policy::from_wire(welcome.sandbox.as_ref())).await
+            && let Err(error) = boundary.admits(&sandbox::from_wire(welcome.sandbox.as_ref())).await
         {
             return End::Unable(error);
         }
         tracing::info!(agent = welcome.agent, worker = welcome.worker_id, "registered");
         self.failures = 0;
         self.sync_documents(channel.clone());
-        self.curator.attached(channel.clone(), Policy::from_wire(welcome.sandbox.as_ref()));
+        self.curator.attached(channel.clone(), sandbox::from_wire(welcome.sandbox.as_ref()));
         self.curator.told(welcome.curator.as_ref());
         self.shared.plane_tools.forget();
         let mut stream = Stream::new(outbound, &welcome);

@@ -19,7 +19,6 @@ pub mod pairing;
 pub mod reset;
 pub mod routing;
 pub mod runtime;
-pub mod sandbox;
 pub mod session_key;
 pub mod source;
 pub mod step;

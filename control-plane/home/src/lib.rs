@@ -11,6 +11,7 @@ pub mod danger;
 pub mod media;
 pub mod memory;
 mod path;
+pub mod sandbox;
 pub mod skill;
 pub mod threats;
 

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use hermes_core::approvals::smart::{Opinion, Questioned};
 use hermes_core::approvals::{self, Mode};
-use hermes_core::sandbox::{Level, Network};
 use hermes_core::turn::TurnInput;
 use hermes_home::danger::{FOREIGN, Guard, Judgement, judge};
+use hermes_home::sandbox::{Level, Network};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 

@@ -6,9 +6,9 @@ use hermes_core::approvals::{Approvals, Mode};
 use hermes_core::budget::{Budget, Unpriced, Usd};
 use hermes_core::config::{AgentSpec, Change, ChangeKind, Fault, Warning};
 use hermes_core::routing::{MatchKey, Route};
-use hermes_core::sandbox::{Level, Network, Sandbox};
 use hermes_core::turn::{TurnState, Usage};
 use hermes_core::{AgentId, Source};
+use hermes_home::sandbox::{Level, Network, Sandbox};
 use hermes_proto::v1;
 use tonic::Status;
 

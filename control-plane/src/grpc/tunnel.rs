@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
-use hermes_core::sandbox::Network;
+use hermes_home::sandbox::Network;
 use hermes_proto::v1;
 use hermes_proto::v1::tunnel_down::Part as Down;
 use hermes_proto::v1::tunnel_up::Part as Up;

@@ -15,8 +15,8 @@ use hermes_core::cron::{Job, Missed, Overlap};
 use hermes_core::egress::{Search, Web};
 use hermes_core::mcp::McpServer;
 use hermes_core::reset::{ResetMode, ResetPolicy};
-use hermes_core::sandbox::Sandbox;
 use hermes_home::curator::Settings;
+use hermes_home::sandbox::Sandbox;
 
 fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")

@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::beneath::Folder;
-use crate::sandbox::{Boundary, Network, Policy, SCRATCH, Task};
+use crate::sandbox::{Boundary, Network, SCRATCH, Sandbox, Task};
 use crate::tools::child::{self, Comeback, Limits, Process, SHOWN_ERRORS, cut, hide};
 use crate::tools::{environment, redacted};
 pub(crate) use calls::{Calls, Change, chosen};
@@ -59,7 +59,7 @@ pub struct Programs {
 #[derive(Debug)]
 pub(crate) struct Program {
     config: v1::Runtime,
-    policy: Policy,
+    policy: Sandbox,
     boundary: Boundary,
     home: PathBuf,
     /// Tells programs apart, hex.
@@ -123,7 +123,7 @@ impl Programs {
     }
 
     /// The program that a profile names; another one ends when no turn uses it any more.
-    pub(crate) fn of(&self, config: &v1::Runtime, policy: &Policy) -> Arc<Program> {
+    pub(crate) fn of(&self, config: &v1::Runtime, policy: &Sandbox) -> Arc<Program> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(program) = current.as_ref().filter(|program| program.config == *config && program.policy == *policy)
         {
@@ -133,7 +133,7 @@ impl Programs {
         let what = json!([config.command, env]).to_string();
         let program = Arc::new(Program {
             config: config.clone(),
-            policy: policy.clone(),
+            policy: *policy,
             boundary: self.boundary.clone(),
             home: self.home.clone(),
             fingerprint: hex(what.as_bytes()),

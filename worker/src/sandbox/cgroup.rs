@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::Policy;
+use super::Sandbox;
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// Followed by the worker's pid.
@@ -63,7 +63,7 @@ impl Group {
     }
 
     /// Sets its bounds.
-    pub(super) fn limit(&self, policy: &Policy) -> io::Result<()> {
+    pub(super) fn limit(&self, policy: &Sandbox) -> io::Result<()> {
         let bytes = policy.memory_mb << 20;
         match &self.layout {
             Layout::One(group) => {

@@ -26,10 +26,10 @@ mod filter;
 mod frame;
 mod handover;
 mod inside;
-mod policy;
 mod root;
 mod rules;
 mod spare;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -55,7 +55,8 @@ use cgroup::Group;
 use handover::{Handover, Invitation};
 use spare::Spares;
 
-pub use policy::{Level, Network, Policy};
+pub use hermes_home::sandbox::{Level, Network, Sandbox};
+pub use wire::from_wire;
 
 /// The program of the stages; it lies beside the worker's.
 pub const PROGRAM: &str = "hermes-sandbox";
@@ -262,7 +263,7 @@ pub struct Running {
     /// Its stdin, where that was asked for.
     pub input: Option<ChildStdin>,
     /// Where the next one is built once it has ended, and for which policy: any sooner, that would take the processor from it.
-    then: Option<(Boundary, Policy)>,
+    then: Option<(Boundary, Sandbox)>,
 }
 
 impl Boundary {
@@ -294,7 +295,7 @@ impl Boundary {
     ///
     /// # Errors
     /// [`Error`], with what is missing.
-    pub async fn admits(&self, policy: &Policy) -> Result<(), Error> {
+    pub async fn admits(&self, policy: &Sandbox) -> Result<(), Error> {
         if policy.level == Level::Off {
             return Ok(());
         }
@@ -305,7 +306,7 @@ impl Boundary {
     ///
     /// # Errors
     /// [`Error`]. A boundary that fails later ends the task with [`NOT_BUILT`] and its reason as output.
-    pub async fn start(&self, policy: &Policy, task: Task, input: bool) -> Result<Running, Error> {
+    pub async fn start(&self, policy: &Sandbox, task: Task, input: bool) -> Result<Running, Error> {
         let spares = Spares::serve(policy, &task);
         let ready = if spares { self.handed(policy, &task).await? } else { None };
         let mut running = match ready {
@@ -317,20 +318,18 @@ impl Boundary {
                 running
             }
         };
-        match (input, spares) {
+        if !input {
+            running.input = None;
+            running.then = spares.then(|| (self.clone(), *policy));
+        } else if spares {
             // Nobody waits for its end.
-            (true, true) => self.spares.prepare(self, policy),
-            (true, false) => {}
-            (false, _) => {
-                running.input = None;
-                running.then = spares.then(|| (self.clone(), policy.clone()));
-            }
+            self.spares.prepare(self, policy);
         }
         Ok(running)
     }
 
     /// The boundary that stands ready, with its task; nothing where there is none, or it has ended before it took the task.
-    async fn handed(&self, policy: &Policy, task: &Task) -> Result<Option<Running>, Error> {
+    async fn handed(&self, policy: &Sandbox, task: &Task) -> Result<Option<Running>, Error> {
         let Some(mut running) = self.spares.take(policy, &self.home).await else { return Ok(None) };
         self.limit(policy)?;
         let told = running.tell(&framed(task)?).await?;
@@ -338,7 +337,7 @@ impl Boundary {
     }
 
     /// One around nothing yet, as [`Self::start`] gives it its task. What runs meanwhile keeps its limits.
-    async fn spare(&self, policy: &Policy) -> Result<Running, Error> {
+    async fn spare(&self, policy: &Sandbox) -> Result<Running, Error> {
         let (reader, writer) = io::pipe()?;
         let mut running = self.build(policy, None, writer.try_clone()?, writer).await?;
         running.output = Some(reader.into());
@@ -349,7 +348,7 @@ impl Boundary {
     ///
     /// # Errors
     /// [`Error`]. A boundary that fails later ends the task with [`NOT_BUILT`] and its reason on stderr.
-    pub async fn start_apart(&self, policy: &Policy, task: Task) -> Result<Running, Error> {
+    pub async fn start_apart(&self, policy: &Sandbox, task: Task) -> Result<Running, Error> {
         let (output, stdout) = io::pipe()?;
         let (errors, stderr) = io::pipe()?;
         let mut running = self.launch(policy, task, stdout, stderr).await?;
@@ -360,7 +359,7 @@ impl Boundary {
 
     async fn launch(
         &self,
-        policy: &Policy,
+        policy: &Sandbox,
         task: Task,
         stdout: PipeWriter,
         stderr: PipeWriter,
@@ -405,7 +404,7 @@ impl Boundary {
     /// Starts the stages, which wait for their task once the boundary is built.
     async fn build(
         &self,
-        policy: &Policy,
+        policy: &Sandbox,
         way_out: Option<Invitation>,
         stdout: PipeWriter,
         stderr: PipeWriter,
@@ -439,7 +438,7 @@ impl Boundary {
     }
 
     /// Bounds what all tasks take together.
-    fn limit(&self, policy: &Policy) -> Result<(), Error> {
+    fn limit(&self, policy: &Sandbox) -> Result<(), Error> {
         self.grouped(|group| group.limit(policy)).map(Option::unwrap_or_default)
     }
 
@@ -452,7 +451,7 @@ impl Boundary {
     }
 
     /// Ends when the agent's own entries take more of the disk than the policy lets them; says how much, for people.
-    pub async fn overflow(&self, policy: &Policy) -> String {
+    pub async fn overflow(&self, policy: &Sandbox) -> String {
         match policy.level {
             Level::Off => std::future::pending().await,
             level => disk::overflow(inside::owned(&self.home, level), policy.disk_mb).await,
@@ -472,7 +471,7 @@ impl Boundary {
     /// # Errors
     /// [`Error::NotBuilt`] with what is missing.
     pub async fn works_with(&self, network: Network) -> Result<(), Error> {
-        let policy = Policy { network, ..Policy::default() };
+        let policy = Sandbox { network, ..Sandbox::default() };
         let mut running = self.start(&policy, Task::Nothing, false).await?;
         let output = running.output.take();
         let code = running.wait().await?;
@@ -566,5 +565,17 @@ impl Drop for Running {
         if self.child.id().is_some() {
             self.kill();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_of_another_release_build_nothing_and_say_what_to_do() {
+        assert!(same_release(RELEASE).is_ok());
+        let said = same_release("0.0.9").expect_err("another release").to_string();
+        assert!(said.contains(RELEASE) && said.contains("0.0.9") && said.contains("install both"), "{said}");
     }
 }

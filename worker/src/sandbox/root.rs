@@ -5,9 +5,12 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::enter::said;
@@ -86,7 +89,7 @@ pub(super) fn build(shown: &[PathBuf], scratch_bytes: u64) -> io::Result<()> {
     }
     // After the scratch, which would hide a home that lies in /tmp.
     for path in shown {
-        show(root, path)?;
+        show_own(root, path)?;
     }
     fs::create_dir_all(root.join("run"))?;
     fs::create_dir_all(root.join("var"))?;
@@ -124,14 +127,40 @@ fn show(root: &Path, path: &Path) -> io::Result<()> {
         return match (fs::read_link(path), path.starts_with("/etc")) {
             // A link out of /etc (resolv.conf often is one) is followed: what it leads to is not shown elsewhere.
             (Ok(_), true) => match fs::canonicalize(path) {
-                Ok(target) if target.is_file() => bind(&target, &inside, false),
+                Ok(target) if target.is_file() => {
+                    bind(&target, &inside, false).map_err(|error| said(&format!("show {}", target.display()), &error))
+                }
                 _ => Ok(()),
             },
             (Ok(target), false) => symlink(target, inside),
             (Err(error), _) => Err(error),
         };
     }
-    bind(path, &inside, metadata.is_dir())
+    bind(path, &inside, metadata.is_dir()).map_err(|error| said(&format!("show {}", path.display()), &error))
+}
+
+/// Shows an entry of the home at its place. Whoever else works there may put a link in its stead at any moment, and a mount by name would follow it: so
+/// the kernel walks there in one call that refuses links, and what it found is what is mounted. What is gone or a link by then is not shown.
+fn show_own(root: &Path, path: &Path) -> io::Result<()> {
+    let shown = || -> io::Result<()> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+        let found = match openat2(AT_FDCWD, path, how) {
+            Ok(found) => fs::File::from(found),
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let metadata = found.metadata()?;
+        if metadata.is_symlink() {
+            return Ok(());
+        }
+        let inside = beneath(root, path);
+        if let Some(parent) = inside.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        bind(Path::new(&format!("/proc/self/fd/{}", found.as_raw_fd())), &inside, metadata.is_dir())
+    };
+    shown().map_err(|error| said(&format!("show {}", path.display()), &error))
 }
 
 fn bind(path: &Path, inside: &Path, directory: bool) -> io::Result<()> {
@@ -141,8 +170,7 @@ fn bind(path: &Path, inside: &Path, directory: bool) -> io::Result<()> {
         fs::File::create(inside)?;
     }
     let none: Option<&str> = None;
-    mount(Some(path), inside, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)
-        .map_err(|error| said(&format!("show {}", path.display()), &error.into()))
+    Ok(mount(Some(path), inside, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?)
 }
 
 fn tmpfs(at: &Path, bytes: u64, files: u64) -> io::Result<()> {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::{Boundary, Level, Network, Policy, Running, Task, inside, root};
+use super::{Boundary, Level, Network, Running, Sandbox, Task, inside, root};
 
 /// How long one stands ready.
 const KEPT: Duration = Duration::from_secs(30);
@@ -32,7 +32,7 @@ pub(super) struct Spares {
 #[derive(Debug)]
 struct Spare {
     running: Running,
-    policy: Policy,
+    policy: Sandbox,
     view: View,
 }
 
@@ -41,13 +41,13 @@ type View = Vec<(Option<[u64; 4]>, PathBuf)>;
 
 impl Spares {
     /// Whether such a task may be given one.
-    pub(super) fn serve(policy: &Policy, task: &Task) -> bool {
+    pub(super) fn serve(policy: &Sandbox, task: &Task) -> bool {
         let fits = policy.level != Level::Off && policy.network != Network::Proxy && policy.pids >= FEWEST_PIDS;
         fits && matches!(task, Task::Command { .. } | Task::Files(..))
     }
 
     /// The one that stands ready, if it is as a fresh one for that policy would be.
-    pub(super) async fn take(&self, policy: &Policy, home: &Path) -> Option<Running> {
+    pub(super) async fn take(&self, policy: &Sandbox, home: &Path) -> Option<Running> {
         let spare = lock(&self.ready).take()?;
         let mut spare = Some(spare).filter(|spare| spare.policy == *policy)?;
         let view = view(home, policy.level).await?;
@@ -55,13 +55,13 @@ impl Spares {
     }
 
     /// Has one built for that policy, unless one stands ready; one of another policy gives way.
-    pub(super) fn prepare(&self, boundary: &Boundary, policy: &Policy) {
+    pub(super) fn prepare(&self, boundary: &Boundary, policy: &Sandbox) {
         if lock(&self.ready).as_ref().is_some_and(|spare| spare.policy == *policy) {
             return;
         }
         // Of its own spares it has none, so that these end with whoever uses them.
         let boundary = Boundary { spares: Arc::default(), ..boundary.clone() };
-        let (ready, policy) = (Arc::clone(&self.ready), policy.clone());
+        let (ready, policy) = (Arc::clone(&self.ready), *policy);
         let mut keeper = lock(&self.keeper);
         *keeper = JoinSet::new();
         keeper.spawn(async move {

@@ -131,7 +131,7 @@ mod tests {
             name: name.to_owned(),
             arguments: serde_json::Map::new(),
             idempotency_key: None,
-            policy: crate::sandbox::Policy::default(),
+            policy: crate::sandbox::Sandbox::default(),
             workdir: None,
             author: crate::tools::Author::default(),
             cancel: CancellationToken::new(),

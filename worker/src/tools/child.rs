@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::local::Captured;
 use super::redact::redacted;
-use crate::sandbox::{Boundary, Policy, Running, Task};
+use crate::sandbox::{Boundary, Running, Sandbox, Task};
 
 /// Messages that wait for a program to read them.
 const QUEUE: usize = 16;
@@ -206,7 +206,7 @@ pub(crate) struct Process {
 /// Why it cannot be started.
 pub(crate) async fn start(
     boundary: &Boundary,
-    policy: &Policy,
+    policy: &Sandbox,
     task: Task,
     limits: Limits,
     hidden: Vec<String>,
@@ -227,7 +227,7 @@ pub(crate) async fn start(
     let mut tasks = JoinSet::new();
     tasks.spawn(writing);
     let full = {
-        let (boundary, policy) = (boundary.clone(), policy.clone());
+        let (boundary, policy) = (boundary.clone(), *policy);
         async move { boundary.overflow(&policy).await }
     };
     tasks.spawn(supervise(running, errors, hidden, Arc::clone(&state), full, end));

@@ -6,7 +6,7 @@ use hermes_home::danger::{Guard, Judgement, judge};
 use hermes_proto::v1;
 use serde_json::{Map, Value};
 
-use crate::sandbox::{Level, Network, Policy};
+use crate::sandbox::{Level, Network, Sandbox};
 
 /// What becomes of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub(crate) enum Ruling {
 pub(crate) fn rule(
     tool: &str,
     arguments: &Map<String, Value>,
-    policy: &Policy,
+    policy: &Sandbox,
     profile: Option<&v1::ProfileRevision>,
 ) -> Ruling {
     let approvals = profile.and_then(|profile| profile.approvals.clone()).unwrap_or_default();
@@ -50,7 +50,7 @@ pub(crate) fn rule(
 mod tests {
     use super::*;
 
-    fn ruled(command: &str, policy: &Policy, approvals: Option<v1::Approvals>) -> Ruling {
+    fn ruled(command: &str, policy: &Sandbox, approvals: Option<v1::Approvals>) -> Ruling {
         let arguments = Map::from_iter([("command".to_owned(), Value::from(command))]);
         let profile = v1::ProfileRevision { approvals: approvals.map(Box::new), ..v1::ProfileRevision::default() };
         rule("terminal", &arguments, policy, Some(&profile))
@@ -58,16 +58,16 @@ mod tests {
 
     #[test]
     fn the_profile_says_whether_people_are_asked() {
-        let open = Policy { network: Network::Open, ..Policy::default() };
+        let open = Sandbox { network: Network::Open, ..Sandbox::default() };
         let off = v1::Approvals {
             mode: v1::ApprovalMode::Off.into(),
             deny: vec!["git push*".into()],
             ..v1::Approvals::default()
         };
-        let proxied = Policy { network: Network::Proxy, ..Policy::default() };
+        let proxied = Sandbox { network: Network::Proxy, ..Sandbox::default() };
         assert_eq!(ruled("rm -rf build", &open, None), Ruling::Ask);
         assert_eq!(ruled("rm -rf build", &proxied, None), Ruling::Ask);
-        assert_eq!(ruled("rm -rf build", &Policy::default(), None), Ruling::Allowed);
+        assert_eq!(ruled("rm -rf build", &Sandbox::default(), None), Ruling::Allowed);
         assert_eq!(ruled("rm -rf build", &open, Some(off.clone())), Ruling::Allowed);
         let allow = v1::Approvals { allow: vec!["delete_recursive".into()], ..v1::Approvals::default() };
         assert_eq!(ruled("rm -rf build", &open, Some(allow)), Ruling::Allowed);

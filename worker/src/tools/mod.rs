@@ -23,7 +23,7 @@ use hermes_proto::v1::TurnRef;
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
-use crate::sandbox::Policy;
+use crate::sandbox::Sandbox;
 
 pub(crate) use call::{Ran, run};
 pub(crate) use guard::{Ruling, rule};
@@ -85,7 +85,7 @@ pub struct ToolCall {
     /// Of an idempotent tool: the same for every attempt of this call, and for no other call.
     pub idempotency_key: Option<String>,
     /// What the turn's profile lets tools do.
-    pub policy: Policy,
+    pub policy: Sandbox,
     /// The folder below the agent's scratch where the turn's work begins; absent: the scratch.
     pub workdir: Option<String>,
     /// As who it changes skills.
@@ -180,7 +180,7 @@ mod tests {
             name: name.to_owned(),
             arguments: Map::new(),
             idempotency_key: None,
-            policy: Policy::default(),
+            policy: Sandbox::default(),
             workdir: None,
             author: Author::default(),
             cancel: CancellationToken::new(),

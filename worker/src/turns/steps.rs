@@ -19,7 +19,7 @@ use super::orders::Halt;
 use super::own::Own;
 use super::past::{CallBody, PastCall, SteeringBody, Unclear};
 use crate::model::{self, Message};
-use crate::sandbox::Policy;
+use crate::sandbox::{self, Sandbox};
 use crate::telemetry;
 use crate::tools::{Effect, Ran, Ruling, ToolCall, ToolSpec, ask_plane, call_plane, rule, run};
 
@@ -168,12 +168,12 @@ impl Course {
         })
     }
 
-    pub(super) fn policy(&self) -> Policy {
-        Policy::from_wire(self.assignment.profile.as_ref().and_then(|profile| profile.sandbox.as_ref()))
+    pub(super) fn policy(&self) -> Sandbox {
+        sandbox::from_wire(self.assignment.profile.as_ref().and_then(|profile| profile.sandbox.as_ref()))
     }
 
     /// A call of this step.
-    fn made(&self, call: &Asked, arguments: Map<String, Value>, key: String, policy: Policy) -> ToolCall {
+    fn made(&self, call: &Asked, arguments: Map<String, Value>, key: String, policy: Sandbox) -> ToolCall {
         ToolCall {
             turn: self.turn,
             step: self.step,
@@ -463,7 +463,7 @@ impl Course {
         &mut self,
         call: &Asked,
         arguments: &Map<String, Value>,
-        policy: &Policy,
+        policy: &Sandbox,
     ) -> Result<Result<(), String>, Halt> {
         match rule(&call.name, arguments, policy, self.assignment.profile.as_ref()) {
             Ruling::Allowed => return Ok(Ok(())),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use hermes_proto::v1::TurnRef;
 use hermes_worker::home::Home;
-use hermes_worker::sandbox::{Boundary, Level, Network, Policy, WayOut};
+use hermes_worker::sandbox::{Boundary, Level, Network, Sandbox, WayOut};
 use hermes_worker::tools::local::LocalTools;
 use hermes_worker::tools::{ToolCall, ToolResult, Toolbox as _};
 use serde_json::json;
@@ -17,7 +17,7 @@ struct Agent {
     dir: tempfile::TempDir,
     home: PathBuf,
     tools: LocalTools,
-    policy: Policy,
+    policy: Sandbox,
     workdir: Option<String>,
     _held: Home,
 }
@@ -36,7 +36,7 @@ fn agent_with(way_out: Option<WayOut>) -> Agent {
         None => boundary,
     };
     let tools = LocalTools::new(boundary, &home, jiff::Timestamp::now);
-    Agent { dir, home, tools, policy: Policy::default(), workdir: None, _held: held }
+    Agent { dir, home, tools, policy: Sandbox::default(), workdir: None, _held: held }
 }
 
 impl Agent {
@@ -47,7 +47,7 @@ impl Agent {
             name: name.to_owned(),
             arguments: arguments.as_object().cloned().expect("an object"),
             idempotency_key: None,
-            policy: self.policy.clone(),
+            policy: self.policy,
             workdir: self.workdir.clone(),
             author: hermes_worker::tools::Author::default(),
             cancel: CancellationToken::new(),
@@ -145,7 +145,7 @@ async fn nothing_but_the_agents_own_entries_is_there_to_be_read_or_written() {
 #[tokio::test]
 async fn bombs_hogs_and_daemons_end_with_their_call() {
     let mut agent = agent();
-    agent.policy = Policy { memory_mb: 128, pids: 64, ..agent.policy };
+    agent.policy = Sandbox { memory_mb: 128, pids: 64, ..agent.policy };
     let alone = agent.sh("echo $$; ps ax | wc -l").await;
     assert!(alone.starts_with("2\n"), "a process namespace of its own: {alone}");
     let begun = Instant::now();
@@ -399,7 +399,7 @@ async fn what_stands_ready_is_not_used_where_a_fresh_boundary_would_differ() {
     agent.policy.level = Level::Home;
     assert!(agent.sh("ls ../before").await.contains("secret"), "the policy changed");
     ready(&home, 1).await;
-    agent.policy = Policy::default();
+    agent.policy = Sandbox::default();
     assert!(agent.sh("ls ../before").await.contains("code 2"), "and back");
     ready(&home, 1).await;
     agent.policy.cpu_seconds = 77;
@@ -461,7 +461,7 @@ async fn a_command_with_a_proxy_reaches_that_and_nothing_else_and_the_proxy_ends
         })
     });
     let mut agent = agent_with(Some(way_out));
-    agent.policy = Policy { network: Network::Proxy, ..Policy::default() };
+    agent.policy = Sandbox { network: Network::Proxy, ..Sandbox::default() };
     let said = agent.sh("env | grep -i proxy | sort | tr '\\n' ' '; curl -sS http://example.org/").await;
     assert!(said.starts_with("ALL_PROXY=http://127.0.0.1:3128 HTTPS_PROXY=") && said.contains(" NO_PROXY= "), "{said}");
     assert!(said.ends_with("carried\n[exit code 0]"), "{said}");
@@ -483,7 +483,7 @@ async fn a_command_with_a_proxy_reaches_that_and_nothing_else_and_the_proxy_ends
 #[tokio::test]
 async fn without_what_serves_it_nothing_is_started_with_a_proxy() {
     let mut agent = agent();
-    agent.policy = Policy { network: Network::Proxy, ..Policy::default() };
+    agent.policy = Sandbox { network: Network::Proxy, ..Sandbox::default() };
     let refused = agent.call("terminal", json!({"command": "true"})).await.expect_err("no weaker boundary");
     assert!(refused.contains("has no proxy for its tools"), "{refused}");
 }

@@ -8,7 +8,7 @@ mod transfer;
 mod view;
 
 use hermes_core::approvals::Mode;
-use hermes_core::sandbox::{Level, Network};
+use hermes_home::sandbox::{Level, Network};
 use hermes_proto::v1::agent_service_client::AgentServiceClient;
 use hermes_proto::v1::{self, AgentSpec, Approvals, Sandbox, StringList};
 use tonic::Code;

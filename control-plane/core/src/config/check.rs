@@ -17,8 +17,8 @@ use crate::command;
 use crate::mcp;
 use crate::reset::{ResetMode, ResetPolicy};
 use crate::routing::RouteTable;
-use crate::sandbox::Sandbox;
 use hermes_home::curator;
+use hermes_home::sandbox::Sandbox;
 
 /// Judges references of a document; `positions` are those of the text it came from, or the default.
 ///

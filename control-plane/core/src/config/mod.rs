@@ -60,8 +60,8 @@ use crate::mcp::McpServers;
 use crate::reset::{ResetPolicy, ResetRules};
 use crate::routing::Route;
 use crate::runtime::{Acp, Runtime};
-use crate::sandbox::Sandbox;
 use crate::session_key::Isolation;
+use hermes_home::sandbox::Sandbox;
 
 /// The model that answers offline by repeating the text.
 pub const ECHO_MODEL: &str = "builtin/echo";

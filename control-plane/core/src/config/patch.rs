@@ -23,7 +23,7 @@ use crate::egress::Web;
 use crate::mcp::McpServers;
 use crate::reset::{ResetMode, ResetPolicy};
 use crate::routing::{InvalidRoute, MatchKey, Route};
-use crate::sandbox::Sandbox;
+use hermes_home::sandbox::Sandbox;
 
 /// Top-level keys.
 const KEYS: [&str; 25] = [

@@ -1,12 +1,12 @@
 //! `sandbox` in a text, and in exports.
 //!
-//! Called by [`super::read`] and [`super::to_yaml`]. What it means is [`crate::sandbox`]'s.
+//! Called by [`super::read`] and [`super::to_yaml`]. What it means is [`hermes_home::sandbox`]'s.
 
 use super::export::{Entries, Shape, literal, text};
 use super::fields::{self, Faults, Path, Section, integer};
 use super::shown;
 use super::tree::{Content, Node};
-use crate::sandbox::{CPU_SECONDS, DISK_MB, Level, MEMORY_MB, Network, PIDS, PROXY_WITHOUT_BOUNDARY, Sandbox};
+use hermes_home::sandbox::{CPU_SECONDS, DISK_MB, Level, MEMORY_MB, Network, PIDS, PROXY_WITHOUT_BOUNDARY, Sandbox};
 
 const KEYS: [&str; 6] = ["level", "network", "memory_mb", "pids", "cpu_seconds", "disk_mb"];
 

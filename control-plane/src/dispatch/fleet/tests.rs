@@ -73,7 +73,7 @@ fn assignment(seq: i64, epoch: i64) -> Box<Assignment> {
         model: String::new(),
         enabled_toolsets: None,
         disabled_toolsets: Vec::new(),
-        sandbox: hermes_core::sandbox::Sandbox::default(),
+        sandbox: hermes_home::sandbox::Sandbox::default(),
         approvals: hermes_core::approvals::Approvals::default(),
         mcp_servers: Default::default(),
         runtime: None,

@@ -1,5 +1,6 @@
 //! Scheduled jobs: each slot is one run, each run one turn, each answer on its way once, whatever dies at whichever step.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -204,6 +205,28 @@ pub(super) fn a_run_that_has_ended_is_settled_once_with_what_it_delivers(db: &mu
             "t"
         );
     }
+    Ok(())
+}
+
+/// What the document names comes before what a chat said, however late that was.
+pub(super) fn whoever_judges_a_run_is_told_of_its_agents_homes_in_their_order(db: &mut Db) -> Result<()> {
+    add(db, "one", "")?;
+    for (lane, id, agent, documented, day) in
+        [(1, "late", 1, false, 3), (2, "named", 1, true, 1), (3, "early", 1, false, 2), (4, "else", 2, true, 4)]
+    {
+        same!(db.wait(db.store.lane_ensure(&chat(id)))?, lane);
+        db.run(&format!("INSERT INTO home_channels(platform, account, agent_no, lane_id, set_by, set_at, documented) VALUES ('telegram', '{id}', {agent}, {lane}, 'x', '2026-01-0{day}', {documented})"))?;
+    }
+    fire(db)?;
+    let worker = db.worker(1)?;
+    answered(db, worker, "done")?;
+    let told = Mutex::new(Vec::new());
+    let judge = |run: &EndedRun| {
+        told.lock().unwrap().extend(run.homes.iter().map(|home| home.chat_id.clone()));
+        settles(run)
+    };
+    db.wait(db.store.cron_settle(10, &judge, &mirrors, &begins))?;
+    same!(told.into_inner()?, ["named", "late", "early"]);
     Ok(())
 }
 
@@ -412,7 +435,7 @@ pub(super) fn a_job_is_told_what_others_of_its_agent_said_last(db: &mut Db) -> R
     let theirs = NewCronJob { agent_no: 2, ..job("theirs", r#","context_from":["source"]"#, at) };
     db.wait(db.store.cron_create(&theirs, 100))?;
     add(db, "mine", &format!(r#","context_from":["SOURCE","{source}","nothing"]"#))?;
-    let told = std::sync::Mutex::new(Vec::new());
+    let told = Mutex::new(Vec::new());
     let looks = |run: &WaitingRun| {
         told.lock()
             .unwrap()

@@ -111,6 +111,7 @@ drills! {
         a_slot_that_somebody_fires_is_passed_over_by_others,
         a_replica_that_dies_while_it_fires_leaves_a_slot_whole_or_not_at_all,
         a_run_that_has_ended_is_settled_once_with_what_it_delivers,
+        whoever_judges_a_run_is_told_of_its_agents_homes_in_their_order,
         what_is_too_long_to_say_is_kept_as_a_file_of_the_turn,
         runs_of_a_job_come_one_after_the_other,
         a_job_may_go_on_with_one_conversation,

@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::{ToolCall, ToolResult, ToolSpec, Toolbox};
-use crate::sandbox::{Boundary, Policy, SCRATCH, Task};
+use crate::sandbox::{Boundary, SCRATCH, Sandbox, Task};
 use files::{Request, Skills};
 pub(super) use output::Captured;
 use processes::Processes;
@@ -56,7 +56,7 @@ impl LocalTools {
         }
     }
 
-    async fn skills(&self, policy: &Policy, request: Skills) -> ToolResult {
+    async fn skills(&self, policy: &Sandbox, request: Skills) -> ToolResult {
         on_files(&self.boundary, policy, Request::Skills(request, (self.now)()), None).await
     }
 
@@ -69,7 +69,7 @@ impl LocalTools {
 /// Work on files, done behind the boundary; relative paths begin in that folder of the scratch.
 pub(crate) async fn on_files(
     boundary: &Boundary,
-    policy: &Policy,
+    policy: &Sandbox,
     request: Request,
     folder: Option<String>,
 ) -> files::Answer {

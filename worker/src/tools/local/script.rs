@@ -16,7 +16,7 @@ use super::output::{Captured, read_apart};
 use super::terminal::{LONGEST_WAIT, MAX_OUTPUT, environment};
 use super::{LocalTools, ToolResult};
 use crate::beneath::Folder;
-use crate::sandbox::{Policy, Task};
+use crate::sandbox::{Sandbox, Task};
 use crate::tools::{Effect, MAX_OUTPUT_BYTES, ToolSpec};
 
 /// By which a script is called.
@@ -83,7 +83,7 @@ impl Printed {
 impl LocalTools {
     pub(super) async fn script(
         &self,
-        policy: &Policy,
+        policy: &Sandbox,
         begin: PathBuf,
         arguments: Arguments,
         cancel: &CancellationToken,

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::output::{Captured, read_all};
 use super::{LocalTools, ToolResult};
-use crate::sandbox::{Level, Policy, Task};
+use crate::sandbox::{Level, Sandbox, Task};
 
 /// How long a command may take when nobody says otherwise.
 pub(super) const USUAL_WAIT: Duration = Duration::from_secs(180);
@@ -34,7 +34,7 @@ pub(super) struct Arguments {
 impl LocalTools {
     pub(super) async fn terminal(
         &self,
-        policy: &Policy,
+        policy: &Sandbox,
         session: u64,
         begin: PathBuf,
         arguments: Arguments,
@@ -53,7 +53,7 @@ impl LocalTools {
         if background {
             let running = self.boundary.start(policy, task, true).await.map_err(|error| error.to_string())?;
             let full = {
-                let (boundary, policy) = (self.boundary.clone(), policy.clone());
+                let (boundary, policy) = (self.boundary.clone(), *policy);
                 async move { boundary.overflow(&policy).await }
             };
             return self.processes.keep(session, &command, running, full);

@@ -36,7 +36,7 @@ use super::child::cut;
 use super::offer::is_on;
 use super::{Effect, ToolCall, ToolResult, ToolSpec, Toolbox};
 use crate::connection::{Connection, is_broken};
-use crate::sandbox::{Boundary, Policy, SCRATCH};
+use crate::sandbox::{self, Boundary, SCRATCH};
 use listing::{Known, Listing, Pin, told_name};
 use remote::Plane;
 use server::{Away, Called, Link, Server};
@@ -132,7 +132,7 @@ impl McpServers {
 
     /// Those that the profile names and has on, as it names them; others end when nobody calls them any more.
     fn of(&self, profile: Option<&ProfileRevision>) -> Vec<Arc<Server>> {
-        let policy = Policy::from_wire(profile.and_then(|profile| profile.sandbox.as_ref()));
+        let policy = sandbox::from_wire(profile.and_then(|profile| profile.sandbox.as_ref()));
         let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wanted = BTreeMap::new();
         for config in profile.iter().flat_map(|profile| &profile.mcp_servers) {
@@ -143,7 +143,7 @@ impl McpServers {
             let same = known.filter(|server| server.config == *config && server.policy == policy);
             let server = same.unwrap_or_else(|| {
                 let boundary = self.boundary.clone();
-                Arc::new(Server::new(config.clone(), policy.clone(), boundary, &self.scratch, self.plane.clone()))
+                Arc::new(Server::new(config.clone(), policy, boundary, &self.scratch, self.plane.clone()))
             });
             wanted.insert(config.name.clone(), server);
         }

@@ -31,7 +31,7 @@ use super::judge::LIMITS;
 use super::listing::{Listing, Pin};
 use super::pipe::Pipe;
 use super::remote::{Failed, Plane, Remote};
-use crate::sandbox::{Boundary, Policy, Task};
+use crate::sandbox::{Boundary, Sandbox, Task};
 
 /// Pages of a list of tools, at most.
 const MAX_PAGES: u32 = 32;
@@ -82,7 +82,7 @@ pub(super) struct Away {
 #[derive(Debug)]
 pub(super) struct Server {
     pub(super) config: v1::McpServer,
-    pub(super) policy: Policy,
+    pub(super) policy: Sandbox,
     boundary: Boundary,
     scratch: PathBuf,
     plane: Plane,
@@ -113,7 +113,13 @@ pub(super) struct Link {
 
 impl Server {
     /// Of an agent with that scratch and boundary; nothing is started.
-    pub(super) fn new(config: v1::McpServer, policy: Policy, boundary: Boundary, scratch: &Path, plane: Plane) -> Self {
+    pub(super) fn new(
+        config: v1::McpServer,
+        policy: Sandbox,
+        boundary: Boundary,
+        scratch: &Path,
+        plane: Plane,
+    ) -> Self {
         Self { config, policy, boundary, scratch: scratch.to_owned(), plane, slot: Default::default() }
     }
 

@@ -7,6 +7,7 @@ mod curator;
 mod home_chats;
 mod mcp;
 mod runtime;
+mod sandbox;
 mod strict;
 
 use proptest::prelude::*;

@@ -1,6 +1,6 @@
 //! How the processes that an agent's tools start are kept apart.
 //!
-//! A part of an agent's profile: read by [`crate::config`], stored with the revision, told to its workers, which build the boundary or
+//! A part of an agent's profile: read from the document, stored with the revision, told to its workers, which build the boundary or
 //! refuse to begin. Always true: what nobody says is strict. It builds nothing and does not know what a machine can give.
 
 use std::ops::RangeInclusive;
@@ -13,7 +13,6 @@ pub const MEMORY_MB: RangeInclusive<u64> = 16..=1_048_576;
 pub const PIDS: RangeInclusive<u64> = 4..=1_000_000;
 /// What [`Sandbox::cpu_seconds`] may be.
 pub const CPU_SECONDS: RangeInclusive<u64> = 1..=604_800;
-
 /// What [`Sandbox::disk_mb`] may be.
 pub const DISK_MB: RangeInclusive<u64> = 16..=1_073_741_824;
 
@@ -88,7 +87,7 @@ pub struct Sandbox {
     pub level: Level,
     /// Whom they reach. Default: [`Network::None`].
     pub network: Network,
-    /// Memory of all tool processes of one worker together, MiB. Default: 1024.
+    /// Memory of all tool processes of one worker together, and of each alone, MiB. Default: 1024.
     pub memory_mb: u64,
     /// Processes and threads of all tools of one worker together. Default: 256.
     pub pids: u64,
@@ -112,7 +111,7 @@ impl Default for Sandbox {
 }
 
 /// What is wrong with a proxy where there is no boundary.
-pub(crate) const PROXY_WITHOUT_BOUNDARY: &str =
+pub const PROXY_WITHOUT_BOUNDARY: &str =
     "proxy wants a boundary, and level off has none; write open, or the level strict or home";
 
 impl Sandbox {
@@ -129,21 +128,5 @@ impl Sandbox {
             .map(|(name, _, range)| format!("{name}: write a whole number from {} to {}", range.start(), range.end()));
         let bare = self.level == Level::Off && self.network == Network::Proxy;
         wrong.chain(bare.then(|| format!("network: {PROXY_WITHOUT_BOUNDARY}"))).collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_proxy_wants_a_boundary_however_it_is_asked_for() {
-        let proxied = |level| Sandbox { level, network: Network::Proxy, ..Sandbox::default() };
-        assert!(proxied(Level::Strict).faults().is_empty() && proxied(Level::Home).faults().is_empty());
-        assert_eq!(proxied(Level::Off).faults(), [format!("network: {PROXY_WITHOUT_BOUNDARY}")]);
-        let text = |level: &str| format!("sandbox:\n  level: {level}\n  network: proxy\n");
-        assert!(crate::config::parse(&text("strict")).is_ok());
-        let faults = crate::config::parse(&text("off")).expect_err("no boundary");
-        assert_eq!((faults.len(), faults[0].line, faults[0].path.as_str()), (1, 3, "sandbox.network"));
     }
 }
