@@ -69,8 +69,8 @@ fn answered(answer: &files::Answer) -> ExitCode {
 
 /// Builds the boundary around this process.
 fn closed(inside: &Inside) -> io::Result<()> {
-    let owned = owned(&inside.home, inside.level);
-    root::build(&owned, inside.memory_bytes / 4)?;
+    let places = places(&inside.home, inside.level);
+    root::build(&places, inside.memory_bytes / 4)?;
     if inside.network != Network::Open {
         loopback_up().map_err(|error| said("bring up loopback", &error))?;
     }
@@ -91,21 +91,25 @@ fn closed(inside: &Inside) -> io::Result<()> {
         setrlimit(resource, limit, limit).map_err(|error| said("limit resources", &error.into()))?;
     }
     nix::sys::prctl::set_no_new_privs()?;
-    rules::enforce(&owned)?;
+    rules::enforce(&places)?;
     filter::enforce()
 }
 
-/// What of the home, whose own path has no links, is shown and may be written: entries that are there and lead nowhere else.
-pub(super) fn owned(home: &Path, level: Level) -> Vec<PathBuf> {
-    if level == Level::Home {
-        return vec![home.to_owned()];
+/// What of the home, whose own path has no links, may be shown and written.
+fn places(home: &Path, level: Level) -> Vec<PathBuf> {
+    match level {
+        Level::Home => vec![home.to_owned()],
+        Level::Strict | Level::Off => ENTRIES.iter().chain([&SCRATCH]).map(|entry| home.join(entry)).collect(),
     }
-    let leads_here = |entry: &Path| {
-        let steps = entry.ancestors().filter(|step| !step.as_os_str().is_empty());
-        steps.map(|step| std::fs::symlink_metadata(home.join(step))).all(|it| it.is_ok_and(|it| !it.is_symlink()))
+}
+
+/// Those that are there and lead nowhere else.
+pub(super) fn owned(home: &Path, level: Level) -> Vec<PathBuf> {
+    let is_here = |place: &&PathBuf| {
+        let steps = place.ancestors().take_while(|step| *step != home);
+        steps.map(std::fs::symlink_metadata).all(|it| it.is_ok_and(|it| !it.is_symlink()))
     };
-    let entries = ENTRIES.iter().chain([&SCRATCH]).map(Path::new);
-    entries.filter(|entry| leads_here(entry)).map(|entry| home.join(entry)).collect()
+    places(home, level).iter().filter(is_here).cloned().collect()
 }
 
 /// Tells the kernel that interface 1 is up: one request over netlink.

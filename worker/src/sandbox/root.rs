@@ -72,8 +72,8 @@ pub(super) fn system() -> impl Iterator<Item = &'static Path> {
     SYSTEM.iter().map(Path::new).filter(|path| fs::symlink_metadata(path).is_ok())
 }
 
-/// Builds the root with `shown` of the home, moves into it and lets go of the old one.
-pub(super) fn build(shown: &[PathBuf], scratch_bytes: u64) -> io::Result<()> {
+/// Builds the root with what is at `places` of the home, moves into it and lets go of the old one.
+pub(super) fn build(places: &[PathBuf], scratch_bytes: u64) -> io::Result<()> {
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .map_err(|error| said("part from the system's mounts", &error.into()))?;
@@ -88,7 +88,7 @@ pub(super) fn build(shown: &[PathBuf], scratch_bytes: u64) -> io::Result<()> {
         tmpfs(&inside, scratch_bytes, 16 << 10)?;
     }
     // After the scratch, which would hide a home that lies in /tmp.
-    for path in shown {
+    for path in places {
         show_own(root, path)?;
     }
     fs::create_dir_all(root.join("run"))?;
@@ -140,7 +140,7 @@ fn show(root: &Path, path: &Path) -> io::Result<()> {
 }
 
 /// Shows an entry of the home at its place. Whoever else works there may put a link in its stead at any moment, and a mount by name would follow it: so
-/// the kernel walks there in one call that refuses links, and what it found is what is mounted. What is gone or a link by then is not shown.
+/// the kernel walks there in one call that refuses links, and what it found is what is mounted. What is not there or leads elsewhere is not shown.
 fn show_own(root: &Path, path: &Path) -> io::Result<()> {
     let shown = || -> io::Result<()> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
