@@ -395,6 +395,10 @@ async fn what_stands_ready_is_not_used_where_a_fresh_boundary_would_differ() {
     std::os::unix::fs::symlink("before", agent.home.join("AGENTS.md")).expect("symlink");
     assert!(agent.sh("ls ../AGENTS.md").await.contains("code 2"), "an entry leads elsewhere");
     ready(&home, 1).await;
+    std::fs::create_dir(agent.home.join("before/rules")).expect("mkdir");
+    std::os::unix::fs::symlink("before", agent.home.join(".cursor")).expect("symlink");
+    assert!(agent.sh("ls ../.cursor/rules").await.contains("code 2"), "the way to an entry leads elsewhere");
+    ready(&home, 1).await;
     std::fs::write(agent.home.join("before/secret"), "x").expect("write");
     agent.policy.level = Level::Home;
     assert!(agent.sh("ls ../before").await.contains("secret"), "the policy changed");
