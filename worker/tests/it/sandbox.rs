@@ -397,6 +397,9 @@ async fn what_stands_ready_is_not_used_where_a_fresh_boundary_would_differ() {
     ready(&home, 1).await;
     std::fs::create_dir(agent.home.join("before/rules")).expect("mkdir");
     std::os::unix::fs::symlink("before", agent.home.join(".cursor")).expect("symlink");
+    // The one that stands ready is as good as a fresh one; it is used up, so that the next one is built around the link.
+    assert!(agent.sh("true").await.contains("code 0"));
+    ready(&home, 1).await;
     assert!(agent.sh("ls ../.cursor/rules").await.contains("code 2"), "the way to an entry leads elsewhere");
     ready(&home, 1).await;
     std::fs::write(agent.home.join("before/secret"), "x").expect("write");
