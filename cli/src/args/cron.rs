@@ -105,7 +105,7 @@ pub(crate) struct JobArgs {
     /// What becomes of times when nobody could run it: skip, once (the last one), all, "all 5" or "within 2h".
     #[arg(long, value_name = "POLICY", value_parser = missed)]
     pub missed: Option<String>,
-    /// What becomes of a time while an earlier run goes on; with queue ten wait at most, with "--missed all N" up to N.
+    /// What becomes of a time while an earlier run goes on; with queue ten wait at most, or N where "--missed all N" says more.
     #[arg(long, value_name = "POLICY", value_parser = ["skip", "queue", "cancel"])]
     pub overlap: Option<String>,
     /// Each run begins later by up to so much, always the same for the same time.

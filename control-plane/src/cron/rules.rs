@@ -64,33 +64,32 @@ impl Rules {
         let spread = Duration::from_secs(job.jitter_seconds.into());
         let found = cron::due(&schedule, *slot, *now, job.missed, |slot| jitter(&due.id, slot, spread));
         let left = job.times(&schedule).map(|times| times.saturating_sub(u32::try_from(due.fired).unwrap_or(0)));
-        let mut run = found.run;
-        run.truncate(left.map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX)));
         let mut runs: Vec<Fired> = found.missed.map(|missed| self.missed(due, missed)).into_iter().collect();
-        // Several are made up for, one after the other, whatever goes on meanwhile.
+        // Several are made up for, one after the other, whatever goes on meanwhile, as far as there is room.
         let is_open = due.is_running || due.waiting > 0;
-        let replaces =
-            (job.overlap == Overlap::Cancel && is_open && !run.is_empty()).then_some("a later slot took its place");
-        let skips = job.overlap == Overlap::Skip && is_open && run.len() == 1;
-        let most = i64::from(job.most_waiting());
-        let mut waiting = if replaces.is_some() { 0 } else { due.waiting };
-        for slot in run {
+        let replaces = (job.overlap == Overlap::Cancel && is_open && !found.run.is_empty() && left != Some(0))
+            .then_some("a later slot took its place");
+        let skips = job.overlap == Overlap::Skip && is_open && found.run.len() == 1;
+        let room = i64::from(job.most_waiting()) - if replaces.is_some() { 0 } else { due.waiting };
+        let mut begun: u32 = 0;
+        for slot in found.run {
+            if left.is_some_and(|left| begun >= left) {
+                // The job is done; of what comes later it has no slots.
+                break;
+            }
             let (state, reason) = if skips {
                 (CronRunState::Skipped, Some("an earlier run was still going on".to_owned()))
-            } else if waiting >= most {
-                (CronRunState::Skipped, Some(format!("{most} earlier runs wait already")))
+            } else if i64::from(begun) >= room {
+                (CronRunState::Skipped, Some(format!("{} earlier runs wait already", job.most_waiting())))
             } else {
-                waiting += 1;
+                begun += 1;
                 (CronRunState::Waiting, None)
             };
             runs.push(Fired { slot, until: None, slots: 1, state, reason });
         }
-        let counted = runs.iter().filter(|run| run.state == CronRunState::Waiting).count();
-        let is_last = left.is_some_and(|left| usize::try_from(left).is_ok_and(|left| counted >= left));
+        let is_last = left.is_some_and(|left| begun >= left);
         let next = found.next.filter(|_| !is_last).map(|slot| (slot, begins(&due.id, slot, job.jitter_seconds)));
-        let ran =
-            is_last && left.is_some_and(|left| left > 0) || runs.iter().any(|run| run.state == CronRunState::Waiting);
-        let stopped = next.is_none().then(|| if ran { DONE } else { OVER }.to_owned());
+        let stopped = next.is_none().then(|| if begun > 0 { DONE } else { OVER }.to_owned());
         Firing { runs, next, stopped, replaces }
     }
 
@@ -366,14 +365,16 @@ mod tests {
         assert_eq!(waiting(10, r#","missed":"all 9""#, in_time), "00 skipped");
         assert_eq!(waiting(99, r#","missed":"all""#, in_time), "00 waiting");
         assert_eq!(waiting(100, r#","missed":"all""#, in_time), "00 skipped");
-        // Those that are made up for are no exception.
+        // Those that are made up for are no exception, and each slot has its row while the job is not done.
         assert_eq!(waiting(98, r#","missed":"all""#, late), "00 waiting, 05 waiting, 10 skipped");
+        assert_eq!(waiting(9, r#","missed":"all 9","repeat":2"#, late), "00 waiting, 05 skipped, 10 skipped");
+        assert_eq!(waiting(9, r#","missed":"all 9","repeat":1"#, late), "00 waiting");
         let full = rules().decide(&DueJob { waiting: 10, ..due(r#","overlap":"queue""#, in_time) });
         assert_eq!(full.runs[0].reason.as_deref(), Some("10 earlier runs wait already"));
     }
 
     #[test]
-    fn what_was_missed_is_one_row_and_what_is_made_up_for_ignores_overlap() {
+    fn what_was_missed_is_one_row_and_what_is_made_up_for_waits_whatever_the_overlap() {
         let late = |more| decided(&due(more, "10:11:00"));
         let next = Some("15".to_owned());
         assert_eq!(late(r#","missed":"skip""#).0, "00 missed, 10 waiting");
@@ -381,6 +382,9 @@ mod tests {
         assert_eq!(rules().decide(&due("", "10:11:00")).runs[0].slots, 2);
         let all = DueJob { is_running: true, ..due(r#","missed":"all""#, "10:11:00") };
         assert_eq!(decided(&all), ("00 waiting, 05 waiting, 10 waiting".to_owned(), next, None));
+        // Of several the one that is left is made up for, too.
+        let last = DueJob { is_running: true, ..due(r#","missed":"all","repeat":1"#, "10:11:00") };
+        assert_eq!(decided(&last), ("00 waiting".to_owned(), None, Some(DONE.to_owned())));
     }
 
     #[test]

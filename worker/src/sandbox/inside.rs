@@ -69,8 +69,7 @@ fn answered(answer: &files::Answer) -> ExitCode {
 
 /// Builds the boundary around this process.
 fn closed(inside: &Inside) -> io::Result<()> {
-    let places = places(&inside.home, inside.level);
-    root::build(&places, inside.memory_bytes / 4)?;
+    let shown = root::build(&inside.home, &entries(inside.level), inside.memory_bytes / 4)?;
     if inside.network != Network::Open {
         loopback_up().map_err(|error| said("bring up loopback", &error))?;
     }
@@ -91,25 +90,26 @@ fn closed(inside: &Inside) -> io::Result<()> {
         setrlimit(resource, limit, limit).map_err(|error| said("limit resources", &error.into()))?;
     }
     nix::sys::prctl::set_no_new_privs()?;
-    rules::enforce(&places)?;
+    rules::enforce(&shown)?;
     filter::enforce()
 }
 
-/// What of the home, whose own path has no links, may be shown and written.
-fn places(home: &Path, level: Level) -> Vec<PathBuf> {
+/// What of the home may be shown and written; empty: all of it.
+fn entries(level: Level) -> Vec<&'static str> {
     match level {
-        Level::Home => vec![home.to_owned()],
-        Level::Strict | Level::Off => ENTRIES.iter().chain([&SCRATCH]).map(|entry| home.join(entry)).collect(),
+        Level::Home => vec![""],
+        Level::Strict | Level::Off => ENTRIES.into_iter().chain([SCRATCH]).collect(),
     }
 }
 
-/// Those that are there and lead nowhere else.
+/// The places of those, in a home whose own path has no links, that are there and lead nowhere else.
 pub(super) fn owned(home: &Path, level: Level) -> Vec<PathBuf> {
-    let is_here = |place: &&PathBuf| {
-        let steps = place.ancestors().take_while(|step| *step != home);
-        steps.map(std::fs::symlink_metadata).all(|it| it.is_ok_and(|it| !it.is_symlink()))
+    let is_here = |entry: &&str| {
+        let steps = Path::new(entry).ancestors().filter(|step| !step.as_os_str().is_empty());
+        steps.map(|step| std::fs::symlink_metadata(home.join(step))).all(|it| it.is_ok_and(|it| !it.is_symlink()))
     };
-    places(home, level).iter().filter(is_here).cloned().collect()
+    let place = |entry: &str| if entry.is_empty() { home.to_owned() } else { home.join(entry) };
+    entries(level).into_iter().filter(is_here).map(place).collect()
 }
 
 /// Tells the kernel that interface 1 is up: one request over netlink.

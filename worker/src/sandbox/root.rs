@@ -5,11 +5,10 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -72,8 +71,19 @@ pub(super) fn system() -> impl Iterator<Item = &'static Path> {
     SYSTEM.iter().map(Path::new).filter(|path| fs::symlink_metadata(path).is_ok())
 }
 
-/// Builds the root with what is at `places` of the home, moves into it and lets go of the old one.
-pub(super) fn build(places: &[PathBuf], scratch_bytes: u64) -> io::Result<()> {
+/// The system path that lies in the home, or the home in it: what a link in the home leads to could be shown by its own name then.
+fn meets_system(home: &Path) -> Option<&'static str> {
+    SYSTEM.into_iter().find(|system| home.starts_with(system) || Path::new(system).starts_with(home))
+}
+
+/// Builds the root with `entries` of the home (`""`: all of it), moves into it and lets go of the old one; what of the home is shown there.
+pub(super) fn build(home: &Path, entries: &[&str], scratch_bytes: u64) -> io::Result<Vec<PathBuf>> {
+    if let Some(system) = meets_system(home) {
+        return Err(io::Error::other(format!(
+            "the home {} and {system}, which every tool sees, lie in one another: move the home elsewhere",
+            home.display()
+        )));
+    }
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .map_err(|error| said("part from the system's mounts", &error.into()))?;
@@ -88,8 +98,14 @@ pub(super) fn build(places: &[PathBuf], scratch_bytes: u64) -> io::Result<()> {
         tmpfs(&inside, scratch_bytes, 16 << 10)?;
     }
     // After the scratch, which would hide a home that lies in /tmp.
-    for path in places {
-        show_own(root, path)?;
+    let held = reach(None, home)
+        .map_err(|error| said(&format!("reach the home {} (was it moved?)", home.display()), &error.into()))?;
+    let mut shown = Vec::new();
+    for entry in entries {
+        let path = if entry.is_empty() { home.to_owned() } else { home.join(entry) };
+        if show_own(root, &held, entry, &path)? {
+            shown.push(path);
+        }
     }
     fs::create_dir_all(root.join("run"))?;
     fs::create_dir_all(root.join("var"))?;
@@ -106,7 +122,7 @@ pub(super) fn build(places: &[PathBuf], scratch_bytes: u64) -> io::Result<()> {
     nix::unistd::pivot_root(".", ".").map_err(|error| said("change the root", &error.into()))?;
     umount2(".", MntFlags::MNT_DETACH).map_err(|error| said("let go of the old root", &error.into()))?;
     nix::unistd::chdir("/")?;
-    Ok(())
+    Ok(shown)
 }
 
 /// `path`, absolute, below the new root.
@@ -139,28 +155,34 @@ fn show(root: &Path, path: &Path) -> io::Result<()> {
     bind(path, &inside, metadata.is_dir()).map_err(|error| said(&format!("show {}", path.display()), &error))
 }
 
-/// Shows an entry of the home at its place. Whoever else works there may put a link in its stead at any moment, and a mount by name would follow it: so
-/// the kernel walks there in one call that refuses links, and what it found is what is mounted. What is not there or leads elsewhere is not shown.
-fn show_own(root: &Path, path: &Path) -> io::Result<()> {
-    let shown = || -> io::Result<()> {
-        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
-        let found = match openat2(AT_FDCWD, path, how) {
-            Ok(found) => fs::File::from(found),
-            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        let metadata = found.metadata()?;
-        if metadata.is_symlink() {
-            return Ok(());
+/// Holds what is at `path`, beneath `folder` where one is given, without following a link.
+fn reach(folder: Option<&OwnedFd>, path: &Path) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC);
+    match folder {
+        Some(folder) => {
+            openat2(folder, path, how.resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH))
         }
-        let inside = beneath(root, path);
-        if let Some(parent) = inside.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        bind(Path::new(&format!("/proc/self/fd/{}", found.as_raw_fd())), &inside, metadata.is_dir())
+        None => openat2(AT_FDCWD, path, how.resolve(ResolveFlag::RESOLVE_NO_SYMLINKS)),
+    }
+}
+
+/// Shows an entry of the home at its place; false: it is not there, cannot be looked at or leads elsewhere. Whoever else works there may put a link in its
+/// stead at any moment, and a mount by name would follow it: so the kernel walks there in one call that refuses links, and what it found is what is
+/// mounted. A second name of a file (a hard link) is no link in this sense: who could make one could read the file.
+fn show_own(root: &Path, home: &OwnedFd, entry: &str, path: &Path) -> io::Result<bool> {
+    let Ok(found) = reach(Some(home), Path::new(if entry.is_empty() { "." } else { entry })) else { return Ok(false) };
+    let found = fs::File::from(found);
+    let metadata = match found.metadata() {
+        Ok(metadata) if !metadata.is_symlink() => metadata,
+        _ => return Ok(false),
     };
-    shown().map_err(|error| said(&format!("show {}", path.display()), &error))
+    let inside = beneath(root, path);
+    let shown = inside.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| {
+        let itself = format!("/proc/self/fd/{}", found.as_raw_fd());
+        bind(Path::new(&itself), &inside, metadata.is_dir())
+    });
+    shown.map_err(|error| said(&format!("show {}", path.display()), &error))?;
+    Ok(true)
 }
 
 fn bind(path: &Path, inside: &Path, directory: bool) -> io::Result<()> {
@@ -178,4 +200,26 @@ fn tmpfs(at: &Path, bytes: u64, files: u64) -> io::Result<()> {
     let kept = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("tmpfs"), at, Some("tmpfs"), kept, Some(options.as_str()))
         .map_err(|error| said(&format!("make scratch at {}", at.display()), &error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_home_and_what_every_tool_sees_do_not_lie_in_one_another() {
+        for (home, system) in [
+            ("/usr/local/hermes", Some("/usr")),
+            ("/usr", Some("/usr")),
+            ("/", Some("/usr")),
+            ("/etc/xdg/hermes", Some("/etc/xdg")),
+            ("/etc", Some("/etc/alternatives")),
+            ("/etc/hermes", None),
+            ("/usrs/hermes", None),
+            ("/var/lib/hermes", None),
+            ("/home/ada/.hermes", None),
+        ] {
+            assert_eq!(meets_system(Path::new(home)), system, "{home}");
+        }
+    }
 }

@@ -19,12 +19,12 @@ const REQUIRED: ABI = ABI::V3;
 /// The newest one that is used where it is there: device controls (5), abstract sockets and signals (6).
 const WANTED: ABI = ABI::V6;
 
-/// Closes the door: from here on this process and its children write what is at `places` and scratch, and read system paths.
-pub(super) fn enforce(places: &[PathBuf]) -> io::Result<()> {
-    closed(places).map_err(|error| said("restrict files (Landlock of Linux 6.2 or newer)", &io::Error::other(error)))
+/// Closes the door: from here on this process and its children write what is `shown` of the home and scratch, and read system paths.
+pub(super) fn enforce(shown: &[PathBuf]) -> io::Result<()> {
+    closed(shown).map_err(|error| said("restrict files (Landlock of Linux 6.2 or newer)", &io::Error::other(error)))
 }
 
-fn closed(places: &[PathBuf]) -> Result<(), landlock::RulesetError> {
+fn closed(shown: &[PathBuf]) -> Result<(), landlock::RulesetError> {
     let all = AccessFs::from_all(WANTED);
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
@@ -40,7 +40,7 @@ fn closed(places: &[PathBuf]) -> Result<(), landlock::RulesetError> {
     for device in DEVICES {
         rules = allow(rules, Path::new(device), AccessFs::ReadFile | AccessFs::WriteFile)?;
     }
-    for path in SCRATCH.iter().map(Path::new).chain(places.iter().map(PathBuf::as_path)) {
+    for path in SCRATCH.iter().map(Path::new).chain(shown.iter().map(PathBuf::as_path)) {
         // Devices and their controls are for nobody.
         rules = allow(rules, path, all & !(AccessFs::MakeBlock | AccessFs::MakeChar | AccessFs::IoctlDev))?;
     }

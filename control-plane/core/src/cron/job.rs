@@ -105,7 +105,7 @@ pub enum Missed {
     /// The last of them runs, for all.
     #[default]
     Once,
-    /// So many of the last ones run, one after the other.
+    /// So many of the last ones run, one after the other, as far as they may wait ([`Job::most_waiting`]).
     All(u32),
     /// The last of them runs if it is no older.
     Within(Duration),
@@ -259,8 +259,8 @@ pub fn is_id(text: &str) -> bool {
 }
 
 impl Job {
-    /// Runs of it that may wait for earlier ones, at most; slots beyond are skipped. Whoever wants more slots made up for has so many wait: what becomes of a
-    /// slot must not depend on whether it was found in time or late.
+    /// Runs of it that may wait for earlier ones, at most; slots beyond are skipped. A job that makes up for more slots than usual has room for as many,
+    /// so that none of them is skipped because it was found in time, alone.
     pub fn most_waiting(&self) -> u32 {
         MOST_WAITING.max(self.missed.made_up())
     }

@@ -390,7 +390,9 @@ async fn run_now<C: GenericClient>(client: &C, no: i64) -> Result<Timestamp> {
     let lock = "SELECT (SELECT count(*) FROM cron_runs c WHERE c.job_no = j.job_no AND c.state = 0) FROM cron_jobs j WHERE j.job_no = $1 FOR UPDATE";
     let waiting = client.query_opt(&client.prepare_cached(lock).await?, &[&no]).await?;
     if waiting.is_some_and(|row| row.get::<_, i64>(0) >= MOST_WANTED) {
-        return Err(Error::Conflict(format!("{MOST_WANTED} runs of the job wait already; wait until they are over")));
+        return Err(Error::Conflict(format!(
+            "{MOST_WANTED} runs of the job or more wait already; wait until they are over"
+        )));
     }
     let sql = "INSERT INTO cron_runs(job_no, slot, state, by_hand) \
                SELECT job_no, clock_timestamp(), 0, true FROM cron_jobs WHERE job_no = $1 AND removed_at IS NULL FOR UPDATE RETURNING slot";

@@ -116,7 +116,8 @@ async fn stand_still(process: &Process, planned: &Planned, signal: Signal) {
 }
 
 async fn postgres(world: &World, planned: &Planned, dice: &mut StdRng) -> u64 {
-    // As with all others, whoever is away already cannot be hit: so it is up for a while in between, and dies in the midst of something.
+    // As with all others, whoever is away already, or has another fault in hand, cannot be hit: so it is up for a while in between, and dies in the midst
+    // of something.
     let Ok(mut cluster) = world.cluster.try_lock() else { return 0 };
     if planned.fault == Fault::PgTerminate {
         let (order, most) = (dice.random::<i64>().to_string(), dice.random_range(1..6_i64));
