@@ -120,7 +120,11 @@ pub(crate) fn status_text(status: &Status) -> String {
     };
     if let Some(request) = status.get_details_bad_request() {
         for violation in request.field_violations {
-            text.push_str(&format!("\n  {}: {}", plain(&violation.field), plain(&violation.description)));
+            let line = format!("{}: {}", plain(&violation.field), plain(&violation.description));
+            // A single one is what the message says.
+            if line != said {
+                text.push_str(&format!("\n  {line}"));
+            }
         }
     }
     text

@@ -181,7 +181,7 @@ pub(crate) struct AgentRemoveArgs {
     /// The agent.
     #[arg(value_name = "AGENT", allow_hyphen_values = true)]
     pub id: String,
-    /// Drop the routes and homes that name it; if it is the default agent, main becomes it.
+    /// Drop the routes and homes that name it, and stop its scheduled jobs; if it is the default agent, main becomes it.
     #[arg(long, short = 'y', conflicts_with = "reroute_to")]
     pub yes: bool,
     /// Point its routes, its homes, and the default agent if it is that, at this agent.

@@ -27,7 +27,7 @@ pub(crate) enum CronCommand {
         after_help = "Examples:\n  hermesctl cron edit watch --schedule \"every 30m\" --deliver origin\n  hermesctl cron edit 3f9a1c07b2de --name sentry --clear model,skills\n  hermesctl cron edit watch --prompt - < prompt.md\n\nFields that --clear makes the default: timezone, prompt, skills, deliver, repeat, paused, model, workdir, script, no_agent,\ncontext_from, missed, overlap, jitter_seconds, timeout_seconds, session, bare, mirror."
     )]
     Edit(Box<CronEditArgs>),
-    /// Let a job run no more by itself; what runs goes on.
+    /// Let a job run no more by itself; what runs goes on, what waits is cancelled.
     #[command(after_help = "Example:\n  hermesctl cron pause watch")]
     Pause(OneJob),
     /// Let a job run again from its next time on.
@@ -102,7 +102,8 @@ pub(crate) struct JobArgs {
     /// How often it runs in all; 0: for ever.
     #[arg(long, value_name = "N")]
     pub repeat: Option<u32>,
-    /// What becomes of times when nobody could run it: skip, once (the last one), all, "all 5" or "within 2h".
+    /// What becomes of times when nobody could run it: once (the last one runs), all, "all 5" (the last five), "within 2h" (the last one, if it is no
+    /// older) or skip (none; what is late by no more than half the distance of two runs, 2 minutes to 2 hours, is in time).
     #[arg(long, value_name = "POLICY", value_parser = missed)]
     pub missed: Option<String>,
     /// What becomes of a time while an earlier run goes on; with queue ten wait at most, or N where "--missed all N" says more.
@@ -225,7 +226,7 @@ pub(crate) struct CronNextArgs {
     #[arg(long, value_name = "ZONE", default_value = "UTC", value_parser = zone)]
     pub tz: jiff::tz::TimeZone,
     /// From when on, for example 2027-03-13T00:00:00-05:00 [default: now]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = instant)]
     pub now: Option<jiff::Timestamp>,
     /// How many runs.
     #[arg(short = 'n', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
@@ -235,6 +236,12 @@ pub(crate) struct CronNextArgs {
 fn zone(name: &str) -> Result<jiff::tz::TimeZone, String> {
     jiff::tz::TimeZone::get(name)
         .map_err(|_| "there is no such time zone; write one as in Europe/Berlin or UTC".to_owned())
+}
+
+fn instant(text: &str) -> Result<jiff::Timestamp, String> {
+    text.parse().map_err(|_| {
+        "write a time with its distance from UTC, as in 2027-03-13T00:00:00-05:00 or 2027-03-13T05:00:00Z".to_owned()
+    })
 }
 
 fn zone_name(name: &str) -> Result<String, String> {

@@ -190,7 +190,7 @@ impl AgentService for Service {
         if !request.drop_routes && request.reroute_to.is_none() {
             return Err(Status::failed_precondition(format!("1 route names agent {}", request.id)));
         }
-        Ok(Response::new(v1::RemoveAgentResponse { routes_changed: 1, turns_cancelled: 0 }))
+        Ok(Response::new(v1::RemoveAgentResponse { routes_changed: 1, turns_cancelled: 0, jobs_stopped: 0 }))
     }
 
     async fn list_revisions(&self, _request: Request<v1::ListRevisionsRequest>) -> Answer<v1::ListRevisionsResponse> {

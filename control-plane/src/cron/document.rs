@@ -11,7 +11,7 @@ use hermes_core::config::{Fault, Jobs, job_path};
 use hermes_core::cron::Kind;
 use jiff::tz::TimeZone;
 
-use super::jobs::{Error, Wanted, changed_in, judged_in, new_id};
+use super::jobs::{Error, Next, Wanted, changed_in, judged_in, new_id};
 use crate::registry::{Edit, Snapshot};
 use crate::store::{CronChanges, CronJobRow, NewCronJob};
 
@@ -86,7 +86,7 @@ pub(crate) fn plan(snapshot: &Snapshot, edit: &mut Edit, by: &str) {
                 }
                 None => {
                     let id = new_id();
-                    match judged_in(&zone, &id, &wanted, None, None, edit.now) {
+                    match judged_in(&zone, &id, &wanted, None, Next::Anew, edit.now) {
                         Ok(times) => {
                             let Wanted { name, job } = wanted;
                             let by = by.to_owned();

@@ -95,7 +95,8 @@ impl Rules {
 
     fn missed(&self, due: &DueJob, missed: cron::MissedSlots) -> Fired {
         let least = if missed.more { "at least " } else { "" };
-        let reason = format!("nobody ran it in time ({least}{} of missed: {})", missed.count, due.job.missed);
+        let slots = if missed.count == 1 { "slot" } else { "slots" };
+        let reason = format!("nobody ran it in time ({least}{} {slots}; missed: {})", missed.count, due.job.missed);
         Fired {
             slot: missed.first,
             until: Some(missed.last).filter(|last| *last != missed.first),

@@ -237,15 +237,17 @@ impl AgentService for AgentApi {
             .map(|entry| entry.no)
             .or_else(|| self.registry.current().removed(id.as_str()));
         let registered = self.registry.current().agent(&id).is_some();
-        let mut routes_changed = 0;
+        let (mut routes_changed, mut jobs_stopped) = (0, 0);
         if registered {
+            let jobs = self.registry.store().cron_list(gone, 0, i64::MAX).await.map_err(store_status)?;
+            jobs_stopped = jobs.iter().filter(|job| job.stopped.is_none()).count() as u64;
             if request.purge
                 && let Some(no) = gone
             {
                 self.registry.store().agent_idle(no).await.map_err(|error| busy(&id, error))?;
             }
             let edit = |snapshot: &Snapshot, edit: &mut Edit| {
-                remove(snapshot, edit, &id, request.drop_routes, reroute.as_ref())
+                remove(snapshot, edit, &id, request.drop_routes, reroute.as_ref(), jobs_stopped)
             };
             routes_changed = self.registry.edit(&by, edit).await.map_err(edit_status)?.answer;
             self.dispatcher.drain(|worker| worker.agent == id, DRAIN_GRACE).await;
@@ -260,7 +262,11 @@ impl AgentService for AgentApi {
         {
             self.purge(&id, no).await?;
         }
-        Ok(Response::new(v1::RemoveAgentResponse { routes_changed, turns_cancelled: unsigned(turns_cancelled) }))
+        Ok(Response::new(v1::RemoveAgentResponse {
+            routes_changed,
+            turns_cancelled: unsigned(turns_cancelled),
+            jobs_stopped,
+        }))
     }
 
     async fn list_revisions(
@@ -363,13 +369,14 @@ impl AgentService for AgentApi {
     }
 }
 
-/// Takes an agent out of the document; answers how many routes changed.
+/// Takes an agent out of the document; answers how many routes changed. `jobs`: how many of its scheduled jobs that stops.
 fn remove(
     snapshot: &Snapshot,
     edit: &mut Edit,
     id: &AgentId,
     drop: bool,
     reroute: Option<&AgentId>,
+    jobs: u64,
 ) -> Result<u64, EditError> {
     if snapshot.agent(id).is_none() {
         return Err(EditError::NotFound(format!("agent {id} is not registered")));
@@ -403,8 +410,17 @@ fn remove(
         }
         None if !named.is_empty() || is_default || !homes.is_empty() => {
             let what = what_names(&named, is_default, &homes);
+            let stops = match jobs {
+                0 => String::new(),
+                jobs => format!(", and {jobs} of its scheduled jobs would run no more"),
+            };
             return Err(EditError::Precondition(format!(
-                "{what} still name agent {id}: say --yes to drop them, or --reroute-to another agent"
+                "{what} still name agent {id}{stops}: say --yes to drop them, or --reroute-to another agent"
+            )));
+        }
+        None if jobs > 0 => {
+            return Err(EditError::Precondition(format!(
+                "{jobs} scheduled jobs of agent {id} would run no more: say --yes to stop them"
             )));
         }
         None => {}

@@ -82,8 +82,17 @@ impl CronApi {
         let agent = named(agent)?;
         let found = caller.jobs.find(agent.as_ref(), reference).await.map_err(status)?;
         let wanted = if paused { Standing::Paused } else { Standing::Scheduled };
-        if outlook(&self.registry.current(), &found, 0).standing == wanted {
-            return Ok((true, self.shown(&found)));
+        match outlook(&self.registry.current(), &found, 0).standing {
+            Standing::Completed if !paused => {
+                let message = format!(
+                    "the job \"{}\" has run as often as it should; edit its schedule, or how often it runs (repeat)",
+                    found.name
+                );
+                return Err(refuse(Reason::Conflict, message));
+            }
+            Standing::Completed => return Ok((true, self.shown(&found))),
+            standing if standing == wanted => return Ok((true, self.shown(&found))),
+            _ => {}
         }
         let edit = |wanted: &mut Wanted| {
             wanted.job.paused = paused;

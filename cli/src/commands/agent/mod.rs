@@ -112,6 +112,7 @@ async fn remove(args: AgentRemoveArgs, inv: &mut Invocation) -> anyhow::Result<E
         purged: args.purge,
         routes_changed: answer.routes_changed,
         turns_cancelled: answer.turns_cancelled,
+        jobs_stopped: answer.jobs_stopped,
     })?;
     Ok(ExitStatus::Done)
 }

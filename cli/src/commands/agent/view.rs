@@ -408,6 +408,8 @@ pub(crate) struct RemovedView {
     pub routes_changed: u64,
     /// Turns that will not run.
     pub turns_cancelled: u64,
+    /// Scheduled jobs that run no more.
+    pub jobs_stopped: u64,
 }
 
 impl View for RemovedView {
@@ -415,10 +417,11 @@ impl View for RemovedView {
         let kept =
             if self.purged { "its home documents and sessions are deleted" } else { "its home and sessions are kept" };
         format!(
-            "removed {}: {} routes changed, {} queued turns cancelled; {kept}",
+            "removed {}: {} routes changed, {} queued turns cancelled, {} scheduled jobs stopped; {kept}",
             plain(&self.id),
             self.routes_changed,
-            self.turns_cancelled
+            self.turns_cancelled,
+            self.jobs_stopped
         )
     }
 }
@@ -500,14 +503,16 @@ mod tests {
         let list = RevisionList::from_proto(vec![revision]);
         insta::assert_snapshot!("agent_history_table", render(&list, Format::Table, Paint::Off).unwrap());
         insta::assert_snapshot!("agent_history_json", render(&list, Format::Json, Paint::Off).unwrap());
-        let removed = RemovedView { id: "coder".into(), purged: false, routes_changed: 2, turns_cancelled: 1 };
-        insta::assert_snapshot!(render(&removed, Format::Table, Paint::Off).unwrap(), @"removed coder: 2 routes changed, 1 queued turns cancelled; its home and sessions are kept");
+        let removed =
+            RemovedView { id: "coder".into(), purged: false, routes_changed: 2, turns_cancelled: 1, jobs_stopped: 3 };
+        insta::assert_snapshot!(render(&removed, Format::Table, Paint::Off).unwrap(), @"removed coder: 2 routes changed, 1 queued turns cancelled, 3 scheduled jobs stopped; its home and sessions are kept");
         insta::assert_snapshot!(render(&removed, Format::Json, Paint::Off).unwrap(), @r#"
         {
           "id": "coder",
           "purged": false,
           "routes_changed": 2,
-          "turns_cancelled": 1
+          "turns_cancelled": 1,
+          "jobs_stopped": 3
         }
         "#);
     }

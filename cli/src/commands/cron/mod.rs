@@ -120,7 +120,12 @@ async fn set_paused(of: OneJob, paused: bool, inv: &mut Invocation) -> anyhow::R
         (answer.job, answer.was_scheduled)
     };
     if was_so {
-        inv.printer.note(if paused { "it was paused before" } else { "it was not paused" });
+        let is_over = job.as_ref().is_some_and(|job| job.state() == v1::CronJobState::Completed);
+        inv.printer.note(match paused {
+            true if is_over => "it runs no more in any case",
+            true => "it was paused before",
+            false => "it was not paused",
+        });
     }
     told(job, Shown::State, inv)
 }

@@ -8,6 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use hermes_home::threats::visible;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -244,8 +245,11 @@ impl fmt::Display for Fault {
 /// For people.
 pub fn judge_name(name: &str) -> Result<(), String> {
     let count = name.chars().count();
-    if name.trim() != name || !(1..=MAX_NAME).contains(&count) || name.chars().any(char::is_control) {
-        return Err(format!("a job's name is one line of 1 to {MAX_NAME} characters, without space around it"));
+    let is_hidden = |c: char| c.is_control() || c != ' ' && c.is_whitespace();
+    if name.trim() != name || !(1..=MAX_NAME).contains(&count) || name.chars().any(is_hidden) || visible(name).1 > 0 {
+        return Err(format!(
+            "a job's name is one line of 1 to {MAX_NAME} characters, without space around it and without characters that nobody sees"
+        ));
     }
     if is_id(name) {
         return Err("12 hexadecimal digits are an id; choose another name".to_owned());

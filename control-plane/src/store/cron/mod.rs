@@ -168,6 +168,8 @@ pub struct CronEdit {
     pub times: CronTimes,
     /// Its slots are counted anew.
     pub recount: bool,
+    /// Why it runs no more; nothing: it does.
+    pub stopped: Option<String>,
     /// Whether it delivers only where its agent may write by itself; nothing: as before.
     pub confined: Option<bool>,
 }
@@ -352,16 +354,16 @@ async fn create<C: GenericClient>(client: &C, new: &NewCronJob, most: i64) -> Re
 }
 
 async fn edit<C: GenericClient>(client: &C, edit: &CronEdit) -> Result<CronJobRow> {
-    let CronEdit { no, version, name, job, times, recount, confined } = edit;
+    let CronEdit { no, version, name, job, times, recount, stopped, confined } = edit;
     let agent_no = one(client, *no).await?.agent_no;
     lock_agent(client, agent_no).await?;
     name_is_free(client, agent_no, name, Some(*no)).await?;
-    let sql = "UPDATE cron_jobs SET version = version + 1, name = $3, spec = $4, anchored_at = $5, slot = $6, due_at = $7, stopped = NULL, \
+    let sql = "UPDATE cron_jobs SET version = version + 1, name = $3, spec = $4, anchored_at = $5, slot = $6, due_at = $7, stopped = $10, \
                  fired = CASE WHEN $8 THEN 0 ELSE fired END, failures = 0, told = false, confined = coalesce($9, confined) \
                WHERE job_no = $1 AND version = $2 AND removed_at IS NULL";
     let statement = client.prepare_cached(sql).await?;
-    let params: [&(dyn ToSql + Sync); 9] =
-        [no, version, name, &Json(job), &times.anchored_at, &times.slot, &times.due_at, recount, confined];
+    let params: [&(dyn ToSql + Sync); 10] =
+        [no, version, name, &Json(job), &times.anchored_at, &times.slot, &times.due_at, recount, confined, stopped];
     let changed = client.execute(&statement, &params).await?;
     if changed == 0 {
         return Err(Error::Conflict(

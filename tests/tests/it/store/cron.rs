@@ -382,6 +382,7 @@ pub(super) fn jobs_are_changed_by_whoever_saw_them_last(db: &mut Db) -> Result<(
         job: spec(r#","paused":true"#),
         times,
         recount: false,
+        stopped: None,
         confined: None,
     };
     same!(db.wait(db.store.cron_edit(&edit))?.version, 2);
@@ -516,7 +517,8 @@ pub(super) fn few_runs_wait_and_a_pause_lets_none_begin(db: &mut Db) -> Result<(
     ensure!(db.wait(db.store.cron_run_now(no)).is_err_and(|error| error.to_string().contains("10 runs")));
     let times = CronTimes { anchored_at: ago(db, 1)?, slot: None, due_at: None };
     let job = spec(r#","paused":true"#);
-    let pause = CronEdit { no, version: 1, name: "one".to_owned(), job, times, recount: false, confined: None };
+    let pause =
+        CronEdit { no, version: 1, name: "one".to_owned(), job, times, recount: false, stopped: None, confined: None };
     db.wait(db.store.cron_edit(&pause))?;
     // What somebody wanted by hand still runs.
     same!(db.look("SELECT state, by_hand, count(*) FROM cron_runs GROUP BY 1, 2 ORDER BY 1")?, "0|t|9 1|f|1 6|f|1");

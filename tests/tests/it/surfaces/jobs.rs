@@ -75,6 +75,11 @@ async fn a_job_runs_at_its_time_and_its_chat_is_told() {
         let turn = up.json(["turn", "show", run["turn"].as_str().unwrap()]);
         assert_eq!((&turn["state"], &turn["input"]), (&json!("succeeded"), &json!("say it")), "{turn}");
     }
+    // What ran has run: only another schedule, or more runs, let it go on.
+    assert_eq!(cron(&up, &["edit", "ticker", "--prompt", "say more"])["state"], "completed");
+    assert_eq!(cron(&up, &["pause", "ticker"])["state"], "completed");
+    let refused = up.ctl(["cron", "resume", "ticker"]).refused(1);
+    assert!(refused.contains("has run as often as it should"), "{refused}");
     let slot = runs[0]["slot"].as_str().unwrap();
     let table = up.ctl(["cron", "runs", "ticker", "--slot", slot]).ok().out;
     assert!(table.contains("150 tokens") && table.contains("telegram/front/11 delivered"), "{table}");
@@ -141,7 +146,8 @@ async fn a_job_is_changed_paused_run_by_hand_and_removed() {
     let refused = up.ctl(["cron", "remove", "morning"]).refused(2);
     assert!(refused.contains("--yes"), "{refused}");
     assert_eq!(cron(&up, &["list"]).as_array().unwrap().len(), 1, "nobody said yes");
-    up.ctl(["cron", "remove", "morning", "--yes"]).ok();
+    let removed = cron(&up, &["remove", "morning", "--yes"]);
+    assert_eq!((&removed["state"], &removed["next"]), (&json!("removed"), &json!([])));
     assert_eq!(cron(&up, &["list"]), json!([]));
     assert!(up.ctl(["cron", "show", "morning"]).refused(1).contains("there is no job \"morning\""));
     assert_eq!(

@@ -56,6 +56,28 @@ fn an_agent_that_routes_or_the_default_name_is_removed_only_with_a_word_about_th
     assert_eq!(explained["routes"].as_array().unwrap().len(), 1);
 }
 
+#[test]
+fn an_agent_with_jobs_is_removed_only_with_a_word_about_them() {
+    let up = Up::start(Options::default());
+    up.ctl(["agent", "add", "coder"]).ok();
+    for schedule in ["0 9 * * *", "30m"] {
+        up.ctl(["cron", "add", "coder", schedule, "look"]).ok();
+    }
+    let jobs = || up.json(["cron", "list"]);
+    let names: Vec<String> =
+        jobs().as_array().unwrap().iter().map(|job| job["name"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(names, ["look", "look 2"], "nobody had named them");
+    let refused = up.ctl(["agent", "remove", "coder"]).refused(1);
+    assert!(refused.contains("2 scheduled jobs of agent coder would run no more: say --yes"), "{refused}");
+    assert_eq!(jobs()[0]["state"], "scheduled");
+    assert_eq!(up.json(["agent", "remove", "coder", "--yes"])["jobs_stopped"], 2);
+    let id = jobs()[0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(jobs()[0]["state"], "stopped");
+    let refused = up.ctl(["cron", "run", &id]).refused(1);
+    assert!(refused.contains("the agent of the job \"look\" was removed"), "{refused}");
+    assert_eq!(up.json(["cron", "runs", &id]), serde_json::json!([]), "what was refused is no run");
+}
+
 fn states(up: &Up, session: &Value) -> Vec<String> {
     let session = up.json(["session", "show", session["session_id"].as_str().unwrap()]);
     let turns = session["transcript"].as_array().unwrap();

@@ -73,7 +73,8 @@ impl Printed {
     /// Reads the text of a call.
     pub(crate) fn read(text: &str) -> Self {
         match text.strip_prefix(DONE) {
-            Some(output) => Self::Output(output.to_owned()),
+            // Many programs begin a text with a mark of its encoding; it is no part of what is said.
+            Some(output) => Self::Output(output.trim_start_matches('\u{feff}').to_owned()),
             None if text.starts_with(UNKNOWN) => Self::Unknown,
             None => Self::Failed(text.strip_prefix("Error: ").unwrap_or(text).to_owned()),
         }
@@ -161,6 +162,7 @@ mod tests {
         assert_eq!(read("[exit code 0]\nError: x"), Printed::Output("Error: x".to_owned()));
         assert_eq!(read("[exit code 0]\nUNKNOWN: x"), Printed::Output("UNKNOWN: x".to_owned()));
         assert_eq!(read("[exit code 0]\n"), Printed::Output(String::new()));
+        assert_eq!(read("[exit code 0]\n\u{feff}[SILENT]"), Printed::Output("[SILENT]".to_owned()));
         assert_eq!(read("UNKNOWN: it was begun"), Printed::Unknown);
         assert_eq!(read("Error: the script a failed."), Printed::Failed("the script a failed.".to_owned()));
     }
