@@ -103,11 +103,15 @@ fn is_joining(c: char) -> bool {
 /// The text without the code points for which [`scan`] says `invisible_unicode`, and how many those were: for material that nobody can be asked to write anew.
 /// What is lost by it may matter (flags of parts of a country, where words of Khmer end), so whoever shows the text says how many.
 pub fn visible(text: &str) -> (Cow<'_, str>, usize) {
-    let left_out = text.chars().filter(|c| is_invisible(*c)).count();
-    if left_out == 0 {
-        return (Cow::Borrowed(text), 0);
+    without(text, is_invisible)
+}
+
+/// The text without some of its code points, and how many those were.
+fn without(text: &str, is_left_out: impl Fn(char) -> bool) -> (Cow<'_, str>, usize) {
+    match text.chars().filter(|c| is_left_out(*c)).count() {
+        0 => (Cow::Borrowed(text), 0),
+        count => (Cow::Owned(text.chars().filter(|c| !is_left_out(*c)).collect()), count),
     }
-    (Cow::Owned(text.chars().filter(|c| !is_invisible(*c)).collect()), left_out)
 }
 
 /// Most memory that matching takes beside the patterns, in bytes; a search that needs more is slower.
@@ -126,10 +130,7 @@ static SET: LazyLock<RegexSet> = LazyLock::new(|| {
 
 /// The first kind, in the order of the patterns, that the text matches in that scope.
 pub fn scan(text: &str, scope: Scope) -> Option<Threat> {
-    let letters: Cow<'_, str> = match text.is_ascii() {
-        true => Cow::Borrowed(text),
-        false => Cow::Owned(text.chars().filter(|c| !is_invisible(*c) && !is_joining(*c)).collect()),
-    };
+    let (letters, _) = without(text, |c| is_invisible(c) || is_joining(c));
     let mut found = SET.matches(letters.as_bytes()).into_iter().filter_map(|number| PATTERNS.get(number));
     if let Some((_, name, _)) = found.find(|(smallest, ..)| *smallest <= scope) {
         return Some(Threat(name));

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -98,7 +98,7 @@ pub(super) fn build(home: &Path, entries: &[&str], scratch_bytes: u64) -> io::Re
         tmpfs(&inside, scratch_bytes, 16 << 10)?;
     }
     // After the scratch, which would hide a home that lies in /tmp.
-    let held = reach(None, home)
+    let held = reach(AT_FDCWD, home)
         .map_err(|error| said(&format!("reach the home {} (was it moved?)", home.display()), &error.into()))?;
     let mut shown = Vec::new();
     for entry in entries {
@@ -155,22 +155,17 @@ fn show(root: &Path, path: &Path) -> io::Result<()> {
     bind(path, &inside, metadata.is_dir()).map_err(|error| said(&format!("show {}", path.display()), &error))
 }
 
-/// Holds what is at `path`, beneath `folder` where one is given, without following a link.
-fn reach(folder: Option<&OwnedFd>, path: &Path) -> nix::Result<OwnedFd> {
+/// Holds what is at `path` of `folder`, without following a link.
+fn reach(folder: impl AsFd, path: &Path) -> nix::Result<OwnedFd> {
     let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC);
-    match folder {
-        Some(folder) => {
-            openat2(folder, path, how.resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH))
-        }
-        None => openat2(AT_FDCWD, path, how.resolve(ResolveFlag::RESOLVE_NO_SYMLINKS)),
-    }
+    openat2(folder, path, how.resolve(ResolveFlag::RESOLVE_NO_SYMLINKS))
 }
 
 /// Shows an entry of the home at its place; false: it is not there, cannot be looked at or leads elsewhere. Whoever else works there may put a link in its
 /// stead at any moment, and a mount by name would follow it: so the kernel walks there in one call that refuses links, and what it found is what is
 /// mounted. A second name of a file (a hard link) is no link in this sense: who could make one could read the file.
 fn show_own(root: &Path, home: &OwnedFd, entry: &str, path: &Path) -> io::Result<bool> {
-    let Ok(found) = reach(Some(home), Path::new(if entry.is_empty() { "." } else { entry })) else { return Ok(false) };
+    let Ok(found) = reach(home, Path::new(if entry.is_empty() { "." } else { entry })) else { return Ok(false) };
     let found = fs::File::from(found);
     let metadata = match found.metadata() {
         Ok(metadata) if !metadata.is_symlink() => metadata,

@@ -471,7 +471,7 @@ mod tests {
     #[test]
     fn names_are_no_ids() {
         assert!(judge_name("daily report").is_ok() && judge_name("deadbeef").is_ok());
-        for wrong in ["", " x", "a\nb", "0123456789ab", &"x".repeat(101)] {
+        for wrong in ["a\u{200b}b", "a\u{202e}b", "a\u{2028}b", "", " x", "a\nb", "0123456789ab", &"x".repeat(101)] {
             assert!(judge_name(wrong).is_err(), "{wrong}");
         }
     }
